@@ -1,0 +1,64 @@
+# AlgoMart 算法超市. `make` alone lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+EXTRAS := market,postgres,registry,workshop,notebooks,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-core setup-system assets up test check tour bench conformance clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# --- installing ---------------------------------------------------------------------------------------------------
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) install -q -c requirements.lock -e '.[market,postgres,registry]'
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.core
+	$(PIP) install -q torch==2.13.0
+	$(PIP) install -q -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch $@
+
+setup-system:
+	@bash .ci/system-packages
+
+setup-core: $(VENV)/.core assets
+setup: setup-system $(VENV)/.full assets  ## Make .venv with everything, and the system packages when root
+
+assets: marketplace/web/static/vendor/.done
+marketplace/web/static/vendor/.done: package.json package-lock.json
+	npm ci --silent --no-fund --no-audit
+	@mkdir -p $(@D)
+	cp node_modules/htmx.org/dist/htmx.min.js node_modules/echarts/dist/echarts.min.js $(@D)/
+	@touch $@
+
+# --- running ------------------------------------------------------------------------------------------------------
+up: setup-core  ## Start the market on http://127.0.0.1:8000 (the workshop's packages follow in the background)
+	@bash .ci/finish-setup & $(BIN)/algomart up
+
+test: setup check  ## Install everything, check and pass the tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+
+check: $(VENV)/.full  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+tour: setup  ## The main job against a fresh market, with a receipt
+	$(BIN)/algomart tour
+
+bench: setup  ## Ratios against peers and the bare reference, side by side
+	$(BIN)/python -m tests.bench
+
+conformance: setup  ## The onnx backend cases, published and called over HTTP
+	$(BIN)/python -m tests.conformance
+
+clean:  ## Remove what was built (never data)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules marketplace/web/static/vendor $(VENV)

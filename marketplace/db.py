@@ -1,0 +1,59 @@
+"""The database: one engine, transactions at the edge, SQLite (WAL, one writer) or PostgreSQL by URL.
+
+`with transaction(engine) as session:` is the only way to write: it begins (IMMEDIATE on SQLite, so that a writer queues
+instead of failing at upgrade), commits at the end and rolls back on any exception. Nothing commits inside it, and no
+outbound call happens in it. `with reading(engine) as session:` never writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlmodel import Session, SQLModel, create_engine
+
+import marketplace.tables  # noqa: F401  (registers every table on SQLModel.metadata)
+
+BUSY_TIMEOUT_MS = 30_000
+
+
+def open_database(url: str) -> Engine:
+    """An engine with the right settings for its dialect."""
+    if not url.startswith("sqlite"):
+        return create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_size=8, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin for us: we say BEGIN IMMEDIATE below
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Any) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        with Session(bind=connection, expire_on_commit=False) as session:
+            yield session
+            session.flush()
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    with Session(engine, expire_on_commit=False) as session:
+        yield session
+        session.rollback()
+
+
+def create_tables(engine: Engine) -> None:
+    """Create all tables on an empty database without migrations: for tests. A market runs Alembic (marketplace.migrations)."""
+    SQLModel.metadata.create_all(engine)

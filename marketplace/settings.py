@@ -1,0 +1,42 @@
+"""Settings: environment variables with the prefix ALGOMART_, each documented in docs/configuration.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Sizes in bytes, times in seconds or milliseconds as the name says."""
+
+    model_config = SettingsConfigDict(env_prefix="ALGOMART_", extra="ignore")
+
+    home: Path = Field(default=Path(".algomart"), description="Folder of all data: database, registry, blobs, journal")
+    host: str = Field(default="127.0.0.1", description="Address the market listens on")
+    port: int = Field(default=8000, description="Port the market listens on")
+    demo: bool = Field(default=True, description="Demonstration organisations, keys, programme and starter catalogue")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite at $ALGOMART_HOME/market.db")
+    mlflow_uri: str = Field(default="", description="URL of an MLflow server; empty: one is run as a child process")
+    mlflow_backend_uri: str = Field(default="", description="Backend store of the child MLflow; empty: SQLite in home")
+    public_url: str = Field(default="", description="How clients reach the market; empty: http://host:port")
+    memory_budget_bytes: int = Field(default=2 << 30, description="Memory that loaded models may hold")
+    max_body_bytes: int = Field(default=64 << 20, description="Largest request body of a call")
+    max_upload_bytes: int = Field(default=1 << 30, description="Largest published bundle")
+    run_deadline_ms: int = Field(default=10_000, description="Longest run of one call")
+    max_output_bytes: int = Field(default=64 << 20, description="Largest answer of one call")
+    worker_memory_bytes: int = Field(default=1 << 30, description="Memory limit of the worker for unlisted graphs")
+    lease_seconds: int = Field(default=600, description="Life of a lease before it must be renewed")
+    trial_runs_per_day: int = Field(default=20_000, description="Free trial rows per organisation and day")
+    sample_ttl_hours: int = Field(default=24, description="Hours a sample set is kept")
+    key_cache_entries: int = Field(default=10_000, description="Bound of the key cache")
+    log_level: str = Field(default="info", description="debug, info, warning or error")
+
+    @property
+    def sql_url(self) -> str:
+        return self.database_url or f"sqlite:///{(self.home / 'market.db').resolve()}"
+
+    @property
+    def url(self) -> str:
+        return self.public_url or f"http://{self.host}:{self.port}"

@@ -1,0 +1,128 @@
+"""Tables of programmes, applications, vouchers, contracts (subscriptions), reservations and leases."""
+
+from sqlalchemy import JSON, BigInteger, Column
+from sqlmodel import Field, SQLModel
+
+from marketplace.clock import now_ms
+
+
+def _fen() -> Column:  # type: ignore[type-arg]
+    return Column(BigInteger, nullable=False)
+
+
+class Programme(SQLModel, table=True):
+    """A voucher programme: one versioned data file, activated. `document` is the file as activated."""
+
+    __tablename__ = "programme"
+    id: str = Field(primary_key=True)
+    code: str = Field(index=True)  # dongguan-model-2025, dongguan-compute-2025, demo-…
+    version: int = 1
+    title_zh: str
+    title_en: str
+    state: str = Field(default="draft", index=True)  # draft | active | frozen | closed | audited
+    document: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    is_demo: bool = False
+    activated_by: str = ""
+    created_at_ms: int = Field(default_factory=now_ms)
+
+
+class Application(SQLModel, table=True):
+    __tablename__ = "application"
+    id: str = Field(primary_key=True)
+    programme_id: str = Field(foreign_key="programme.id", index=True)
+    organisation_id: str = Field(foreign_key="organisation.id", index=True)
+    state: str = Field(default="draft", index=True)
+    requested_fen: int = Field(sa_column=_fen())
+    purpose: str = ""
+    evidence: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    checks: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    decided_by: str = ""
+    note: str = ""
+    created_at_ms: int = Field(default_factory=now_ms)
+
+
+class Voucher(SQLModel, table=True):
+    """券. Face value in fen; issue needs two persons: `proposed_by` and `approved_by` differ."""
+
+    __tablename__ = "voucher"
+    id: str = Field(primary_key=True)
+    application_id: str = Field(foreign_key="application.id", index=True)
+    programme_id: str = Field(foreign_key="programme.id", index=True)
+    organisation_id: str = Field(foreign_key="organisation.id", index=True)
+    face_fen: int = Field(sa_column=_fen())
+    state: str = Field(default="proposed", index=True)  # proposed|issued|active|exhausted|expired|suspended|revoked|closed
+    use_by: str  # ISO day, Asia/Shanghai
+    redeem_by: str = ""
+    priority: int = 100
+    proposed_by: str = ""
+    approved_by: str = ""
+    created_at_ms: int = Field(default_factory=now_ms)
+    issued_at_ms: int | None = None
+
+
+class Subscription(SQLModel, table=True):
+    """A contract: an enterprise takes a listing (and derivatives of it) at its published price."""
+
+    __tablename__ = "subscription"
+    id: str = Field(primary_key=True)
+    organisation_id: str = Field(foreign_key="organisation.id", index=True)
+    listing_id: str = Field(foreign_key="listing.id", index=True)
+    provider_id: str = Field(foreign_key="organisation.id")
+    contract_fen: int = Field(default=0, sa_column=_fen())  # gross the contract foresees; the reservation is ≤ ratio × this
+    on_voucher_end: str = "refuse"  # refuse | self_pay
+    monthly_cap_fen: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))  # own cost per month
+    state: str = Field(default="active", index=True)  # active | ended
+    created_at_ms: int = Field(default_factory=now_ms)
+    ended_at_ms: int | None = None
+
+
+class Reservation(SQLModel, table=True):
+    """Entitlement set aside from one voucher for one subscription. Cumulative micro amounts carry the rounding."""
+
+    __tablename__ = "reservation"
+    id: str = Field(primary_key=True)
+    voucher_id: str = Field(foreign_key="voucher.id", index=True)
+    subscription_id: str = Field(foreign_key="subscription.id", index=True)
+    provider_id: str
+    amount_fen: int = Field(sa_column=_fen())
+    ratio_num: int
+    ratio_den: int
+    state: str = Field(default="held", index=True)  # proposed | held | drawing | released | completed | expired
+    cum_gross_micro: int = Field(default=0, sa_column=_fen())
+    cum_eligible_micro: int = Field(default=0, sa_column=_fen())
+    posted_gross_fen: int = Field(default=0, sa_column=_fen())
+    posted_subsidy_fen: int = Field(default=0, sa_column=_fen())
+    created_at_ms: int = Field(default_factory=now_ms)
+
+
+class LeaseRow(SQLModel, table=True):
+    """What the market knows of a lease it gave to a serving node. Wire form: serving.metering.Lease."""
+
+    __tablename__ = "lease"
+    id: str = Field(primary_key=True)
+    node: str = Field(index=True)
+    epoch: int
+    kind: str  # subsidised | self_pay | free
+    organisation_id: str = Field(index=True)
+    subscription_id: str = Field(default="", index=True)
+    reservation_id: str = Field(default="", index=True)
+    granted_fen: int = Field(default=0, sa_column=_fen())  # voucher entitlement moved into Q.lease so far
+    credit_micro: int = Field(default=0, sa_column=_fen())  # own cost granted so far
+    state: str = Field(default="open", index=True)  # open | draining | sealed | settled
+    prices: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    opened_at_ms: int = Field(default_factory=now_ms)
+    expires_at_ms: int
+
+
+class NodeEpoch(SQLModel, table=True):
+    """Fencing: a node's journal of an epoch is accepted only while it is the node's newest or until it is sealed."""
+
+    __tablename__ = "node_epoch"
+    node: str = Field(primary_key=True)
+    epoch: int = Field(primary_key=True)
+    state: str = "open"  # open | sealed
+    last_seq: int = Field(default=0, sa_column=_fen())  # ingested up to here
+    offset_bytes: int = Field(default=0, sa_column=_fen())
+    sha256: str = ""
+    torn_tail: bool = False
+    opened_at_ms: int = Field(default_factory=now_ms)
