@@ -1,0 +1,55 @@
+"""The composition root: the one place where a market's real parts are put together.
+
+`Market` holds parts and knows no rule. Endpoints get it with `Depends(market_of)` and open `transaction(market.engine)`
+or `reading(market.engine)` themselves: one request, one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+
+from marketplace.settings import Settings
+
+if TYPE_CHECKING:
+    from marketplace.catalogue.search import SearchIndex
+    from marketplace.catalogue.source import CatalogueSource
+    from model_store.blobs import Blobs
+    from model_store.store import ModelStore
+    from serving.dataplane import DataPlane
+    from serving.ports import Adapting, Admission, Chooser, Ports
+
+
+@dataclass(slots=True)
+class Market:
+    """Every part of one running market.
+
+    `bundles` answers names from memory (serving's BundleSource) and is refreshed by `catalogue_changed`; `search` is the
+    index over public listings. `dataplane`, `admission`, `chooser`, `adapting` and `ports` are set before the first request.
+    """
+
+    settings: Settings
+    engine: Engine
+    blobs: Blobs
+    store: ModelStore
+    bundles: CatalogueSource
+    search: SearchIndex
+    admission: Admission | None = None
+    dataplane: DataPlane | None = None
+    chooser: Chooser | None = None
+    adapting: Adapting | None = None
+    ports: Ports | None = None
+    mlflow: Any = None  # the MLflow child (marketplace.tracking), None where a foreign MLflow is used
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def catalogue_changed(self, listing_id: str | None = None) -> None:
+        """Call after the commit of anything that changes what is served or found: one listing, or all of them."""
+        self.bundles.refresh(listing_id)
+        self.search.refresh(self.engine, listing_id)
+
+    def keys_changed(self, *key_ids: str) -> None:
+        """Call after the commit of a revocation, rotation or suspension: nodes forget these keys (all, if none is named)."""
+        if self.dataplane is not None:
+            self.dataplane.forget_keys(*key_ids)
