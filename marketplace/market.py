@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class Market:
     """Every part of one running market.
 
-    `bundles` answers names from memory (serving's BundleSource) and is refreshed by `catalogue_changed`; `search` is the
-    index over public listings. `dataplane`, `admission`, `chooser`, `adapting` and `ports` are set before the first request.
+    `bundles` answers names from memory (serving's BundleSource) and is refreshed by `catalogue_changed`; `search` is
+    the index over public listings. `dataplane`, `admission`, `chooser`, `adapting` and `ports` are set before the first
+    request.
     """
 
     settings: Settings
@@ -50,6 +51,6 @@ class Market:
         self.search.refresh(self.engine, listing_id)
 
     def keys_changed(self, *key_ids: str) -> None:
-        """Call after the commit of a revocation, rotation or suspension: nodes forget these keys (all, if none is named)."""
+        """Call after the commit of a revocation, rotation or suspension: nodes forget these keys (all, if none given)."""
         if self.dataplane is not None:
             self.dataplane.forget_keys(*key_ids)

@@ -1,5 +1,7 @@
 """Tables of the catalogue: listings, versions, aliases, prices, filings, search terms."""
 
+from typing import Any
+
 from sqlalchemy import JSON, BigInteger, Column, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
@@ -61,9 +63,9 @@ class ModelVersion(SQLModel, table=True):
     number: int
     digest: str = Field(index=True)  # bundle digest
     state: str = Field(default="draft", index=True)  # draft|inspected|in_review|listed|retired|withdrawn
-    manifest: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    inspection: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # the one report
-    scorecard: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    manifest: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    inspection: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # the one report
+    scorecard: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     parent_version_id: str | None = Field(default=None, index=True)
     relation: str | None = None
     size_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
@@ -121,5 +123,5 @@ class Publication(SQLModel, table=True):
     digest: str
     step: str  # started | blob | registered | visible | done | failed
     registry_version: int | None = None
-    details: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     updated_at_ms: int = Field(default_factory=now_ms, index=True)

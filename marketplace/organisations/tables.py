@@ -1,5 +1,7 @@
 """Tables of organisations and the people in them."""
 
+from typing import Any
+
 from sqlalchemy import JSON, Column, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
@@ -81,4 +83,4 @@ class AuditEvent(SQLModel, table=True):
     organisation_id: str = Field(default="", index=True)
     action: str = Field(index=True)  # voucher.issue, version.list, key.revoke …
     subject: str = Field(default="", index=True)
-    details: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
