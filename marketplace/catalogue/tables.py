@@ -81,7 +81,7 @@ class Alias(SQLModel, table=True):
 
 
 class PriceVersion(SQLModel, table=True):
-    """A price from an instant on; never updated. `use`: calling this listing; `derivative`: calling derivatives of it."""
+    """A price from an instant on; never updated. `use`: for calling this listing; `derivative`: its derivatives."""
 
     __tablename__ = "price_version"
     id: str = Field(primary_key=True)
@@ -114,7 +114,7 @@ class ListingFacet(SQLModel, table=True):
 
 
 class Publication(SQLModel, table=True):
-    """The journal of a publishing across blobs, MLflow and this database; the reconciler finishes or removes open rows."""
+    """The journal of a publishing across blobs, MLflow and this database; open rows are finished or removed at start."""
 
     __tablename__ = "publication"
     id: str = Field(primary_key=True)
