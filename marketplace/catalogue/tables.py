@@ -114,7 +114,7 @@ class ListingFacet(SQLModel, table=True):
 
 
 class Publication(SQLModel, table=True):
-    """The journal of a publishing across blobs, MLflow and this database; open rows are finished or removed at start."""
+    """The journal of a publishing across blobs, MLflow and this database; a start settles open rows."""
 
     __tablename__ = "publication"
     id: str = Field(primary_key=True)

@@ -1,0 +1,161 @@
+"""The bundle source of the embedded market: names answered from memory, no database and no disk on the call path.
+
+Who may run what: a listed version of a public listing, everybody; an inspected or submitted version, its own organisation
+(in the memory-limited worker, `trusted=False`), and the operator while it is under review; a private one, only its own
+organisation. Retired and withdrawn versions are gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlmodel import select
+
+from marketplace.catalogue.tables import Alias, Listing, ModelVersion
+from marketplace.db import reading
+from model_store.errors import NotFound, Refusal
+from model_store.names import path_name
+from serving.ports import Principal, ServedVersion
+
+RUNNABLE_STATES = ("inspected", "in_review", "listed")
+Materialise = Callable[[ModelVersion], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One listing as it is served. `versions` {number: (state, served)}."""
+
+    listing_id: str
+    owner: str
+    name: str
+    private: bool
+    versions: dict[int, tuple[str, ServedVersion]] = field(default_factory=dict)
+    aliases: dict[str, int] = field(default_factory=dict)
+
+    def seen_by(self, principal: Principal, number: int) -> bool:
+        state, _ = self.versions[number]
+        if principal.organisation == self.owner:
+            return True
+        if self.private:
+            return False
+        return state == "listed" or (principal.role == "operator" and state == "in_review")
+
+    def latest_for(self, principal: Principal) -> ServedVersion | None:
+        """The newest listed version; only where none is listed, the newest that this caller may run."""
+        seen = [number for number in self.versions if self.seen_by(principal, number)]
+        listed = [number for number in seen if self.versions[number][0] == "listed"]
+        number = max(listed or seen, default=None)
+        return None if number is None else self.versions[number][1]
+
+
+class CatalogueSource:
+    """Implements `serving.ports.BundleSource` over the catalogue tables, refreshed after every change of them."""
+
+    def __init__(self, engine: Engine, materialise: Materialise) -> None:
+        """`materialise(version)` answers the unpacked, immutable bundle folder, unpacking it on first use."""
+        self._engine = engine
+        self._materialise = materialise
+        self._entries: dict[str, Entry] = {}  # both spellings → entry; replaced, never changed in place
+        self._names: dict[str, str] = {}  # listing id → vendor/name
+        self._lock = threading.Lock()
+
+    def resolve(self, name: str, selector: str | None, principal: Principal) -> ServedVersion:
+        """See the port. `NotFound` MODEL_NOT_FOUND also hides what the caller may not see."""
+        entry = self._entries.get(name)
+        served: ServedVersion | None = None
+        if entry is not None:
+            if selector is None or selector in ("", "latest"):
+                served = entry.latest_for(principal)
+            else:
+                text = selector[1:] if selector[:1] == "v" and selector[1:].isdigit() else selector
+                number = (
+                    int(text) if text.isascii() and text.isdigit() and len(text) < 9 else entry.aliases.get(selector)
+                )
+                if number in entry.versions and entry.seen_by(principal, number):
+                    served = entry.versions[number][1]
+        if served is None:
+            raise model_not_found(name, selector)
+        return served
+
+    def visible(self, principal: Principal) -> Sequence[ServedVersion]:
+        """Every latest version that the caller may run, ordered by name."""
+        seen = (entry.latest_for(principal) for name, entry in self._entries.items() if name == entry.name)
+        return sorted((served for served in seen if served is not None), key=lambda served: served.name)
+
+    def refresh(self, listing_id: str | None = None) -> None:
+        """Read one listing, or all of them, from the database again."""
+        with self._lock:
+            entries = [self._entry_of(*row) for row in self._read(listing_id)]
+            if listing_id is None:
+                changed: dict[str, Entry] = {}
+                names: dict[str, str] = {}
+            else:
+                changed, names = dict(self._entries), dict(self._names)
+                old = names.pop(listing_id, None)
+                if old is not None:
+                    changed.pop(old, None)
+                    changed.pop(path_name(old), None)
+            for entry in entries:
+                changed[entry.name] = changed[path_name(entry.name)] = entry
+                names[entry.listing_id] = entry.name
+            self._entries, self._names = changed, names
+
+    def _read(self, listing_id: str | None) -> list[tuple[Listing, list[ModelVersion], list[Alias]]]:
+        listings = select(Listing).where(Listing.status.not_in(("retired", "withdrawn")))  # type: ignore[attr-defined]
+        versions = select(ModelVersion).where(ModelVersion.state.in_(RUNNABLE_STATES))  # type: ignore[attr-defined]
+        aliases = select(Alias)
+        if listing_id is not None:
+            listings = listings.where(Listing.id == listing_id)
+            versions = versions.where(ModelVersion.listing_id == listing_id)
+            aliases = aliases.where(Alias.listing_id == listing_id)
+        versions_of: dict[str, list[ModelVersion]] = {}
+        aliases_of: dict[str, list[Alias]] = {}
+        with reading(self._engine) as session:
+            for version in session.exec(versions):
+                versions_of.setdefault(version.listing_id, []).append(version)
+            for alias in session.exec(aliases):
+                aliases_of.setdefault(alias.listing_id, []).append(alias)
+            rows = list(session.exec(listings))
+        return [(row, versions_of.get(row.id, []), aliases_of.get(row.id, [])) for row in rows]
+
+    def _entry_of(self, listing: Listing, versions: list[ModelVersion], aliases: list[Alias]) -> Entry:
+        served = {}
+        for version in versions:
+            served[version.number] = (
+                version.state,
+                ServedVersion(
+                    version_id=version.id,
+                    listing_id=listing.id,
+                    name=listing.name,
+                    version=version.number,
+                    bundle=self._materialise(version),
+                    digest=version.digest,
+                    trusted=version.state == "listed" and listing.visibility == "public",
+                    owner=listing.organisation_id,
+                ),
+            )
+        return Entry(
+            listing_id=listing.id,
+            owner=listing.organisation_id,
+            name=listing.name,
+            private=listing.visibility == "private",
+            versions=served,
+            aliases={alias.alias: alias.number for alias in aliases},
+        )
+
+
+def model_not_found(name: str, selector: str | None = None) -> Refusal:
+    """The one refusal for a model that is not there or not to be seen by the caller."""
+    shown = name[:100] + (f"@{selector[:40]}" if selector else "")
+    return NotFound(
+        "MODEL_NOT_FOUND",
+        zh=f"没有名为“{shown}”的模型, 或您无权查看",
+        en=f"there is no model {shown!r}, or you may not see it",
+        remedy_zh="请在货架上搜索准确名称, 形式为 vendor/name 或 vendor/name@版本",
+        remedy_en="search the shelf for its exact name: vendor/name or vendor/name@version",
+        field="model",
+    )
