@@ -1,4 +1,4 @@
-"""What a recipe is, what it is given and what it hands back. Importable without torch: heavy imports happen inside `run`.
+"""What a recipe is, what it is given and what it hands back. Importable without torch: `run` does the heavy imports.
 
 A recipe is a module in `adapters/recipes/` that ends in `RECIPE = Recipe(…, run=run)`. Its `run(context)` reads top to
 bottom: load → split → train → export → verify → evaluate beside the parent → bundle.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -132,7 +132,7 @@ def _silent(progress: float, stage: str, **metrics: float) -> None:
 
 @dataclass(slots=True)
 class Context:
-    """Everything one run is given. `columns` maps a feature's (or `text`'s) name to the heading in the factory's table."""
+    """Everything one run is given. `columns` maps a feature's name to the heading in the factory's table."""
 
     data: Path
     parent: Bundle | None
@@ -188,7 +188,7 @@ class Recipe:
     summary_en: str = ""
 
     def check(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters with their types, defaults filled in; `BadInput` for an unknown name or a value out of bounds."""
+        """All parameters, typed, defaults filled in; `BadInput` for an unknown name or a value out of bounds."""
         known = {parameter.name: parameter for parameter in self.parameters}
         for name in params:
             if name not in known:
@@ -204,7 +204,7 @@ class Recipe:
         return {name: known[name].check(params.get(name, known[name].default)) for name in known}
 
     def check_parent(self, manifest: Manifest | None) -> None:
-        """Refuse a parent that this recipe cannot work on: wrong task or kind of data, or one its vendor does not open."""
+        """Refuse a parent that does not fit: wrong task or kind of data, or one that its vendor does not open."""
         if manifest is None:
             if self.parent == "required":
                 raise BadInput(
@@ -244,7 +244,7 @@ class Recipe:
             "relation": self.relation, "parent": self.parent, "parent_tasks": list(self.parent_tasks or self.tasks),
             "levels": list(self.levels), "data": self.data, "needs_labels": self.needs_labels,
             "parameters": [parameter.as_dict() for parameter in self.parameters],
-            "needs": {"min_rows": self.needs.min_rows, "memory_mb": self.needs.memory_mb, "minutes": self.needs.minutes},
+            "needs": asdict(self.needs),
         }  # fmt: skip
 
 
