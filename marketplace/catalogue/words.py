@@ -11,12 +11,11 @@ import unicodedata
 
 MAX_QUERY_CHARACTERS = 200
 _RUN = re.compile(r"[a-z0-9]+|[\u3400-\u9fff]+")
-STOP_WORDS = frozenset(
-    (
-        "the a an of for and or in on to with by from is are my what which how model algorithm "
-        "模型 算法 的 了 和 与 及 我 我们 用 用于 如何 怎么 一个 请 找"
-    ).split(" ")  # noqa: SIM905  (a list of forty quoted words would be harder to read)
-)
+_STOP_TEXT = """
+the a an of for and or in on to with by from is are my what which how model algorithm
+模型 算法 的 了 和 与 及 我 我们 用 用于 如何 怎么 一个 请 找
+"""
+STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
 def fold(text: str) -> str:

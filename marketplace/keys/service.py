@@ -59,8 +59,15 @@ def create_key(
     return key, secret
 
 
-def rotate_key(session: Session, key: ApiKey, *, overlap_ms: int, actor: str, at_ms: int) -> tuple[ApiKey, str]:
-    """A successor with the same name and scopes; the old key keeps working for `overlap_ms` (0 to 30 days)."""
+def rotate_key(
+    session: Session, key: ApiKey, *, overlap_ms: int, actor: str, at_ms: int, within: frozenset[str] | None = None
+) -> tuple[ApiKey, str]:
+    """A successor with the same name and scopes; the old key keeps working for `overlap_ms` (0 to 30 days).
+
+    `within`: the caller's own scopes; who holds a narrow key cannot rotate their way into a wide one.
+    """
+    if within is not None and not set(key.scopes) <= within:
+        raise scopes_beyond()
     if decide_key_state(key, at_ms) != "active":
         raise Conflict(
             "KEY_NOT_ACTIVE",
@@ -141,15 +148,19 @@ def check_scopes(scopes: Iterable[str], kind: str, within: frozenset[str] | None
             field="scopes",
         )
     if within is not None and not wanted <= within:
-        raise Forbidden(
-            "SCOPE_MISSING",
-            zh="不能授予自己没有的权限",
-            en="one cannot hand out scopes that one does not have",
-            remedy_zh="请登录控制台创建",
-            remedy_en="log in at the console and create it there",
-            field="scopes",
-        )
+        raise scopes_beyond()
     return [scope for scope in SCOPES if scope in wanted]
+
+
+def scopes_beyond() -> Forbidden:
+    return Forbidden(
+        "SCOPE_MISSING",
+        zh="不能授予自己没有的权限",
+        en="one cannot hand out scopes that one does not have",
+        remedy_zh="请登录控制台操作",
+        remedy_en="log in at the console and do it there",
+        field="scopes",
+    )
 
 
 def _new_key(

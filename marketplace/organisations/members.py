@@ -188,3 +188,9 @@ def login_refused() -> Unauthenticated:
         remedy_zh="请核对后重试, 或使用“忘记密码”",
         remedy_en="check both and try again, or use the forgotten-password link",
     )
+
+
+def list_members(session: Session, organisation_id: str) -> list[Member]:
+    """Owners first, then by name."""
+    query = select(Member).where(Member.organisation_id == organisation_id)
+    return list(session.exec(query.order_by(col(Member.role).desc(), Member.name)))

@@ -1,0 +1,78 @@
+"""The ASGI application of a market: the data plane first, then the JSON API, the MLflow surface and the web pages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from ulid import ULID
+
+from marketplace.catalogue import api as catalogue_api
+from marketplace.errors import add_error_handlers
+from marketplace.keys import api as keys_api
+from marketplace.market import Market
+from marketplace.organisations import api as organisations_api
+from marketplace.review import api as review_api
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+
+
+def create_api(market: Market) -> FastAPI:
+    """The FastAPI application: `/api/v1/**`, `/openapi.json`, `/mlflow/**` and the pages. No page comes from a CDN."""
+    app = FastAPI(
+        title="AlgoMart 算法超市",
+        summary="Model-as-a-Service marketplace for manufacturing",
+        version=importlib.metadata.version("algomart"),
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        telemetry=_NO_TELEMETRY,
+    )
+    app.state.market = market
+    add_error_handlers(app)
+    for router in _routers():
+        app.include_router(router, prefix="/api/v1")
+    return app
+
+
+def create_app(market: Market) -> Asgi:
+    """The whole application; needs `market.ports` and `market.dataplane`, without which only the JSON API answers."""
+    inner: Asgi = RequestIds(create_api(market))
+    return inner
+
+
+class RequestIds:
+    """Gives each request an id (the client's `X-Request-Id` where it is lawful) and each response its header."""
+
+    def __init__(self, app: Asgi) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
+        scope["algomart.request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
+                message["headers"] = [*headers, (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def _routers() -> list[APIRouter]:
+    return [organisations_api.router, keys_api.router, catalogue_api.router, review_api.router]
