@@ -1,9 +1,17 @@
 """Every table, imported in one place so that metadata, migrations and tests see the same schema."""
 
+from sqlalchemy import BigInteger, Integer
+from sqlmodel import SQLModel
+
 from marketplace.adapting.tables import Job
 from marketplace.catalogue.tables import (
-    Alias, Filing, Listing, ListingFacet, ModelVersion, PriceVersion, Publication, SearchTerm,
-)  # fmt: skip
+    Alias,
+    Filing,
+    Listing,
+    ModelVersion,
+    PriceVersion,
+    Publication,
+)
 from marketplace.choosing.tables import Choice, SampleSet
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
@@ -11,12 +19,24 @@ from marketplace.organisations.tables import AuditEvent, Member, Notice, OneTime
 from marketplace.review.tables import Review
 from marketplace.usage.tables import SelfPayMeter, TrialCount, Usage
 from marketplace.vouchers.tables import (
-    Application, LeaseRow, NodeEpoch, Programme, Reservation, Subscription, Voucher,
-)  # fmt: skip
+    Application,
+    LeaseRow,
+    NodeEpoch,
+    Programme,
+    Reservation,
+    Subscription,
+    Voucher,
+)
 
 __all__ = [
-    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "Filing", "Job", "LeaseRow", "LedgerAccount",
-    "LedgerEntry", "LedgerTransfer", "Listing", "ListingFacet", "Member", "ModelVersion", "NodeEpoch", "Notice",
+    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "Filing", "Job", "LeaseRow",
+    "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice",
     "OneTimeToken", "Organisation", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
-    "SearchTerm", "SelfPayMeter", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
+    "SelfPayMeter", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
 ]  # fmt: skip
+
+# SQLModel maps int to a 32-bit INTEGER, which PostgreSQL takes at its word: an instant in milliseconds needs 64 bits.
+for _table in SQLModel.metadata.tables.values():
+    for _column in _table.columns:
+        if type(_column.type) is Integer and not _column.primary_key:
+            _column.type = BigInteger()

@@ -21,7 +21,7 @@ _MANIFEST_SHOWN = (
 
 
 def may_see(listing: Listing, actor: Actor | None) -> bool:
-    """Listed public ones are everybody's to see; the rest their own organisation's; public drafts the operator's too."""
+    """Listed public ones are everybody's to see; the rest their organisation's; public drafts the operator's too."""
     if actor is not None and actor.organisation_id == listing.organisation_id:
         return True
     if listing.visibility == "private":

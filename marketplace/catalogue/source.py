@@ -1,7 +1,7 @@
 """The bundle source of the embedded market: names answered from memory, no database and no disk on the call path.
 
-Who may run what: a listed version of a public listing, everybody; an inspected or submitted one, its own organisation (in
-the memory-limited worker, `trusted=False`), and the operator while it is under review; a private one, only its own
+Who may run what: a listed version of a public listing, everybody; an inspected or submitted one, its own organisation
+(in the memory-limited worker, `trusted=False`), and the operator while it is under review; a private one, only its own
 organisation. Retired and withdrawn versions are gone.
 """
 

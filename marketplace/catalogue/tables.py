@@ -1,4 +1,4 @@
-"""Tables of the catalogue: listings, versions, aliases, prices, filings, search terms."""
+"""Tables of the catalogue: listings, versions, aliases, prices, filings. Search has an index in memory (search.py)."""
 
 from typing import Any
 
@@ -92,25 +92,6 @@ class PriceVersion(SQLModel, table=True):
     effective_from_ms: int = Field(default_factory=now_ms)
     created_by: str = ""
     created_at_ms: int = Field(default_factory=now_ms)
-
-
-class SearchTerm(SQLModel, table=True):
-    """Inverted index: one row per (term, listing); terms are latin words, Chinese single characters and bigrams."""
-
-    __tablename__ = "search_term"
-    term: str = Field(primary_key=True)
-    listing_id: str = Field(primary_key=True, foreign_key="listing.id", index=True)
-    weight: int = 1
-
-
-class ListingFacet(SQLModel, table=True):
-    """One row per (axis, value, listing), for facets with counts: axis ∈ tier task modality link chain scenario licence
-    vendor family filing price."""
-
-    __tablename__ = "listing_facet"
-    axis: str = Field(primary_key=True)
-    value: str = Field(primary_key=True)
-    listing_id: str = Field(primary_key=True, foreign_key="listing.id", index=True)
 
 
 class Publication(SQLModel, table=True):

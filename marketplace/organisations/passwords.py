@@ -26,7 +26,7 @@ def check_password(password: str, *, field: str = "password") -> None:
     raise BadInput(
         "PASSWORD_WEAK",
         zh=f"密码须为 {MIN_PASSWORD_CHARACTERS} 至 {MAX_PASSWORD_CHARACTERS} 个字符, 且不能只重复少数几个字符",
-        en=f"a password takes {MIN_PASSWORD_CHARACTERS} to {MAX_PASSWORD_CHARACTERS} characters, not just three of them",
+        en=f"a password has {MIN_PASSWORD_CHARACTERS} to {MAX_PASSWORD_CHARACTERS} characters, not only three of them",
         remedy_zh="请用一句自己记得住的话作密码",
         remedy_en="use a sentence that you can remember",
         field=field,
