@@ -138,8 +138,10 @@ def logout(session: Session, token: str) -> None:
 
 
 def end_sessions(session: Session, member_id: str) -> None:
+    """Log the member out everywhere."""
     for row in session.exec(select(WebSession).where(WebSession.member_id == member_id)):
         session.delete(row)
+    session.flush()
 
 
 def disable_member(session: Session, member: Member, *, actor: str) -> Member:

@@ -1,0 +1,221 @@
+"""Doctor: is everything that a market's folder holds sound? Each finding says what it looked at and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, text
+from sqlmodel import select
+
+from marketplace.catalogue.tables import Listing, ModelVersion
+from marketplace.db import open_database, reading
+from marketplace.migrations.upgrade import current_revision, differences, newest_revision
+from marketplace.settings import Settings
+from model_store.names import path_name
+
+MIN_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `severity` ok | warning | error."""
+
+    check: str
+    severity: str
+    zh: str
+    en: str
+    remedy_zh: str = ""
+    remedy_en: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Run every check on a stopped or running market; changes nothing."""
+    home = settings.home.resolve()
+    findings = [_home(home), _disk(home)]
+    if not home.exists() or (not settings.database_url and not (home / "market.db").exists()):
+        return findings
+    engine = open_database(settings.sql_url)
+    checks: list[Callable[[Engine, Path], Finding]] = [_schema, _integrity, _ledger, _blobs, _registry]
+    try:
+        for check in checks:
+            findings.append(_guarded(check, engine, home))
+    finally:
+        engine.dispose()
+    return findings
+
+
+def is_sound(findings: list[Finding]) -> bool:
+    return all(finding.severity != "error" for finding in findings)
+
+
+def _guarded(check: Callable[[Engine, Path], Finding], engine: Engine, home: Path) -> Finding:
+    try:
+        return check(engine, home)
+    except Exception as error:  # a doctor reports what it cannot examine and goes on
+        return Finding(
+            check.__name__.strip("_"),
+            "error",
+            f"检查无法完成: {error}",
+            f"could not be examined: {error}",
+            "请从备份恢复, 或联系支持",
+            "restore from a backup",
+        )
+
+
+def _home(home: Path) -> Finding:
+    if not home.exists():
+        return Finding(
+            "home",
+            "error",
+            f"数据目录 {home} 不存在",
+            f"the folder {home} is not there",
+            "请检查 ALGOMART_HOME",
+            "check ALGOMART_HOME",
+        )
+    mode = stat.S_IMODE(home.stat().st_mode)
+    if mode & 0o077:
+        return Finding(
+            "home",
+            "warning",
+            f"数据目录 {home} 对其他用户可读({mode:o})",
+            f"other users can read {home} ({mode:o})",
+            f"chmod 700 {home}",
+            f"chmod 700 {home}",
+        )
+    return Finding("home", "ok", f"数据目录 {home}", f"folder {home}")
+
+
+def _disk(home: Path) -> Finding:
+    free = shutil.disk_usage(home if home.exists() else home.parent if home.parent.exists() else Path("/")).free
+    gigabytes = f"{free / (1 << 30):.1f} GiB"
+    if free < MIN_FREE_BYTES:
+        return Finding(
+            "disk",
+            "error",
+            f"磁盘仅余 {gigabytes}",
+            f"only {gigabytes} of disk are free",
+            "请清理磁盘",
+            "make room on the disk",
+        )
+    return Finding("disk", "ok", f"磁盘可用 {gigabytes}", f"{gigabytes} of disk are free")
+
+
+def _schema(engine: Engine, _home: Path) -> Finding:
+    with engine.connect() as connection:
+        revision = current_revision(connection)
+    if revision != newest_revision() or differences(engine):
+        return Finding(
+            "schema",
+            "error",
+            f"数据库结构版本 {revision} 与程序({newest_revision()})不一致",
+            f"the database is at schema {revision}, the program at {newest_revision()}",
+            "启动市场会自动升级数据库",
+            "starting the market upgrades the database",
+        )
+    return Finding("schema", "ok", f"数据库结构版本 {revision}", f"database schema {revision}")
+
+
+def _integrity(engine: Engine, _home: Path) -> Finding:
+    if engine.dialect.name != "sqlite":
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return Finding("integrity", "ok", "数据库可连接", "the database answers")
+    with engine.connect() as connection:
+        answers = [row[0] for row in connection.execute(text("PRAGMA integrity_check"))]
+        orphans = len(list(connection.execute(text("PRAGMA foreign_key_check"))))
+    if answers != ["ok"] or orphans:
+        return Finding(
+            "integrity",
+            "error",
+            f"数据库损坏: {answers[0]}, 孤立引用 {orphans} 处",
+            f"the database is damaged: {answers[0]}, {orphans} dangling references",
+            "请从备份恢复",
+            "restore from a backup",
+        )
+    return Finding("integrity", "ok", "数据库完整", "the database is whole")
+
+
+def _ledger(engine: Engine, _home: Path) -> Finding:
+    """Rebuild every balance from the entries and compare; every transfer must sum to zero in each ledger."""
+    rebuilt = text(
+        "SELECT a.code, a.balance_fen, COALESCE(SUM(e.amount_fen), 0) FROM ledger_account a"
+        " LEFT JOIN ledger_entry e ON e.account = a.code GROUP BY a.code, a.balance_fen"
+        " HAVING a.balance_fen <> COALESCE(SUM(e.amount_fen), 0)"
+    )
+    lopsided = text(
+        "SELECT e.transfer_id, a.ledger, SUM(e.amount_fen) FROM ledger_entry e"
+        " JOIN ledger_account a ON a.code = e.account"
+        " GROUP BY e.transfer_id, a.ledger HAVING SUM(e.amount_fen) <> 0"
+    )
+    with engine.connect() as connection:
+        wrong = [row[0] for row in connection.execute(rebuilt)]
+        unequal = [row[0] for row in connection.execute(lopsided)]
+        entries = connection.execute(text("SELECT COUNT(*) FROM ledger_entry")).scalar_one()
+    if wrong or unequal:
+        return Finding(
+            "ledger",
+            "error",
+            f"账本不平: 账户 {wrong[:5]}, 分录 {unequal[:5]}",
+            f"the ledger does not balance: accounts {wrong[:5]}, transfers {unequal[:5]}",
+            "请停止市场并从备份恢复",
+            "stop the market and restore from a backup",
+        )
+    return Finding("ledger", "ok", f"账本平衡, {entries} 条分录", f"the ledger balances over {entries} entries")
+
+
+def _blobs(_engine: Engine, home: Path) -> Finding:
+    """Every blob still has the SHA-256 that it is named by."""
+    folder = home / "blobs" / "sha256"
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+    damaged = []
+    for path in files:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != path.stem:
+                damaged.append(path.name)
+    if damaged:
+        return Finding(
+            "blobs",
+            "error",
+            f"{len(damaged)} 个模型文件已损坏: {damaged[:3]}",
+            f"{len(damaged)} stored bundles are damaged: {damaged[:3]}",
+            "请从备份恢复这些文件, 或由供应商重新发布",
+            "restore these files from a backup, or have their vendors publish again",
+        )
+    return Finding("blobs", "ok", f"{len(files)} 个模型文件完好", f"{len(files)} stored bundles are sound")
+
+
+def _registry(engine: Engine, home: Path) -> Finding:
+    """Every version that the catalogue shows is in the embedded MLflow registry; a foreign one is not asked."""
+    database = home / "mlflow.db"
+    if not database.exists():
+        return Finding("registry", "ok", "未使用内嵌 MLflow", "there is no embedded MLflow registry")
+    reader = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        known = {(name, int(version)) for name, version in reader.execute("SELECT name, version FROM model_versions")}
+    finally:
+        reader.close()
+    with reading(engine) as session:
+        rows = session.exec(
+            select(Listing.name, ModelVersion.number).join(ModelVersion, ModelVersion.listing_id == Listing.id)  # type: ignore[arg-type]
+        )
+        missing = [f"{name}@{number}" for name, number in rows if (path_name(name), number) not in known]
+    if missing:
+        return Finding(
+            "registry",
+            "error",
+            f"{len(missing)} 个版本不在 MLflow 中: {missing[:3]}",
+            f"{len(missing)} versions are not in MLflow: {missing[:3]}",
+            "请从备份恢复 mlflow.db, 调用不受影响",
+            "restore mlflow.db from a backup; calls go on meanwhile",
+        )
+    return Finding("registry", "ok", f"MLflow 登记 {len(known)} 个版本", f"MLflow holds {len(known)} versions")
