@@ -50,8 +50,11 @@ def transaction(engine: Engine) -> Iterator[Session]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     with Session(engine, expire_on_commit=False) as session:
-        yield session
-        session.rollback()
+        try:
+            yield session
+        finally:
+            session.expunge_all()  # a rollback expires what the session holds; rows read stay usable after it
+            session.rollback()
 
 
 def create_tables(engine: Engine) -> None:

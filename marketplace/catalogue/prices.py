@@ -15,7 +15,7 @@ from serving.metering import MICRO_PER_FEN, UNITS
 
 MAX_MICRO_PER_UNIT = 10**13  # 100,000 yuan a unit: past it somebody mixed up yuan, fen and micro-fen
 KINDS = ("use", "derivative")
-_DECIMAL = re.compile(r"\d{1,9}(?:\.\d{1,6})?")
+_DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
 
 
 def price_at(session: Session, listing_id: str, kind: str, at_ms: int) -> PriceVersion | None:
