@@ -1,18 +1,63 @@
-"""Fixtures shared by every test: an empty database, a market in this process, a client, a market in its own process."""
+"""Fixtures shared by every test: an empty database, a market in this process, a client, a market in its own process.
+
+Imports stand inside the fixtures, so that the tests of a lower package run without the hall.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine
 
-from marketplace.db import create_tables, open_database
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
+    from sqlalchemy import Engine
+
+    from marketplace.market import Market
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """An empty SQLite database with every table."""
+    from marketplace.db import create_tables, open_database
+
     engine = open_database(f"sqlite:///{tmp_path / 'market.db'}")
     create_tables(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def market(engine: Engine, tmp_path: Path) -> Market:
+    """A market in this process: real database, index and sources, an in-memory registry; no data plane, no demo."""
+    from marketplace.catalogue.documents import load_documents
+    from marketplace.catalogue.search import SearchIndex
+    from marketplace.catalogue.source import CatalogueSource
+    from marketplace.market import Market
+    from marketplace.settings import Settings
+    from model_store.blobs import MemoryBlobs
+    from model_store.memory_store import MemoryStore
+
+    market = Market(
+        settings=Settings(home=tmp_path, demo=False),
+        engine=engine,
+        blobs=MemoryBlobs(),
+        store=MemoryStore(),
+        bundles=CatalogueSource(engine, lambda version: tmp_path / "bundles" / version.digest),
+        search=SearchIndex(load_documents),
+    )
+    market.catalogue_changed()
+    return market
+
+
+@pytest.fixture
+def client(market: Market) -> Iterator[TestClient]:
+    """A client of that market's JSON API, without a key."""
+    from fastapi.testclient import TestClient
+
+    from marketplace.app import RequestIds, create_api
+
+    with TestClient(RequestIds(create_api(market)), raise_server_exceptions=False) as client:
+        yield client
