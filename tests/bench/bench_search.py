@@ -10,7 +10,7 @@ from marketplace.catalogue.labels import LINKS, MODALITIES, SCENARIOS, TASKS
 from marketplace.catalogue.search import Document, SearchIndex
 
 THINGS = {
-    "轴承": "bearing", "钢板": "steel plate", "液压": "hydraulic", "发动机": "engine", "电路板": "pcb", "工单": "work order",
+    "轴承": "bearing", "钢板": "steel plate", "液压": "hydraulic", "发动机": "engine", "电路板": "pcb", "工单": "order",
     "能耗": "energy", "焊接": "solder", "刀具": "tool", "混凝土": "concrete", "半导体": "wafer", "注塑": "moulding",
     "电池": "battery", "齿轮": "gear", "玻璃": "glass", "纺织": "textile", "家具": "furniture", "风机": "fan",
 }  # fmt: skip
