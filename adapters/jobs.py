@@ -1,9 +1,9 @@
 """Running a recipe apart from the market: the port `JobRunner`, its subprocess runner and its in-process twin.
 
 `SubprocessRunner` starts `python -m adapters.run_job <spec.json>` in its own process group (so that a cancel reaches
-every descendant), niced, under limits, without a network where `unshare -rn` works. The child says how far it is as JSON
-lines on stdout; stderr goes to `job.log`, of which the tail is kept. The child holds the read end of a pipe on stdin:
-when the market dies, even by kill -9, the pipe closes and the child ends itself.
+every descendant), niced, under limits, without a network where `unshare -rn` works. The child says how far it is as
+JSON lines on stdout; stderr goes to `job.log`, of which the tail is kept. The child holds the read end of a pipe on
+stdin: when the market dies, even by kill -9, the pipe closes and the child ends itself.
 """
 
 from __future__ import annotations
@@ -181,9 +181,8 @@ class SubprocessRunner:
         return True
 
     def _start(self, job_id: str, command: list[str], log: Any, folder: Path) -> _Running:
-        environment = {
-            key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR")
-        }  # fmt: skip
+        kept = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR")  # no keys, tokens or settings of the market
+        environment = {key: value for key, value in os.environ.items() if key in kept}
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
         root = str(Path(__file__).resolve().parent.parent)

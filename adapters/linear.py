@@ -1,0 +1,70 @@
+"""Linear models: trained with scikit-learn on standardised columns, written as one Gemm with the scaling folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from adapters import graphs
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def fit(x: Floats, wanted: Sequence[str] | Floats, seed: int, strength: float = 1.0) -> Any:
+    """Logistic regression where `wanted` are labels, ridge where they are numbers; columns standardised first.
+
+    `strength` is the inverse of the regularisation (scikit-learn's C; 1/alpha for ridge).
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if is_labels(wanted):
+        balanced = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced", random_state=seed)
+        return make_pipeline(StandardScaler(), balanced).fit(x, list(wanted))
+    return make_pipeline(StandardScaler(), Ridge(alpha=1.0 / strength)).fit(x, wanted)
+
+
+def is_labels(wanted: Sequence[str] | Floats) -> bool:
+    return not isinstance(wanted, np.ndarray) or wanted.dtype.kind in "OU"
+
+
+def predict(model: Any, x: Floats) -> Floats:
+    """What the model itself answers: probabilities [N, K] or values [N, 1]."""
+    if hasattr(model, "predict_proba"):
+        return np.asarray(model.predict_proba(x), np.float64)
+    return np.asarray(model.predict(x), np.float64).reshape(-1, 1)
+
+
+def export(model: Any, tensor: str) -> onnx.ModelProto:
+    """The fitted pipeline as ONNX: `tensor` [N, D] → "probabilities" [N, K] or "value" [N, 1]."""
+    weights, bias = head_weights(model)
+    if not hasattr(model[-1], "classes_"):
+        return graphs.linear_regressor(weights, float(bias[0]), tensor)
+    return graphs.linear_classifier(weights, bias, tensor)
+
+
+def head_weights(model: Any) -> tuple[Any, Any]:
+    """(weights [D, K], bias [K]) of a fitted pipeline on raw columns, K at least 2 for classes and 1 for a value."""
+    scaler, head = model[0], model[-1]
+    weights, bias = folded(np.atleast_2d(head.coef_).T, np.atleast_1d(head.intercept_), scaler.mean_, scaler.scale_)
+    if hasattr(head, "classes_") and weights.shape[1] == 1:  # two classes: softmax over (0, z) is sigmoid(z)
+        return two_columns(weights, bias)
+    return weights, bias
+
+
+def two_columns(weights: Floats, bias: Floats) -> tuple[Any, Any]:
+    """A single logit as two, the first of them zero."""
+    zeros = np.zeros_like(weights)
+    return np.concatenate([zeros, weights], axis=1), np.concatenate([np.zeros_like(bias), bias])
+
+
+def folded(weights: Floats, bias: Floats, mean: Floats, scale: Floats) -> tuple[Any, Any]:
+    """((x - mean) / scale) @ weights + bias as x @ weights' + bias', computed in float64."""
+    scaled = np.asarray(weights, np.float64) / np.asarray(scale, np.float64)[:, None]
+    shifted = np.asarray(bias, np.float64) - np.asarray(mean, np.float64) @ scaled
+    return scaled.astype(np.float32), shifted.astype(np.float32)

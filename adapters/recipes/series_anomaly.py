@@ -1,0 +1,126 @@
+"""Detect anomalies in a series: what principal components learnt from normal windows cannot rebuild is strange.
+
+load → split by whole groups or by time → components from normal training windows → threshold on normal windows kept
+aside, at the overkill allowed → ONNX → verify against numpy → measure beside the parent → bundle.
+Source of the score: Jackson & Mudholkar (1979), the Q statistic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapters.recipe import Context, Needs, Outcome, Parameter, Recipe
+from model_store.errors import Unprocessable
+
+if TYPE_CHECKING:
+    from model_store.manifest import Manifest
+
+MIN_NORMAL_ROWS = 40
+THRESHOLD_SHARE = 0.3  # of the normal training rows, the last ones: not used for the components
+
+
+def run(context: Context) -> Outcome:
+    import numpy as np
+
+    from adapters import calibration, derive, graphs, measure, samples, split, windows
+    from model_store.bundle import seal
+
+    context.report(0.05, "loading")
+    base = windows.base_manifest(context, "anomaly")
+    rows = windows.read_ordered(context, base, category=True)
+    samples.check_enough(rows, RECIPE.needs.min_rows)
+    parts = split.split_samples(rows, context.seed, test_share=float(context.params["test_share"]), ordered=True)
+    train, test = rows.take(parts.train), rows.take(parts.test)
+
+    context.report(0.15, "windowing")
+    manifest = new_manifest(context, base, threshold=0.0)
+    draft = derive.draft(context, manifest)
+    w_train, w_test = (measure.encode(draft, part.rows)[windows.TENSOR] for part in (train, test))
+    normal = w_train[~measure.strange(base, train.labels)]
+    check_normal(len(normal))
+    kept = int(len(normal) * (1 - THRESHOLD_SHARE))
+
+    context.report(0.3, "training")
+    share, limit = float(context.params["explained"]), int(context.params["components"])
+    mean, scale, components = windows.principal_components(normal[:kept], share, limit)
+    aside = windows.reconstruction_error(normal[kept:], mean, scale, components).reshape(-1)
+    threshold = calibration.threshold_at_overkill(aside, float(context.params["overkill"]))
+
+    context.report(0.6, "verifying", components=components.shape[1], threshold=threshold)
+    graphs.save(windows.reconstruction_graph(mean, scale, components, w_train.shape[2]), context.out)
+    expected = windows.reconstruction_error(w_test, mean, scale, components)
+    parity = measure.check_parity(context.out / "model.onnx", {windows.TENSOR: w_test}, expected)
+    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    manifest = new_manifest(context, base, threshold).model_copy(update={"data": data})
+    child = seal(context.out, manifest)
+
+    context.report(0.8, "evaluating")
+    before = measure.measure(context.parent, test, context.seed) if context.parent else []
+    after = measure.measure(child, test, context.seed)
+    facts = {"rows": len(rows.rows), "rows_train": len(train.rows), "rows_test": len(test.rows), "parity": parity,
+             "components": int(components.shape[1]), "threshold": float(np.float64(threshold))}  # fmt: skip
+    golden = derive.generated_like({windows.TENSOR: normal}, context.seed)
+    return derive.finish(
+        context,
+        RECIPE,
+        manifest,
+        golden_inputs=golden,
+        child=after,
+        parent=before,
+        notes=split.notes(parts),
+        facts=facts,
+    )
+
+
+def check_normal(count: int) -> None:
+    """`Unprocessable` NORMAL_ROWS_TOO_FEW: what is normal is learnt from normal rows."""
+    if count >= MIN_NORMAL_ROWS:
+        return
+    raise Unprocessable(
+        "NORMAL_ROWS_TOO_FEW",
+        zh=f"训练部分只有 {count} 行正常样本, 至少需要 {MIN_NORMAL_ROWS} 行",
+        en=f"{count} normal rows to train on; {MIN_NORMAL_ROWS} are needed",
+        remedy_zh="请补充正常样本; 标签列中正常写作 0、正常、ok 或 normal",
+        remedy_en="add normal rows; the label column calls them 0, 正常, ok or normal",
+        field="label_column",
+    )
+
+
+def new_manifest(context: Context, base: Manifest, threshold: float) -> Manifest:
+    """The child's schema: rows of a series in, a score and a verdict for the window that ends at each row."""
+    from adapters import derive, windows
+    from model_store.manifest import Anomaly, TensorSpec
+
+    step = windows.window_step(context, base.features)
+    return derive.derived_manifest(
+        context, base, RECIPE.relation, task="anomaly-detection", modality="series", pre=[step],
+        post=[Anomaly(tensor="score", threshold=threshold)], labels=[],
+        inputs=[TensorSpec(name=windows.TENSOR, dtype="FP32", shape=[-1, len(base.features), step.size])],
+        outputs=[TensorSpec(name="score", dtype="FP32", shape=[-1, 1])],
+        variation="fp32", adaptable="calibrate", reference={}, method="principal components, reconstruction error",
+    )  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="series_anomaly",
+    title_zh="序列异常检测",
+    title_en="Series anomaly detection",
+    summary_zh="只学正常窗口, 主成分无法重构的即为异常; 阈值按允许的过杀率在留出的正常数据上选定。",
+    summary_en="Learns normal windows only; what principal components cannot rebuild is strange.",
+    tasks=("anomaly-detection",),
+    modalities=("series",),
+    relation="retrained",
+    run=run,
+    parent="optional",
+    levels=("none", "calibrate", "head", "lora"),  # no weights are taken, only the schema
+    needs=Needs(min_rows=100, memory_mb=2048, minutes=0.5),
+    parameters=(
+        Parameter("group", "text", "", zh="分组列 (如设备号)", en="group column (such as the machine)"),
+        Parameter("order", "text", "", zh="排序列 (如时间)", en="order column (such as time)"),
+        Parameter("window", "integer", 16, 2, 512, zh="窗口长度 (行)", en="window, in rows"),
+        Parameter("explained", "number", 0.95, 0.5, 0.999, zh="解释方差比例", en="share of variance explained"),
+        Parameter("components", "integer", 32, 1, 128, zh="主成分上限", en="components at most"),
+        Parameter("overkill", "number", 0.05, 0.0, 0.5, zh="允许的过杀率", en="normal rows flagged, at most"),
+        Parameter("test_share", "number", 0.4, 0.1, 0.6, zh="留作评测的比例", en="share held out to measure on"),
+    ),
+)
