@@ -1,10 +1,13 @@
-"""The double-entry ledger. Transfers and entries are append-only (triggers refuse UPDATE and DELETE); an account's balance is
-derived from its entries, kept beside them under a CHECK, and rebuilt by replay every night."""
+"""The double-entry ledger. Transfers and entries are append-only (triggers refuse UPDATE and DELETE); an account's
+balance is derived from its entries, kept beside them under a CHECK, and rebuilt by replay every night."""
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, Integer, String
 from sqlmodel import Field, SQLModel
 
+import marketplace.ledger.guards  # noqa: F401  (creating the tables installs the append-only triggers)
 from marketplace.clock import now_ms
+
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER
 
 
 class LedgerAccount(SQLModel, table=True):
@@ -22,7 +25,7 @@ class LedgerTransfer(SQLModel, table=True):
     """One event's posting. `event_key` is unique: posting the same event twice is refused by the database."""
 
     __tablename__ = "ledger_transfer"
-    id: int | None = Field(default=None, sa_column=Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True))  # fmt: skip
+    id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True, autoincrement=True))
     kind: str = Field(index=True)  # P1 … P14
     event_key: str = Field(unique=True)
     occurred_at_ms: int = Field(sa_column=Column(BigInteger, nullable=False))
@@ -33,7 +36,7 @@ class LedgerTransfer(SQLModel, table=True):
 class LedgerEntry(SQLModel, table=True):
     __tablename__ = "ledger_entry"
     __table_args__ = (Index("ledger_entry_account", "account"),)
-    transfer_id: int = Field(sa_column=Column(BigInteger().with_variant(Integer, "sqlite"), ForeignKey("ledger_transfer.id"), primary_key=True))  # fmt: skip
+    transfer_id: int = Field(sa_column=Column(_BIG_ID, ForeignKey("ledger_transfer.id"), primary_key=True))
     line: int = Field(primary_key=True)
     account: str = Field(sa_column=Column(String, ForeignKey("ledger_account.code"), nullable=False))
     amount_fen: int = Field(sa_column=Column(BigInteger, nullable=False))

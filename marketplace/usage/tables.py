@@ -1,16 +1,22 @@
 """Metered usage as ingested from journals, and the charges posted from it."""
 
-from sqlalchemy import JSON, BigInteger, Column, Index
+from sqlalchemy import JSON, BigInteger, Column, Index, text
 from sqlmodel import Field, SQLModel
 
 from marketplace.clock import now_ms
+
+_WAITING = "transfer_id IS NULL AND subscription_id <> '' AND status <> 'quarantined'"
 
 
 class Usage(SQLModel, table=True):
     """One usage record, at most once for ever: `usage_id` is the primary key."""
 
     __tablename__ = "usage"
-    __table_args__ = (Index("usage_org_time", "organisation_id", "occurred_at_ms"),)
+    __table_args__ = (
+        Index("usage_org_time", "organisation_id", "occurred_at_ms"),
+        # what still waits for a fen to be posted: a handful of rows, found without walking a reservation's millions
+        Index("usage_waiting", "subscription_id", sqlite_where=text(_WAITING), postgresql_where=text(_WAITING)),
+    )
     usage_id: str = Field(primary_key=True)
     key_id: str
     organisation_id: str
@@ -28,6 +34,7 @@ class Usage(SQLModel, table=True):
     occurred_at_ms: int = Field(sa_column=Column(BigInteger, nullable=False))
     status: str = "ok"  # ok | unresolved | quarantined
     purpose: str = "use"
+    reason: str = ""  # why it is quarantined; "" otherwise
     request_digest: str = ""
     response_digest: str = ""
     node: str = ""
@@ -38,7 +45,7 @@ class Usage(SQLModel, table=True):
 
 
 class SelfPayMeter(SQLModel, table=True):
-    """Cumulative own cost per subscription, with the same floor rounding as a reservation; and the month's total for the cap."""
+    """Cumulative own cost per subscription, rounded down as a reservation's is; and the month's total for the cap."""
 
     __tablename__ = "self_pay_meter"
     subscription_id: str = Field(primary_key=True)

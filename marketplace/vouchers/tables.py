@@ -39,6 +39,8 @@ class Application(SQLModel, table=True):
     decided_by: str = ""
     note: str = ""
     created_at_ms: int = Field(default_factory=now_ms)
+    submitted_by: str = ""
+    public_notice_at_ms: int | None = None  # when the public notice began
 
 
 class Voucher(SQLModel, table=True):
@@ -50,7 +52,8 @@ class Voucher(SQLModel, table=True):
     programme_id: str = Field(foreign_key="programme.id", index=True)
     organisation_id: str = Field(foreign_key="organisation.id", index=True)
     face_fen: int = Field(sa_column=_fen())
-    state: str = Field(default="proposed", index=True)  # proposed|issued|active|exhausted|expired|suspended|revoked|closed
+    # proposed | issued | active | exhausted | expired | suspended | revoked | closed
+    state: str = Field(default="proposed", index=True)
     use_by: str  # ISO day, Asia/Shanghai
     redeem_by: str = ""
     priority: int = 100
@@ -58,6 +61,10 @@ class Voucher(SQLModel, table=True):
     approved_by: str = ""
     created_at_ms: int = Field(default_factory=now_ms)
     issued_at_ms: int | None = None
+    tranche: str = ""  # of the programme's pool
+    cap_code: str = ""  # the C.ent counter that holds the face value
+    returned_fen: int = Field(default=0, sa_column=_fen())  # went back to the pool (P8)
+    state_before: str = ""  # what a suspension interrupted
 
 
 class Subscription(SQLModel, table=True):
@@ -68,7 +75,7 @@ class Subscription(SQLModel, table=True):
     organisation_id: str = Field(foreign_key="organisation.id", index=True)
     listing_id: str = Field(foreign_key="listing.id", index=True)
     provider_id: str = Field(foreign_key="organisation.id")
-    contract_fen: int = Field(default=0, sa_column=_fen())  # gross the contract foresees; the reservation is ≤ ratio × this
+    contract_fen: int = Field(default=0, sa_column=_fen())  # gross it foresees; the reservation is ≤ ratio × this
     on_voucher_end: str = "refuse"  # refuse | self_pay
     monthly_cap_fen: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))  # own cost per month
     state: str = Field(default="active", index=True)  # active | ended
@@ -92,6 +99,7 @@ class Reservation(SQLModel, table=True):
     cum_eligible_micro: int = Field(default=0, sa_column=_fen())
     posted_gross_fen: int = Field(default=0, sa_column=_fen())
     posted_subsidy_fen: int = Field(default=0, sa_column=_fen())
+    released_fen: int = Field(default=0, sa_column=_fen())  # went back to the voucher (P7)
     created_at_ms: int = Field(default_factory=now_ms)
 
 
@@ -108,6 +116,9 @@ class LeaseRow(SQLModel, table=True):
     reservation_id: str = Field(default="", index=True)
     granted_fen: int = Field(default=0, sa_column=_fen())  # voucher entitlement moved into Q.lease so far
     credit_micro: int = Field(default=0, sa_column=_fen())  # own cost granted so far
+    eligible_micro: int = Field(default=0, sa_column=_fen())  # gross ingested that the voucher pays its share of
+    own_micro: int = Field(default=0, sa_column=_fen())  # the enterprise's own cost ingested
+    returned_fen: int = Field(default=0, sa_column=_fen())  # went back to the reservation (P6)
     state: str = Field(default="open", index=True)  # open | draining | sealed | settled
     prices: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     opened_at_ms: int = Field(default_factory=now_ms)
