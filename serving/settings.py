@@ -1,0 +1,40 @@
+"""Settings of a serving node. The composition root fills them; names match the market's settings where both have one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """Sizes in bytes, times in the unit of the name's last word."""
+
+    memory_budget_bytes: int = 2 << 30  # what loaded models may hold together
+    max_body_bytes: int = 64 << 20  # request body, also after decompression
+    max_upload_bytes: int = 1 << 30  # sample sets only
+    max_output_bytes: int = 64 << 20
+    run_deadline_ms: int = 10_000  # from the call's arrival to its answer; X-Deadline-Ms may only shorten it
+    worker_memory_bytes: int = 1 << 30
+    key_cache_entries: int = 10_000
+    threads: int = 0  # threads that run graphs; 0: one a core
+    worker_slots: int = 8  # unlisted graphs that may run at once, each in its own process
+    worker_slots_per_owner: int = 2
+    queue_requests: int = 256  # waiting calls of one model, over which the next is refused
+    queue_requests_in_all: int = 2048
+    inline_ms: float = 1.0  # runs predicted shorter than this stay on the event loop
+    idempotency_entries: int = 100_000
+    journal_sync: Literal["grouped", "before_answer"] = "grouped"
+    metrics_token: str = ""  # beside loopback, who sends this bearer token may read /metrics
+
+    @classmethod
+    def of(cls, source: object) -> ServingSettings:
+        """Take every field that `source` has an attribute for (the market's settings, for example)."""
+        found = {each.name: getattr(source, each.name) for each in fields(cls) if hasattr(source, each.name)}
+        return cls(**found)
+
+    @property
+    def run_threads(self) -> int:
+        """Threads for graphs: one for each core this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
