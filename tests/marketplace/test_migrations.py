@@ -1,11 +1,13 @@
 """Migrations: what they build is what the tables in code say."""
 
+import pytest
 from sqlalchemy import BigInteger, Integer, inspect
 from sqlmodel import SQLModel
 
 from marketplace.db import create_tables, open_database, transaction
 from marketplace.migrations.upgrade import current_revision, differences, newest_revision, upgrade
 from tests.marketplace.shelf import add_organisation
+from tests.postgres import postgres_server
 
 
 def test_migrating_an_empty_database_gives_the_tables_in_code(tmp_path):
@@ -43,3 +45,18 @@ def test_no_number_is_kept_in_32_bits():
         for column in table.columns:
             if isinstance(column.type, Integer) and not column.primary_key:
                 assert isinstance(column.type, BigInteger), f"{table.name}.{column.name}"
+
+
+@pytest.fixture(scope="module")
+def postgres_url():
+    yield from postgres_server()
+
+
+def test_the_same_migrations_run_on_postgresql(postgres_url):
+    engine = open_database(postgres_url)
+    upgrade(engine)
+    upgrade(engine)
+    assert differences(engine) == []
+    with transaction(engine) as session:
+        add_organisation(session, "acme", created_at_ms=1_800_000_000_000)
+    engine.dispose()
