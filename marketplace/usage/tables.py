@@ -29,7 +29,7 @@ class Usage(SQLModel, table=True):
     subscription_id: str = Field(default="", index=True)
     reservation_id: str = Field(default="", index=True)
     provider_id: str = Field(default="", index=True)
-    units: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    units: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     amount_micro: int = Field(sa_column=Column(BigInteger, nullable=False))
     occurred_at_ms: int = Field(sa_column=Column(BigInteger, nullable=False))
     status: str = "ok"  # ok | unresolved | quarantined

@@ -1,5 +1,7 @@
 """Tables of programmes, applications, vouchers, contracts (subscriptions), reservations and leases."""
 
+from typing import Any
+
 from sqlalchemy import JSON, BigInteger, Column
 from sqlmodel import Field, SQLModel
 
@@ -20,7 +22,7 @@ class Programme(SQLModel, table=True):
     title_zh: str
     title_en: str
     state: str = Field(default="draft", index=True)  # draft | active | frozen | closed | audited
-    document: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    document: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     is_demo: bool = False
     activated_by: str = ""
     created_at_ms: int = Field(default_factory=now_ms)
@@ -34,8 +36,8 @@ class Application(SQLModel, table=True):
     state: str = Field(default="draft", index=True)
     requested_fen: int = Field(sa_column=_fen())
     purpose: str = ""
-    evidence: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
-    checks: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    evidence: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    checks: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     decided_by: str = ""
     note: str = ""
     created_at_ms: int = Field(default_factory=now_ms)
@@ -120,7 +122,7 @@ class LeaseRow(SQLModel, table=True):
     own_micro: int = Field(default=0, sa_column=_fen())  # the enterprise's own cost ingested
     returned_fen: int = Field(default=0, sa_column=_fen())  # went back to the reservation (P6)
     state: str = Field(default="open", index=True)  # open | draining | sealed | settled
-    prices: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    prices: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     opened_at_ms: int = Field(default_factory=now_ms)
     expires_at_ms: int
 

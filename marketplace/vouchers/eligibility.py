@@ -1,0 +1,233 @@
+"""Who and what a voucher pays for: pure decisions, each with one reason, the first that fails in the order given here.
+
+An application (`decide_*` below, one per check): standing → code (USCC) → filing → amount → cap → pool → evidence.
+A call or contract (`decide_coverage`): programme → use-by → voucher's state → subject → relation → filing → related
+party → least contract → what is left. Facts come in as arguments; nothing here reads a clock or a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+from marketplace.organisations.uscc import is_valid
+from marketplace.vouchers.programme import ProgrammeFile
+
+
+class Reason(StrEnum):
+    """Why not: a closed list; each is also the stable code of a refusal."""
+
+    ORGANISATION_NOT_APPROVED = "ORGANISATION_NOT_APPROVED"
+    NOT_IN_SCOPE = "NOT_IN_SCOPE"
+    DEMO_MISMATCH = "DEMO_MISMATCH"
+    USCC_INVALID = "USCC_INVALID"
+    NO_FILED_MODEL = "NO_FILED_MODEL"
+    AMOUNT_INVALID = "AMOUNT_INVALID"
+    CAP_REACHED = "CAP_REACHED"
+    POOL_EXHAUSTED = "POOL_EXHAUSTED"
+    EVIDENCE_MISSING = "EVIDENCE_MISSING"
+    PROGRAMME_CLOSED = "PROGRAMME_CLOSED"
+    VOUCHER_SUSPENDED = "VOUCHER_SUSPENDED"
+    VOUCHER_EXPIRED = "VOUCHER_EXPIRED"
+    SUBJECT_NOT_COVERED = "SUBJECT_NOT_COVERED"
+    RELATION_NOT_COVERED = "RELATION_NOT_COVERED"
+    FILING_INVALID = "FILING_INVALID"
+    RELATED_PARTY = "RELATED_PARTY"
+    CONTRACT_TOO_SMALL = "CONTRACT_TOO_SMALL"
+    CONTRACT_USED_UP = "CONTRACT_USED_UP"
+    VOUCHER_EXHAUSTED = "VOUCHER_EXHAUSTED"
+    VOUCHER_REQUIRED = "VOUCHER_REQUIRED"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`reason` None: it passes."""
+
+    reason: Reason | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.reason is None
+
+
+PASSED = Decision()
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """What makes two organisations related. `uscc` "" where unknown; `controllers` are USCCs or person ids."""
+
+    organisation: str
+    kind: str
+    status: str
+    uscc: str = ""
+    legal_person: str = ""
+    controllers: frozenset[str] = frozenset()
+    is_demo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilingFact:
+    """A register entry, by its days in Asia/Shanghai (`last` None: no end stated)."""
+
+    number: str
+    first: date
+    last: date | None
+    is_demo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The model that is called or contracted: what of it matters to a voucher."""
+
+    is_derivative: bool
+    reuses_weights: bool  # true for what is no derivative
+    filing: FilingFact | None  # its own, or the root base's over weight-reusing relations
+    tier: str
+
+
+def decide_standing(programme: ProgrammeFile, party: Party) -> Decision:
+    """Approved by the operator, of a kind that the programme is for; demonstrations only among themselves."""
+    if party.status != "approved":
+        return Decision(Reason.ORGANISATION_NOT_APPROVED)
+    if party.kind not in programme.who:
+        return Decision(Reason.NOT_IN_SCOPE)
+    return Decision(Reason.DEMO_MISMATCH) if party.is_demo != programme.is_demo else PASSED
+
+
+def decide_uscc(party: Party) -> Decision:
+    return PASSED if is_valid(party.uscc) else Decision(Reason.USCC_INVALID)
+
+
+def decide_filing(programme: ProgrammeFile, filing: FilingFact | None, day: date) -> Decision:
+    """The filing holds on that day, and is no demonstration entry in a real programme."""
+    if not programme.filing_required:
+        return PASSED
+    if filing is None or filing.is_demo != programme.is_demo:
+        return Decision(Reason.FILING_INVALID)
+    holds = filing.first <= day and (filing.last is None or day <= filing.last)
+    return PASSED if holds else Decision(Reason.FILING_INVALID)
+
+
+def decide_filed_model_exists(programme: ProgrammeFile, filings: Iterable[FilingFact], day: date) -> Decision:
+    """Whether the register has any filing that the programme could pay for on that day."""
+    if not programme.filing_required or any(decide_filing(programme, filing, day).passed for filing in filings):
+        return PASSED
+    return Decision(Reason.NO_FILED_MODEL)
+
+
+def decide_cap(programme: ProgrammeFile, requested_fen: int, room_fen: int) -> Decision:
+    """The amount is positive, within the cap, and within what the cap's period still has room for."""
+    if not 0 < requested_fen <= programme.cap_fen:
+        return Decision(Reason.AMOUNT_INVALID)
+    return PASSED if requested_fen <= room_fen else Decision(Reason.CAP_REACHED)
+
+
+def decide_pool(requested_fen: int, unissued_fen: int) -> Decision:
+    return PASSED if requested_fen <= unissued_fen else Decision(Reason.POOL_EXHAUSTED)
+
+
+def decide_evidence(programme: ProgrammeFile, given: Iterable[str]) -> Decision:
+    """Every required piece of evidence is there."""
+    needed = {item.code for item in programme.evidence_schema or () if item.required}
+    return PASSED if needed <= set(given) else Decision(Reason.EVIDENCE_MISSING)
+
+
+def decide_related(caller: Party, provider: Party) -> bool:
+    """One organisation, one code, one legal person, a shared controller, or one controls the other.
+
+    Demonstration organisations all carry one placeholder as legal person, which relates nobody.
+    """
+    if caller.organisation == provider.organisation or (caller.uscc and caller.uscc == provider.uscc):
+        return True
+    real = not (caller.is_demo or provider.is_demo)
+    if real and caller.legal_person and caller.legal_person == provider.legal_person:
+        return True
+    if caller.controllers & provider.controllers:
+        return True
+    return caller.uscc in provider.controllers - {""} or provider.uscc in caller.controllers - {""}
+
+
+@dataclass(frozen=True, slots=True)
+class VoucherFact:
+    """A voucher as far as a decision needs it."""
+
+    state: str
+    use_by: date
+    programme_state: str
+
+
+def decide_voucher(voucher: VoucherFact, day: date) -> Decision:
+    """The voucher may be drawn on that day: its programme runs, it is not suspended, its use-by day is not over."""
+    if voucher.programme_state not in ("active", "frozen"):
+        return Decision(Reason.PROGRAMME_CLOSED)
+    if voucher.state == "expired" or day > voucher.use_by:
+        return Decision(Reason.VOUCHER_EXPIRED)
+    return PASSED if voucher.state in ("active", "exhausted") else Decision(Reason.VOUCHER_SUSPENDED)
+
+
+def decide_coverage(
+    programme: ProgrammeFile,
+    voucher: VoucherFact,
+    offer: Offer,
+    *,
+    related: bool,
+    contract_fen: int,
+    day: date,
+) -> Decision:
+    """Whether this voucher pays its share of a call of `offer` on `day`, money left aside; in the order above."""
+    standing = decide_voucher(voucher, day)
+    if not standing.passed:
+        return standing
+    if programme.subject != "both" and (programme.subject == "derivative") != offer.is_derivative:
+        return Decision(Reason.SUBJECT_NOT_COVERED)
+    if not offer.reuses_weights:
+        return Decision(Reason.RELATION_NOT_COVERED)
+    filing = decide_filing(programme, offer.filing, day)
+    if not filing.passed:
+        return filing
+    if related and programme.related_party_policy == "refuse":
+        return Decision(Reason.RELATED_PARTY)
+    return Decision(Reason.CONTRACT_TOO_SMALL) if contract_fen < programme.min_spend_fen else PASSED
+
+
+_FURTHEST = (
+    Reason.PROGRAMME_CLOSED,
+    Reason.VOUCHER_EXPIRED,
+    Reason.VOUCHER_SUSPENDED,
+    Reason.SUBJECT_NOT_COVERED,
+    Reason.RELATION_NOT_COVERED,
+    Reason.FILING_INVALID,
+    Reason.RELATED_PARTY,
+    Reason.CONTRACT_TOO_SMALL,
+    Reason.VOUCHER_EXHAUSTED,
+    Reason.CONTRACT_USED_UP,
+)
+
+
+def decide_reason(reasons: Sequence[Reason]) -> Reason:
+    """The one reason to tell when no voucher pays: that of the voucher that came furthest; VOUCHER_REQUIRED if none."""
+    return max(reasons, key=_FURTHEST.index, default=Reason.VOUCHER_REQUIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Burnable:
+    """What the burn order looks at. `breadth`: how much the programme covers, narrower first."""
+
+    priority: int
+    use_by: date
+    breadth: int
+    issued_at_ms: int
+    voucher: str
+
+
+def burn_order(found: Iterable[Burnable]) -> list[Burnable]:
+    """Priority → earliest use-by → narrowest scope → oldest → id."""
+    return sorted(found, key=lambda b: (b.priority, b.use_by, b.breadth, b.issued_at_ms, b.voucher))
+
+
+def breadth(programme: ProgrammeFile) -> int:
+    """A programme for base models or derivatives only is narrower than one for both; one that needs a filing, too."""
+    return 2 * (programme.subject == "both") + (not programme.filing_required)
