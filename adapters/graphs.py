@@ -17,6 +17,7 @@ from model_store.errors import Unprocessable
 
 OPSET = 17
 IR_VERSION = 8
+PREFIX = "am_"
 MIN_PROBABILITY = 1e-6  # what a logit is clipped to, so that a sure answer stays finite
 Floats = npt.NDArray[np.float32]
 
@@ -107,10 +108,19 @@ def append(
 ) -> onnx.ModelProto:
     """A copy of `model` with `nodes` behind it and `outputs` as its outputs (beside the old ones, if kept).
 
-    Names that the nodes make must be new: callers prefix theirs with `am_`.
+    Names that the nodes make start with `am_`; where the graph has such names already (it was adapted before) they
+    become `am2_`, `am3_` …, outputs too.
     """
     longer = onnx.ModelProto()
     longer.CopyFrom(model)
+    prefix = fresh_prefix(model)
+    new = {tensor.name: _again(tensor.name, prefix) for tensor in constants}
+    for node in nodes:  # in order: a name not yet made by a node before it is the parent's own
+        node.input[:] = [new.get(name, name) for name in node.input]
+        new |= {name: _again(name, prefix) for name in node.output}
+        node.output[:] = [new[name] for name in node.output]
+    for value in (*constants, *outputs):
+        value.name = new.get(value.name, value.name)
     longer.graph.node.extend(nodes)
     longer.graph.initializer.extend(constants)
     if not keep_outputs:
@@ -118,6 +128,20 @@ def append(
     longer.graph.output.extend(outputs)
     onnx.checker.check_model(longer)
     return longer
+
+
+def _again(name: str, prefix: str) -> str:
+    return prefix + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
+
+
+def fresh_prefix(model: onnx.ModelProto) -> str:
+    """`am_`, or `am2_`, `am3_` … where names of the graph begin so already."""
+    taken = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
+    prefix, round_ = PREFIX, 1
+    while any(name.startswith(prefix) for name in taken):
+        round_ += 1
+        prefix = f"am{round_}_"
+    return prefix
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -157,7 +181,8 @@ def append_positive_logit(
         ]
         single = "am_flat"
     nodes.append(helper.make_node("Reshape", [single, "am_column"], ["am_logit"]))
-    return append(model, nodes, constants, [floats_in("am_logit", 1)]), "am_logit"
+    longer = append(model, nodes, constants, [floats_in("am_logit", 1)])
+    return longer, longer.graph.output[0].name
 
 
 def append_log(model: onnx.ModelProto, tensor: str, classes: int) -> tuple[onnx.ModelProto, str]:
@@ -168,7 +193,8 @@ def append_log(model: onnx.ModelProto, tensor: str, classes: int) -> tuple[onnx.
         helper.make_node("Log", ["am_p"], ["am_log"]),
     ]
     constants = [constant("am_low", np.float32(MIN_PROBABILITY))]
-    return append(model, nodes, constants, [floats_in("am_log", classes)]), "am_log"
+    longer = append(model, nodes, constants, [floats_in("am_log", classes)])
+    return longer, longer.graph.output[0].name
 
 
 def append_head(backbone: onnx.ModelProto, tensor: str, weights: Floats, bias: Floats) -> onnx.ModelProto:

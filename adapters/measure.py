@@ -18,7 +18,7 @@ from adapters.samples import Samples, is_normal, known_labels
 from model_store.bundle import Bundle
 from model_store.errors import Unprocessable
 from model_store.manifest import Manifest, Metric
-from model_store.processing import Pipeline
+from model_store.processing.pipeline import Pipeline
 
 BATCH_ROWS = 64
 GENERIC_TEXTS = ("设备运行异常, 请检查", "pump leaks oil at the seal", "更换轴承后恢复正常", "motor will not start")

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from adapters.recipe import Context
 from model_store.errors import BadInput, Unprocessable
 from model_store.manifest import Feature, Label, Manifest
-from model_store.processing import match_columns
 
 MAX_CLASSES = 200
 MIN_ROWS_PER_CLASS = 2
@@ -95,6 +94,8 @@ def _cell(value: Any) -> Any:
 
 def find_columns(context: Context, features: Sequence[Feature], headings: Sequence[str]) -> dict[str, str]:
     """Feature name → heading, by hand first; `BadInput` COLUMN_MISSING for a required feature that no heading gives."""
+    from model_store.processing.columns import match_columns
+
     found: dict[str, str] = {}
     for name, heading in context.columns.items():
         if heading not in headings:

@@ -200,4 +200,4 @@ def reconstruction_error(windows: Floats, mean: Floats, scale: Floats, component
     """The same in numpy, float64: [N, 1], to verify the graph against."""
     flat = ((windows - mean[:, None]) / scale[:, None]).reshape(len(windows), -1).astype(np.float64)
     residual = flat - flat @ components @ components.T
-    return (residual**2).mean(axis=1, keepdims=True)
+    return np.asarray((residual**2).mean(axis=1, keepdims=True))

@@ -32,7 +32,7 @@ class Settings:
     seed: int = 0
 
 
-class PooledClassifier(nn.Module):
+class PooledClassifier(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """Encoder → mean of the token states under the mask → dropout → linear head: logits [N, K]."""
 
     def __init__(self, encoder: nn.Module, width: int, classes: int) -> None:
@@ -142,7 +142,7 @@ def probabilities(model: PooledClassifier, ids: Ids, mask: Ids, batch: int = 32)
     return np.concatenate(parts)
 
 
-class _WithSoftmax(nn.Module):
+class _WithSoftmax(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def __init__(self, model: PooledClassifier) -> None:
         super().__init__()
         self.model = model

@@ -59,7 +59,8 @@ def run(context: Context) -> Outcome:
     facts = {"rows": len(rows.rows), "rows_test": len(test.rows), "kind": kind, "output_difference": moved, **sizes}
     golden = measure.golden_inputs(parent, calibration.rows, context.seed)
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=golden, child=after, parent=before, notes=_notes(labelled, sizes), facts={**facts, "metric_loss": lost, "quantised_nodes": counts},
+        context, RECIPE, manifest, golden_inputs=golden, child=after, parent=before, notes=_notes(labelled, sizes),
+        facts={**facts, "metric_loss": lost, "quantised_nodes": counts},
     )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def check_gate(moved: float, lost: float, max_difference: float, max_loss: float
         return
     raise Unprocessable(
         "QUANTISATION_TOO_LOSSY",
-        zh=f"int8 版本差异过大: 输出差异 {moved:.3f} (上限 {max_difference:g}), 指标下降 {lost:.3f} (上限 {max_loss:g})",
+        zh=f"int8 差异过大: 输出差异 {moved:.3f} (上限 {max_difference:g}), 指标下降 {lost:.3f} (上限 {max_loss:g})",
         en=f"the int8 variation is too far from its parent: outputs moved by {moved:.3f} (at most {max_difference:g}),"
         f" the metric lost {lost:.3f} (at most {max_loss:g})",
         remedy_zh="请改用另一种量化方式 (dynamic/static), 增加校准样本, 或放宽上限",

@@ -75,7 +75,8 @@ def run(context: Context) -> Outcome:
     facts = {"rows": len(rows.rows), "rows_train": len(fit.rows), "rows_test": len(test.rows), "dropped": rows.dropped}
     return derive.finish(
         context, RECIPE, manifest, golden_inputs=measure.golden_inputs(parent, fit.rows, context.seed), child=after,
-        parent=before, notes=_notes(change, fit), facts={**facts, "method": change.method, "threshold": change.threshold},
+        parent=before, notes=_notes(change, fit),
+        facts={**facts, "method": change.method, "threshold": change.threshold},
     )  # fmt: skip
 
 
