@@ -1,4 +1,4 @@
-"""Settings of a serving node. The composition root fills them; names match the market's settings where both have one."""
+"""Settings of a serving node; the composition root fills them, under the market's own names where both have one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""What a run will take, by measurement: decides whether it may stay on the event loop.
+
+The prior is the bundle's cost model (latency = a·rows + b, measured at inspection on another machine perhaps); each run
+refines an average for its size class, a power of two of input elements, because sequence length costs as rows do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from model_store.manifest import CostModel
+
+WEIGHT = 0.1  # of the newest run in the moving average
+PRIOR_SAFETY = 3.0  # another machine measured it
+MAX_INLINE_FILE_BYTES = 20 << 20
+# Operators whose work or output does not follow from the size of the inputs but from their values.
+_LOOPS = frozenset({"Loop", "Scan"})
+_SIZED_BY: dict[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Tile": (1,),
+    "Expand": (1,),
+    "Resize": (2, 3),
+    "Upsample": (1,),
+    "Pad": (1,),
+    "OneHot": (1,),
+}
+
+
+class CostEstimate:
+    """Milliseconds of one run by size class. Not thread-safe: called on the event loop only."""
+
+    __slots__ = ("_classes", "_prior_ms", "_prior_ms_per_row", "inline_allowed")
+
+    def __init__(self, prior: CostModel | None, inline_allowed: bool) -> None:
+        self._prior_ms = prior.b_ms if prior is not None else 0.0
+        self._prior_ms_per_row = prior.a_ms_per_row if prior is not None else -1.0
+        self._classes: dict[int, float] = {}
+        self.inline_allowed = inline_allowed
+
+    def predict_ms(self, elements: int, rows: int) -> float:
+        """Expected duration; infinity where nothing is known. A class not yet seen is taken from the next below it."""
+        size = elements.bit_length()
+        known = self._classes.get(size)
+        if known is not None:
+            return known
+        below = self._classes.get(size - 1)
+        if below is not None:
+            return below * 4  # twice the elements; attention is quadratic
+        above = self._classes.get(size + 1)
+        if above is not None:
+            return above
+        if self._prior_ms_per_row < 0:
+            return float("inf")
+        return (self._prior_ms + self._prior_ms_per_row * rows) * PRIOR_SAFETY
+
+    def record(self, elements: int, took_ms: float) -> None:
+        """One run of this many input elements took so long."""
+        size = elements.bit_length()
+        known = self._classes.get(size)
+        self._classes[size] = took_ms if known is None else known + WEIGHT * (took_ms - known)
+
+
+def runs_in_bounded_time(model_path: Path) -> bool:
+    """Whether the graph's work follows from the size of its inputs alone, so that a measured time can be trusted.
+
+    False for loops, for outputs sized by values (ConstantOfShape of an input …) and for files over 20 MiB (too long to
+    look at, and hardly short to run). Reads the file: call it off the event loop.
+    """
+    if model_path.stat().st_size > MAX_INLINE_FILE_BYTES:
+        return False
+    model = onnx.load(str(model_path), load_external_data=False)
+    if len(model.functions) > 0:
+        return False  # bodies elsewhere; not worth following for the sake of a few microseconds
+    return _bounded(model.graph, frozenset())
+
+
+def _bounded(graph: onnx.GraphProto, outer: frozenset[str]) -> bool:
+    fixed = set(outer) | {tensor.name for tensor in graph.initializer}
+    fixed -= {value.name for value in graph.input}  # an initializer that callers may override is not fixed
+    for node in graph.node:
+        if node.op_type in _LOOPS:
+            return False
+        sized_by = _SIZED_BY.get(node.op_type, ())
+        names = [node.input[index] for index in sized_by if index < len(node.input) and node.input[index]]
+        if any(name not in fixed for name in names):
+            return False
+        if node.op_type == "Constant" or (node.input and all(name in fixed for name in node.input if name)):
+            fixed.update(node.output)
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
+            if not all(_bounded(body, frozenset(fixed)) for body in bodies):
+                return False
+    return True

@@ -1,0 +1,292 @@
+"""The data plane's own refusals, as leaves of `model_store.errors.Refusal`.
+
+::
+
+    BadInput            REQUEST_JSON, REQUEST_FIELD, TENSOR_DATA, TENSOR_BINARY, BINARY_REQUIRED, BODY_ENCODING
+    Unauthenticated     KEY_MISSING
+    PaymentRequired     PRICE_MISSING, LEASE_TOO_SMALL
+    Forbidden           SCOPE_MISSING, NOT_OWNER
+    NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND
+    Conflict            IDEMPOTENCY_CONFLICT
+    TooLarge            BODY_TOO_LARGE
+    TooMany             QUEUE_FULL
+    Broken              INTERNAL_ERROR
+    NotHere             NO_MARKET_HERE
+    Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE
+    DeadlineExceeded    DEADLINE_EXCEEDED
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from model_store.errors import (
+    BadInput,
+    Broken,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    NotFound,
+    PaymentRequired,
+    Refusal,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+)
+
+
+def oip_error_body(refusal: Refusal, request_id: str) -> bytes:
+    """Open Inference's shape: `error` is one string, both languages and the remedy in it; the parts stand beside it."""
+    text = f"{refusal.code}: {refusal.en} · {refusal.zh}"
+    remedy = " · ".join(part for part in (refusal.remedy_en, refusal.remedy_zh) if part)
+    body: dict[str, Any] = refusal.as_dict(request_id)
+    return orjson.dumps({"error": f"{text} · {remedy}" if remedy else text, **body}, default=str)
+
+
+def native_error_body(refusal: Refusal, request_id: str) -> bytes:
+    """The shape of every other JSON surface: `{"error": {code, message, message_zh, remedy, …}}`."""
+    return orjson.dumps({"error": refusal.as_dict(request_id)}, default=str)
+
+
+def request_json(why: str) -> BadInput:
+    return BadInput(
+        "REQUEST_JSON",
+        zh=f"请求体不是有效的 JSON: {why[:200]}",
+        en=f"the body is not valid JSON: {why[:200]}",
+        remedy_zh="请发送 Open Inference Protocol V2 的 JSON 请求",
+        remedy_en="send the JSON request of the Open Inference Protocol V2",
+        field="body",
+    )
+
+
+def request_field(field: str, zh: str, en: str) -> BadInput:
+    """A field of the request that breaks a rule; `zh` and `en` say what it must be."""
+    return BadInput(
+        "REQUEST_FIELD",
+        zh=f"请求字段 {field[:160]} 有误: {zh}",
+        en=f"{field[:160]} {en}",
+        remedy_zh="请对照 Open Inference Protocol V2 的请求格式修改",
+        remedy_en="compare the request with the Open Inference Protocol V2",
+        field=field[:160],
+    )
+
+
+def tensor_data(name: str, zh: str, en: str) -> BadInput:
+    return BadInput(
+        "TENSOR_DATA",
+        zh=f"张量“{name[:120]}”的数据有误: {zh}",
+        en=f"the data of tensor {name[:120]!r} {en}",
+        remedy_zh="请使 data 的个数与 shape 一致, 类型与 datatype 一致",
+        remedy_en="make the number of values fit `shape`, and their kind fit `datatype`",
+        field=name[:120],
+    )
+
+
+def tensor_binary(name: str, zh: str, en: str) -> BadInput:
+    return BadInput(
+        "TENSOR_BINARY",
+        zh=f"张量“{name[:120]}”的二进制数据有误: {zh}",
+        en=f"the binary data of tensor {name[:120]!r} {en}",
+        remedy_zh="请检查 binary_data_size 与 Inference-Header-Content-Length, 二进制部分按 inputs 的顺序排列",
+        remedy_en="check binary_data_size and Inference-Header-Content-Length; binary parts follow the order of inputs",
+        field=name[:120],
+    )
+
+
+def binary_required(name: str, dtype: str) -> BadInput:
+    return BadInput(
+        "BINARY_REQUIRED",
+        zh=f"张量“{name[:120]}”的类型 {dtype} 只能以二进制传输",
+        en=f"tensor {name[:120]!r} is {dtype}, which travels as binary only",
+        remedy_zh="请使用 binary_data_size (输入) 或 binary_data (输出)",
+        remedy_en="use binary_data_size (input) or binary_data (output)",
+        field=name[:120],
+    )
+
+
+def body_encoding(why: str) -> BadInput:
+    return BadInput(
+        "BODY_ENCODING",
+        zh=f"请求体无法解压: {why[:120]}",
+        en=f"the body cannot be decompressed: {why[:120]}",
+        remedy_zh="请用 gzip 或 deflate 压缩, 或不压缩",
+        remedy_en="compress with gzip or deflate, or not at all",
+        field="content-encoding",
+    )
+
+
+def body_too_large(limit: int) -> TooLarge:
+    return TooLarge(
+        "BODY_TOO_LARGE",
+        zh=f"请求体超过上限 {limit} 字节 (按解压后计)",
+        en=f"the body is over {limit} bytes (decompressed)",
+        remedy_zh="请分多次发送, 或改用二进制张量",
+        remedy_en="send it in several requests, or use binary tensors",
+        field="body",
+    )
+
+
+def key_missing() -> Unauthenticated:
+    return Unauthenticated(
+        "KEY_MISSING",
+        zh="请求没有携带密钥",
+        en="the request carries no key",
+        remedy_zh="请加上请求头 Authorization: Bearer <密钥> 或 X-API-Key: <密钥>",
+        remedy_en="add the header Authorization: Bearer <key>, or X-API-Key: <key>",
+        field="authorization",
+    )
+
+
+def key_expired() -> Unauthenticated:
+    return Unauthenticated(
+        "KEY_EXPIRED",
+        zh="密钥已过期",
+        en="the key has expired",
+        remedy_zh="请在控制台轮换或新建密钥",
+        remedy_en="rotate it, or make a new one, in the console",
+        field="authorization",
+    )
+
+
+def scope_missing(scope: str) -> Forbidden:
+    return Forbidden(
+        "SCOPE_MISSING",
+        zh=f"该密钥没有“{scope}”权限",
+        en=f"this key does not have the scope {scope!r}",
+        remedy_zh="请换用有此权限的密钥, 或请管理员新建",
+        remedy_en="use a key that has it, or ask an administrator for one",
+        field="authorization",
+    )
+
+
+def not_owner(name: str) -> Forbidden:
+    return Forbidden(
+        "NOT_OWNER",
+        zh=f"只有 {name} 的所有者或平台运营方可以执行此操作",
+        en=f"only the owner of {name} or the operator may do this",
+        remedy_zh="请换用所有者的密钥",
+        remedy_en="use a key of its owner",
+        field="model",
+    )
+
+
+def no_such_path(path: str) -> NotFound:
+    return NotFound(
+        "NO_SUCH_PATH",
+        zh=f"没有这个地址: {path[:120]}",
+        en=f"there is nothing at {path[:120]}",
+        remedy_zh="推理接口: POST /v2/models/{vendor--name}/infer",
+        remedy_en="to infer: POST /v2/models/{vendor--name}/infer",
+    )
+
+
+def model_not_found(name: str, selector: str | None = None) -> NotFound:
+    shown = name[:100] + (f"@{selector[:40]}" if selector else "")
+    return NotFound(
+        "MODEL_NOT_FOUND",
+        zh=f"没有名为“{shown}”的模型, 或您无权查看",
+        en=f"there is no model {shown!r}, or you may not see it",
+        remedy_zh="请在货架上搜索准确名称",
+        remedy_en="search the shelf for its exact name",
+        field="model",
+    )
+
+
+def idempotency_conflict() -> Conflict:
+    return Conflict(
+        "IDEMPOTENCY_CONFLICT",
+        zh="同一个 Idempotency-Key 已用于另一个请求",
+        en="this Idempotency-Key was used for another request",
+        remedy_zh="重试请发送完全相同的请求; 新的请求请用新的 Idempotency-Key",
+        remedy_en="a retry sends exactly the same request; a new request needs a new Idempotency-Key",
+        field="idempotency-key",
+    )
+
+
+def queue_full(name: str, retry_after_s: int) -> TooMany:
+    return TooMany(
+        "QUEUE_FULL",
+        zh=f"模型 {name} 的等待队列已满",
+        en=f"the queue of {name} is full",
+        remedy_zh=f"请在 {retry_after_s} 秒后重试, 或把多行合并为一次请求",
+        remedy_en=f"try again in {retry_after_s} s, or send several rows in one request",
+        retry_after_s=retry_after_s,
+    )
+
+
+def memory_full(name: str) -> Unavailable:
+    return Unavailable(
+        "MEMORY_FULL",
+        zh=f"内存正被其他模型占用, 暂时无法加载 {name}",
+        en=f"other models in use hold the memory; {name} cannot be loaded just now",
+        remedy_zh="请稍后重试",
+        remedy_en="try again shortly",
+        retry_after_s=1,
+    )
+
+
+def shutting_down() -> Unavailable:
+    return Unavailable(
+        "SHUTTING_DOWN",
+        zh="服务正在停止",
+        en="the server is shutting down",
+        remedy_zh="请稍后重试",
+        remedy_en="try again shortly",
+        retry_after_s=5,
+    )
+
+
+def admission_unavailable() -> Unavailable:
+    return Unavailable(
+        "ADMISSION_UNAVAILABLE",
+        zh="暂时无法向账本申请额度",
+        en="the ledger cannot be asked for a lease just now",
+        remedy_zh="请稍后重试; 本次调用未计费",
+        remedy_en="try again shortly; this call was not charged",
+        retry_after_s=2,
+    )
+
+
+def price_missing(name: str) -> PaymentRequired:
+    return PaymentRequired(
+        "PRICE_MISSING",
+        zh=f"{name} 没有可用的价格",
+        en=f"there is no price for {name} that holds now",
+        remedy_zh="请联系供应商公布价格",
+        remedy_en="ask its vendor to publish a price",
+        field="model",
+    )
+
+
+def lease_too_small(amount_micro: int) -> PaymentRequired:
+    return PaymentRequired(
+        "LEASE_TOO_SMALL",
+        zh=f"可用额度不足以支付本次调用 ({amount_micro} 微分)",
+        en=f"what is left does not cover this call ({amount_micro} micro-fen)",
+        remedy_zh="请申请新的模型券, 提高自费上限, 或减少一次请求的行数",
+        remedy_en="apply for another voucher, raise the cap on own cost, or send fewer rows",
+    )
+
+
+def internal_error() -> Broken:
+    return Broken(
+        "INTERNAL_ERROR",
+        zh="平台内部错误, 已记录",
+        en="something broke on our side; it has been logged",
+        remedy_zh="请稍后重试; 若再次出现, 请把请求编号告诉平台运营方",
+        remedy_en="try again; if it happens again, tell the operator the request id",
+    )
+
+
+def deadline_exceeded(deadline_ms: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "DEADLINE_EXCEEDED",
+        zh=f"调用超过 {deadline_ms:.0f} 毫秒的期限, 已放弃, 未计费",
+        en=f"the call passed its deadline of {deadline_ms:.0f} ms and was given up; it was not charged",
+        remedy_zh="请放宽 X-Deadline-Ms, 稍后重试, 或减少一次请求的行数",
+        remedy_en="allow more time in X-Deadline-Ms, try later, or send fewer rows",
+        field="deadline_ms",
+    )
