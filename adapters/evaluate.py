@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from model_store.manifest import Metric
 
-RESAMPLES = 400
+RESAMPLES = 1000
 MIN_ROWS_FOR_INTERVAL = 8
+OVERKILL = 0.05  # share of good parts that an inspection station may refuse, at which the miss rate is read
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
@@ -50,6 +51,18 @@ def f1(actual: Flags, predicted: Flags) -> float:
     hit = int((actual & predicted).sum())
     total = int(actual.sum()) + int(predicted.sum())
     return 2 * hit / total if total else 0.0
+
+
+def miss_rate_at_overkill(hits: Flags, scores: Floats, overkill: float = OVERKILL) -> float:
+    """Share of the hits that pass when the threshold refuses at most `overkill` of the good rows; NaN without both.
+
+    The threshold is the lowest score that keeps the overkill within bounds on these very rows.
+    """
+    good = np.sort(scores[~hits])[::-1]
+    if not len(good) or not hits.any():
+        return float("nan")
+    threshold = good[min(int(overkill * len(good)), len(good) - 1)]
+    return float((scores[hits] <= threshold).mean())
 
 
 def _share(part: Flags, whole: Flags) -> float:
@@ -104,6 +117,13 @@ def _hit_metrics(hits: Flags, flagged: Flags, scores: Floats, seed: int) -> list
         with_interval("auc", lambda at: auc(hits[at], scores[at]), rows, seed),
         with_interval("miss_rate", lambda at: _share(~flagged[at], hits[at]), rows, seed, higher_is_better=False),
         with_interval("overkill", lambda at: _share(flagged[at], ~hits[at]), rows, seed, higher_is_better=False),
+        with_interval(
+            f"miss_rate_at_{OVERKILL:.0%}_overkill",
+            lambda at: miss_rate_at_overkill(hits[at], scores[at]),
+            rows,
+            seed,
+            higher_is_better=False,
+        ),
     ]
     return [metric for metric in found if np.isfinite(metric.value)]
 

@@ -20,6 +20,7 @@ IR_VERSION = 8
 PREFIX = "am_"
 MIN_PROBABILITY = 1e-6  # what a logit is clipped to, so that a sure answer stays finite
 Floats = npt.NDArray[np.float32]
+Scaling = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # mean [D], inverse of the deviation [D]
 
 
 def constant(name: str, values: Any) -> onnx.TensorProto:
@@ -51,34 +52,41 @@ def floats_in(name: str, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
 
 
-def linear_classifier(weights: Floats, bias: Floats, tensor: str = "features") -> onnx.ModelProto:
-    """softmax(x @ weights + bias): [N, D] → "probabilities" [N, K]."""
+def linear_classifier(
+    weights: npt.NDArray[Any], bias: npt.NDArray[Any], tensor: str = "features", scaling: Scaling | None = None
+) -> onnx.ModelProto:
+    """softmax(x @ weights + bias): [N, D] → "probabilities" [N, K]; x first scaled to (x - mean) * inverse."""
     width, classes = weights.shape
-    nodes = [
-        helper.make_node("Gemm", [tensor, "weights", "bias"], ["logits"]),
+    nodes, constants, source = _scaled(tensor, scaling)
+    nodes += [
+        helper.make_node("Gemm", [source, "weights", "bias"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    return graph_model(
-        "linear_classifier",
-        nodes,
-        [constant("weights", weights), constant("bias", bias)],
-        [floats_in(tensor, width)],
-        [floats_in("probabilities", classes)],
-    )
+    constants += [constant("weights", weights), constant("bias", bias)]
+    outputs = [floats_in("probabilities", classes)]
+    return graph_model("linear_classifier", nodes, constants, [floats_in(tensor, width)], outputs)
 
 
-def linear_regressor(weights: Floats, bias: float, tensor: str = "features") -> onnx.ModelProto:
-    """x @ weights + bias: [N, D] → "value" [N, 1]."""
-    nodes = [helper.make_node("Gemm", [tensor, "weights", "bias"], ["value"])]
-    constants = [constant("weights", weights.reshape(-1, 1)), constant("bias", np.array([bias], np.float32))]
-    return graph_model("linear_regressor", nodes, constants, [floats_in(tensor, weights.size)], [floats_in("value", 1)])
+def linear_regressor(
+    weights: npt.NDArray[Any], bias: float, tensor: str = "features", scaling: Scaling | None = None
+) -> onnx.ModelProto:
+    """x @ weights + bias: [N, D] → "value" [N, 1]; x first scaled to (x - mean) * inverse."""
+    nodes, constants, source = _scaled(tensor, scaling)
+    nodes.append(helper.make_node("Gemm", [source, "weights", "bias"], ["value"]))
+    constants += [constant("weights", weights.reshape(-1, 1)), constant("bias", np.array([bias], np.float32))]
+    inputs, outputs = [floats_in(tensor, weights.size)], [floats_in("value", 1)]
+    return graph_model("linear_regressor", nodes, constants, inputs, outputs)
 
 
-def binary_logit(weights: Floats, bias: float, tensor: str = "features") -> onnx.ModelProto:
-    """The logit of the positive class: [N, D] → "score" [N, 1]."""
-    model = linear_regressor(weights, bias, tensor)
-    model.graph.node[0].output[0] = model.graph.output[0].name = "score"
-    return model
+def _scaled(tensor: str, scaling: Scaling | None) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]:
+    if scaling is None:
+        return [], [], tensor
+    nodes = [
+        helper.make_node("Sub", [tensor, "scaling_mean"], ["scaling_centred"]),
+        helper.make_node("Mul", ["scaling_centred", "scaling_inverse"], ["scaling_standard"]),
+    ]
+    constants = [constant("scaling_mean", scaling[0]), constant("scaling_inverse", scaling[1])]
+    return nodes, constants, "scaling_standard"
 
 
 # --- behind a parent's graph ----------------------------------------------------------------------------------------

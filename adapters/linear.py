@@ -1,4 +1,4 @@
-"""Linear models: trained with scikit-learn on standardised columns, written as one Gemm with the scaling folded in."""
+"""Linear models: trained with scikit-learn on standardised columns, written as a scaling and a Gemm."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import onnx
 from adapters import graphs
 
 Floats = npt.NDArray[np.floating[Any]]
+SAME = 1e-5  # a deviation below this share of the mean is rounding
 
 
 def fit(x: Floats, wanted: Sequence[str] | Floats, seed: int, strength: float = 1.0) -> Any:
@@ -23,10 +24,15 @@ def fit(x: Floats, wanted: Sequence[str] | Floats, seed: int, strength: float = 
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    scaler = StandardScaler().fit(x)
+    # A column that varies only in float32's last digits would be blown up to full size, and differently by each
+    # runtime: it counts as constant, with weight zero.
+    scaler.scale_ = np.where(scaler.scale_ > SAME * np.abs(scaler.mean_), scaler.scale_, np.inf)
+    standard = scaler.transform(x.astype(np.float64))
     if is_labels(wanted):
-        balanced = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced", random_state=seed)
-        return make_pipeline(StandardScaler(), balanced).fit(x, list(wanted))
-    return make_pipeline(StandardScaler(), Ridge(alpha=1.0 / strength)).fit(x, wanted)
+        head = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced", random_state=seed)
+        return make_pipeline(scaler, head.fit(standard, list(wanted)))
+    return make_pipeline(scaler, Ridge(alpha=1.0 / strength).fit(standard, wanted))
 
 
 def is_labels(wanted: Sequence[str] | Floats) -> bool:
@@ -36,20 +42,24 @@ def is_labels(wanted: Sequence[str] | Floats) -> bool:
 def predict(model: Any, x: Floats) -> Floats:
     """What the model itself answers: probabilities [N, K] or values [N, 1]."""
     if hasattr(model, "predict_proba"):
-        return np.asarray(model.predict_proba(x), np.float64)
-    return np.asarray(model.predict(x), np.float64).reshape(-1, 1)
+        return np.asarray(model.predict_proba(x.astype(np.float64)), np.float64)
+    return np.asarray(model.predict(x.astype(np.float64)), np.float64).reshape(-1, 1)
 
 
 def export(model: Any, tensor: str) -> onnx.ModelProto:
     """The fitted pipeline as ONNX: `tensor` [N, D] → "probabilities" [N, K] or "value" [N, 1]."""
-    weights, bias = head_weights(model)
-    if not hasattr(model[-1], "classes_"):
-        return graphs.linear_regressor(weights, float(bias[0]), tensor)
-    return graphs.linear_classifier(weights, bias, tensor)
+    scaler, head = model[0], model[-1]
+    weights, bias = np.atleast_2d(head.coef_).T, np.atleast_1d(head.intercept_)
+    scaling = scaler.mean_, 1.0 / scaler.scale_
+    if not hasattr(head, "classes_"):
+        return graphs.linear_regressor(weights, float(bias[0]), tensor, scaling)
+    if weights.shape[1] == 1:  # two classes: softmax over (0, z) is sigmoid(z)
+        weights, bias = two_columns(weights, bias)
+    return graphs.linear_classifier(weights, bias, tensor, scaling)
 
 
 def head_weights(model: Any) -> tuple[Any, Any]:
-    """(weights [D, K], bias [K]) of a fitted pipeline on raw columns, K at least 2 for classes and 1 for a value."""
+    """(weights [D, K], bias [K]) with the scaling folded in, K at least 2 for classes and 1 for a value."""
     scaler, head = model[0], model[-1]
     weights, bias = folded(np.atleast_2d(head.coef_).T, np.atleast_1d(head.intercept_), scaler.mean_, scaler.scale_)
     if hasattr(head, "classes_") and weights.shape[1] == 1:  # two classes: softmax over (0, z) is sigmoid(z)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from model_store.runtime import load_graph
+from model_store.processing.pipeline import Pipeline
 
 from adapters import evaluate
 from adapters.derive import generated_like
@@ -18,7 +18,7 @@ from adapters.samples import Samples, is_normal, known_labels
 from model_store.bundle import Bundle
 from model_store.errors import Unprocessable
 from model_store.manifest import Manifest, Metric
-from model_store.processing.pipeline import Pipeline
+from model_store.runtime import load_graph
 
 BATCH_ROWS = 64
 GENERIC_TEXTS = ("设备运行异常, 请检查", "pump leaks oil at the seal", "更换轴承后恢复正常", "motor will not start")
@@ -122,19 +122,27 @@ def embeddings(bundle: Bundle, rows: list[dict[str, Any]]) -> npt.NDArray[np.flo
     return np.array([answer["embedding"] for answer in answers(bundle, rows)], np.float64)
 
 
-def check_parity(model_path: Path, inputs: Arrays, expected: npt.NDArray[Any], tolerance: float = 1e-3) -> float:
+def check_parity(
+    model_path: Path, inputs: Arrays, expected: npt.NDArray[Any], tolerance: float = 1e-3, odd_rows: float = 0.0
+) -> float:
     """The largest difference of the exported graph from its original on `inputs`, over the size of the answers.
 
     `Unprocessable` PARITY_FAILED when it is above `tolerance`: a graph that answers differently is never shipped.
     """
     (output,) = load_graph(model_path).run(inputs).values()
-    return check_answers(output, expected, tolerance)
+    return check_answers(output, expected, tolerance, odd_rows)
 
 
-def check_answers(output: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: float = 1e-3) -> float:
-    """The same for outputs already in hand."""
+def check_answers(
+    output: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: float = 1e-3, odd_rows: float = 0.0
+) -> float:
+    """The same for outputs already in hand. `odd_rows`: the share of rows that may differ, for trees: a cell within
+    float32's rounding of a split may take the other branch."""
+    if not expected.size:
+        return 0.0
     difference = np.abs(output.reshape(expected.shape).astype(np.float64) - expected)
-    worst = float((difference / np.maximum(1.0, np.abs(expected))).max()) if expected.size else 0.0
+    by_row = np.sort((difference / np.maximum(1.0, np.abs(expected))).reshape(len(expected), -1).max(axis=1))
+    worst = float(by_row[len(by_row) - 1 - int(odd_rows * len(by_row))])
     if worst <= tolerance:
         return worst
     raise Unprocessable(

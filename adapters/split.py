@@ -91,10 +91,24 @@ def split_by_order(count: int, test_share: float) -> tuple[Places, Places]:
     return np.arange(count - size), np.arange(count - size, count)
 
 
-def split_samples(samples: Samples, seed: int, test_share: float, ordered: bool = False) -> Split:
+def split_within_groups(groups: Sequence[str], test_share: float) -> tuple[Places, Places]:
+    """The last rows of every group are the test: the same machines, later."""
+    names, test = np.array(list(groups), dtype=object), []
+    for name in sorted(set(groups)):
+        places = np.flatnonzero(names == name)
+        test += places[len(places) - round(len(places) * test_share) :].tolist()
+    chosen = np.array(sorted(test), np.int64)
+    return np.setdiff1d(np.arange(len(names)), chosen), chosen
+
+
+def split_samples(
+    samples: Samples, seed: int, test_share: float, ordered: bool = False, whole_groups: bool = True
+) -> Split:
     """By whole groups where there are groups, by order for a series, else by labels (classes) or at random (values)."""
     count = len(samples.rows)
-    if len(set(samples.groups)) >= 2:
+    if samples.groups and ordered and not whole_groups:
+        by, (train, test) = "order", split_within_groups(samples.groups, test_share)
+    elif len(set(samples.groups)) >= 2:
         by, (train, test) = "groups", split_by_groups(samples.groups, seed, test_share)
     elif ordered:
         by, (train, test) = "order", split_by_order(count, test_share)

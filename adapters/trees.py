@@ -14,6 +14,7 @@ from adapters import graphs, linear
 Floats = npt.NDArray[np.floating[Any]]
 MIN_ROWS_FOR_EARLY_STOPPING = 300
 ML_OPSET = 3
+ODD_ROWS = 0.01  # rows that may fall on the other side of a split by float32's rounding
 
 
 def fit(

@@ -1,8 +1,9 @@
-"""Windows of series: schema from a table, statistics of each channel as ONNX nodes, and reconstruction by principal
-components as ONNX nodes. Training sees exactly what the graph computes, because it runs these very nodes."""
+"""Windows of series: schema from a table, and two graphs: the statistics of each channel, and how strange a window
+is by principal components. Training sees exactly what the graph computes, because it runs these very nodes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -158,46 +159,77 @@ def behind_statistics(statistics: onnx.ModelProto, model: onnx.ModelProto) -> on
     return merged
 
 
-def principal_components(windows: Floats, share: float, limit: int) -> tuple[Any, Any, Any]:
-    """(mean [C], scale [C], components [C·T, k]) of flattened, channel-wise standardised windows [N, C, T].
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Principal components of normal windows, flattened and standardised by channel."""
 
-    The fewest components that explain `share` of the variance, at most `limit`.
-    """
+    mean: Floats  # [C]
+    scale: Floats  # [C]
+    directions: Floats  # [C·T, k]
+    deviations: Floats  # [k], of the codes of normal windows
+    residual: float  # mean square of what the directions leave of normal windows
+
+    @property
+    def count(self) -> int:
+        return int(self.directions.shape[1])
+
+
+def principal_components(windows: Floats, share: float, limit: int) -> Components:
+    """The fewest components of normal windows [N, C, T] that explain `share` of the variance, at most `limit`."""
     mean, scale = windows.mean(axis=(0, 2)), np.maximum(windows.std(axis=(0, 2)), 1e-6)
     flat = ((windows - mean[:, None]) / scale[:, None]).reshape(len(windows), -1).astype(np.float64)
     _, singular, directions = np.linalg.svd(flat, full_matrices=False)
     explained = np.cumsum(singular**2) / max(float((singular**2).sum()), 1e-12)
-    count = min(limit, int(np.searchsorted(explained, share)) + 1, max(1, directions.shape[1] - 1))
-    return mean.astype(np.float32), scale.astype(np.float32), directions[:count].T.astype(np.float32)
+    count = min(limit, int(np.searchsorted(explained, share)) + 1, max(1, len(directions) - 1))
+    kept = directions[:count].T
+    left = float(((flat - flat @ kept @ kept.T) ** 2).mean())
+    deviations = np.maximum(singular[:count] / np.sqrt(len(windows)), 1e-6)
+    return Components(
+        mean.astype(np.float32), scale.astype(np.float32), kept.astype(np.float32), deviations.astype(np.float32),
+        max(left, 1e-9),
+    )  # fmt: skip
 
 
-def reconstruction_graph(mean: Floats, scale: Floats, components: Floats, size: int) -> onnx.ModelProto:
-    """[N, C, T] → "score" [N, 1]: mean square of what the components leave unexplained (the Q statistic of PCA)."""
-    channels = len(mean)
+def strangeness_graph(learnt: Components, size: int) -> onnx.ModelProto:
+    """[N, C, T] → "score" [N, 1]: how far out within the components, plus how much they leave unexplained.
+
+    T² over its expectation plus Q over its expectation, so a normal window scores about 2. Q alone is blind to what
+    happens inside the components, T² to what happens outside (Jackson & Mudholkar, 1979; Yue & Qin, 2001).
+    """
+    channels = len(learnt.mean)
     nodes = [
         helper.make_node("Sub", [TENSOR, "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "scale"], ["standard"]),
         helper.make_node("Reshape", ["standard", "flat_shape"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "components"], ["codes"]),
-        helper.make_node("MatMul", ["codes", "components_t"], ["rebuilt"]),
-        helper.make_node("Sub", ["flat", "rebuilt"], ["residual"]),
-        helper.make_node("Mul", ["residual", "residual"], ["square"]),
-        helper.make_node("ReduceMean", ["square"], ["score"], axes=[1], keepdims=1),
+        helper.make_node("MatMul", ["flat", "directions"], ["codes"]),
+        helper.make_node("Div", ["codes", "deviations"], ["white"]),
+        helper.make_node("Mul", ["white", "white"], ["white_square"]),
+        helper.make_node("ReduceMean", ["white_square"], ["within"], axes=[1], keepdims=1),
+        helper.make_node("MatMul", ["codes", "directions_t"], ["rebuilt"]),
+        helper.make_node("Sub", ["flat", "rebuilt"], ["left"]),
+        helper.make_node("Mul", ["left", "left"], ["left_square"]),
+        helper.make_node("ReduceMean", ["left_square"], ["outside"], axes=[1], keepdims=1),
+        helper.make_node("Div", ["outside", "residual"], ["outside_scaled"]),
+        helper.make_node("Add", ["within", "outside_scaled"], ["score"]),
     ]
     constants = [
-        graphs.constant("mean", np.asarray(mean).reshape(1, channels, 1)),
-        graphs.constant("scale", np.asarray(scale).reshape(1, channels, 1)),
+        graphs.constant("mean", learnt.mean.reshape(1, channels, 1)),
+        graphs.constant("scale", learnt.scale.reshape(1, channels, 1)),
         graphs.constant("flat_shape", np.array([-1, channels * size], np.int64)),
-        graphs.constant("components", components),
-        graphs.constant("components_t", components.T),
+        graphs.constant("directions", learnt.directions),
+        graphs.constant("directions_t", learnt.directions.T),
+        graphs.constant("deviations", learnt.deviations.reshape(1, -1)),
+        graphs.constant("residual", np.float32(learnt.residual)),
     ]
     return graphs.graph_model(
-        "reconstruction", nodes, constants, [graphs.floats_in(TENSOR, channels, size)], [graphs.floats_in("score", 1)]
+        "strangeness", nodes, constants, [graphs.floats_in(TENSOR, channels, size)], [graphs.floats_in("score", 1)]
     )
 
 
-def reconstruction_error(windows: Floats, mean: Floats, scale: Floats, components: Floats) -> npt.NDArray[np.float64]:
+def strangeness(windows: Floats, learnt: Components) -> npt.NDArray[np.float64]:
     """The same in numpy, float64: [N, 1], to verify the graph against."""
-    flat = ((windows - mean[:, None]) / scale[:, None]).reshape(len(windows), -1).astype(np.float64)
-    residual = flat - flat @ components @ components.T
-    return np.asarray((residual**2).mean(axis=1, keepdims=True))
+    flat = ((windows - learnt.mean[:, None]) / learnt.scale[:, None]).reshape(len(windows), -1).astype(np.float64)
+    codes = flat @ learnt.directions
+    left = ((flat - codes @ learnt.directions.T) ** 2).mean(axis=1, keepdims=True)
+    within = ((codes / learnt.deviations) ** 2).mean(axis=1, keepdims=True)
+    return np.asarray(within + left / learnt.residual)
