@@ -12,7 +12,7 @@ import onnx
 
 from model_store.manifest import CostModel
 
-WEIGHT = 0.1  # of the newest run in the moving average
+WEIGHT_SLOWER, WEIGHT_FASTER = 0.1, 0.5  # of the newest run in the moving average; a first run is always a slow one
 PRIOR_SAFETY = 3.0  # another machine measured it
 MAX_INLINE_FILE_BYTES = 20 << 20
 # Operators whose work or output does not follow from the size of the inputs but from their values.
@@ -60,7 +60,9 @@ class CostEstimate:
         """One run of this many input elements took so long."""
         size = elements.bit_length()
         known = self._classes.get(size)
-        self._classes[size] = took_ms if known is None else known + WEIGHT * (took_ms - known)
+        if known is not None:
+            took_ms = known + (WEIGHT_FASTER if took_ms < known else WEIGHT_SLOWER) * (took_ms - known)
+        self._classes[size] = took_ms
 
 
 def runs_in_bounded_time(model_path: Path) -> bool:

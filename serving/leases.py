@@ -134,20 +134,23 @@ class Reserved:
     lease_id: str
     kind: str
 
-    def settle(self, units: Mapping[str, int]) -> int:
-        """The run came to `units`: keep what it costs, give back the rest; answers the amount in micro-fen."""
-        if self.line is None:
-            return 0
-        actual = min(rate_usage(units, self.line), self.amount_micro)
-        self.held.give_back(self.amount_micro - actual, self.line)
-        self.amount_micro = 0
-        return actual
+    def amount_for(self, units: Mapping[str, int]) -> int:
+        """What a run of `units` costs, in micro-fen: never more than was reserved."""
+        return 0 if self.line is None else min(rate_usage(units, self.line), self.amount_micro)
+
+    def keep(self, amount_micro: int) -> None:
+        """Settle: this much is used, the rest of the reservation goes back."""
+        if self.line is not None:
+            self.held.give_back(self.amount_micro - amount_micro, self.line)
+            self.line, self.amount_micro = None, 0
 
     def cancel(self) -> None:
         """The run failed or never was: nothing is used."""
-        if self.line is not None:
-            self.held.give_back(self.amount_micro, self.line)
-            self.amount_micro = 0
+        self.keep(0)
+
+    @property
+    def price_version(self) -> str:
+        return "" if self.line is None else self.line.price_version
 
 
 class LeaseBook:
@@ -200,7 +203,8 @@ class LeaseBook:
                 held = self._held.get((principal.organisation, served.listing_id, purpose))
                 line = None if held is None else held.line_for(served.name, now_ms())
                 amount = 0 if line is None else rate_usage(bound, line)
-                await self._open(principal, served, amount, purpose, held)
+                # Shielded: a caller who leaves must not strand a lease that the market has already granted.
+                await asyncio.shield(asyncio.ensure_future(self._open(principal, served, amount, purpose, held)))
         reserved = self.reserve_now(principal, served, bound, purpose)
         if reserved is not None:
             return reserved
@@ -248,3 +252,9 @@ class LeaseBook:
 
     def leases(self) -> list[HeldLease]:
         return list(self._by_id.values())
+
+    def expire(self, organisation: str | None = None) -> None:
+        """Ask the market again at the next call of an organisation (or of all): a voucher or price has changed."""
+        for held in self._by_id.values():
+            if organisation is None or held.lease.organisation == organisation:
+                held.lease.expires_at_ms = 0

@@ -1,0 +1,364 @@
+"""The one core: every protocol, trial and batch goes through `DataPlane.infer`, and nothing else runs a graph.
+
+    admit (lease) → residency → inline, or queue and thread → meter (journal) → answer
+
+A short run on a loaded, trusted graph under an open lease happens at once, without a single `await` (`infer_now`): a
+thread hand-over would cost ten times the run. Everything else queues with a deadline. Usage is journalled when the run
+ends, not when somebody is still there to hear of it: a disconnect bills the work done, a failed run bills nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from model_store.bundle import open_bundle
+from model_store.errors import Refusal
+from model_store.manifest import Manifest
+from model_store.tensors import Array
+from serving.batching import Ran, RunQueue
+from serving.calls import Call, Inference
+from serving.digests import digest_of_arrays, mint_usage_id
+from serving.errors import deadline_exceeded, internal_error, shutting_down
+from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
+from serving.journal import JournalWriter
+from serving.keycache import KeyCache
+from serving.leases import LeaseBook
+from serving.ports import Ports, Principal, ServedVersion
+from serving.residency import Residency, Resident
+from serving.settings import ServingSettings
+from serving.statistics import Statistics
+
+__all__ = ["DataPlane", "Inference"]
+T = TypeVar("T")
+_log = logging.getLogger("algomart.dataplane")
+MANIFESTS_KEPT = 2048
+
+
+class DataPlane:
+    """One serving node. Build it anywhere; use it on one event loop, between `start` and `stop`."""
+
+    def __init__(self, ports: Ports, settings: ServingSettings | object, journal: JournalWriter) -> None:
+        """`settings`: `ServingSettings`, or any object with fields of those names. `journal`: of this node's epoch."""
+        self.ports = ports
+        self.settings = settings if isinstance(settings, ServingSettings) else ServingSettings.of(settings)
+        self.journal = journal
+        self.keys = KeyCache(ports.admission, self.settings.key_cache_entries)
+        self.leases = LeaseBook(ports.admission, journal.node, journal.epoch)
+        self.statistics = Statistics()
+        self.residency = Residency(self.settings)
+        self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
+        self._restored: asyncio.Task[None] | None = None
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._stopped = False
+        threads, slots = self.settings.run_threads, self.settings.worker_slots
+        self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
+        self._run_pool = concurrent.futures.ThreadPoolExecutor(threads, "run")
+        self._worker_pool = concurrent.futures.ThreadPoolExecutor(slots, "worker")
+        bounds = {
+            "waiting_per_model": self.settings.queue_requests,
+            "waiting_in_all": self.settings.queue_requests_in_all,
+            "max_output_bytes": self.settings.max_output_bytes,
+        }
+        release = self.residency.release
+        self.queue = RunQueue(self._run_pool, threads, per_lane=threads, per_owner=threads, release=release, **bounds)
+        # A worker's thread only waits for its process; an owner's endless graphs must leave slots to others.
+        self.worker_queue = RunQueue(
+            self._worker_pool,
+            slots,
+            per_lane=1,
+            per_owner=self.settings.worker_slots_per_owner,
+            release=release,
+            **bounds,
+        )
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind to this event loop and read the last day's idempotency keys in the background. Idempotent."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop_thread = threading.get_ident()
+            self._restored = asyncio.create_task(self._restore())
+
+    async def stop(self) -> None:
+        """Refuse new calls, finish what runs, unload, seal and close the journal. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._restored is not None:
+            await asyncio.wait([self._restored])
+        await self.queue.close()
+        await self.worker_queue.close()
+        await self.residency.close()
+        for pool in (self._codec_pool, self._run_pool, self._worker_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.journal.close)
+
+    async def _restore(self) -> None:
+        try:
+            now = time.time_ns() // 1_000_000
+            found = await asyncio.to_thread(
+                remembered_from_journals, self.journal.folder, now, except_path=self.journal.path
+            )
+            self.idempotency.remember(found)
+        except Exception:  # a retry after the restart might be billed twice, which is said; calls go on
+            _log.exception("idempotency keys could not be read from the journals")
+
+    # --- the core -----------------------------------------------------------------------------------------------------
+
+    def infer_now(
+        self,
+        principal: Principal,
+        served: ServedVersion,
+        inputs: dict[str, Array],
+        outputs: list[str] | None = None,
+        *,
+        digest: str,
+        units: Mapping[str, int] | None = None,
+        purpose: str = "use",
+    ) -> Inference | None:
+        """Run here and now if that is short and nothing has to be waited for; else None, with nothing done.
+
+        For calls without Idempotency-Key. Raises what `infer` raises.
+        """
+        resident = self.residency.peek(served)
+        if resident is None or resident.graph is None or not resident.cost.inline_allowed or self._stopped:
+            return None
+        rows = resident.rows_of(inputs)
+        elements = 0
+        for array in inputs.values():
+            elements += array.size
+        settings = self.settings
+        if resident.cost.predict_ms(elements, rows) > settings.inline_ms or settings.journal_sync != "grouped":
+            return None
+        self.journal.check_ready()
+        bound: dict[str, int] = {"calls": 1, "rows": rows, "ms": settings.run_deadline_ms}
+        if units:
+            bound = {**units, **bound}
+        reserved = self.leases.reserve_now(principal, served, bound, purpose)
+        if reserved is None:
+            return None
+        statistics = self.statistics.of(served.name, served.version)
+        call = Call(principal, served, statistics, rows, units, digest, purpose, reserved)
+        started = call.started
+        try:
+            results = resident.graph.run(inputs, outputs, None, settings.max_output_bytes)
+        except BaseException:
+            call.fail(self.idempotency)
+            raise
+        compute_ms = (time.perf_counter() - started) * 1000
+        resident.cost.record(elements, compute_ms)
+        return call.succeed(self.journal, self.idempotency, results, digest_of_arrays(results), 0.0, compute_ms)
+
+    async def infer(
+        self,
+        principal: Principal,
+        served: ServedVersion,
+        inputs: dict[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        units: Mapping[str, int] | None = None,
+        purpose: str = "use",
+        deadline_ms: float | None = None,
+        idempotency_key: str | None = None,
+        digest: str | None = None,
+    ) -> Inference:
+        """Run one call, metered and paid for.
+
+        `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count ({"images": 3}); calls, rows
+        and ms are counted here. `deadline_ms` from now, at most the node's own. `digest`: the request's, by
+        `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. Raises refusals only: of the
+        graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL, `DeadlineExceeded`,
+        `Unavailable`, `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not charged.
+        """
+        if self._stopped:
+            raise shutting_down()
+        names = None if outputs is None else list(outputs)
+        limit_ms = float(self.settings.run_deadline_ms)
+        if deadline_ms is not None:
+            limit_ms = min(limit_ms, deadline_ms)
+        if limit_ms <= 0:
+            raise deadline_exceeded(limit_ms)
+        if digest is None:
+            digest = digest_of_arrays(inputs)
+        if idempotency_key is None:
+            now = self.infer_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
+            if now is not None:
+                return now
+        call = Call(
+            principal,
+            served,
+            self.statistics.of(served.name, served.version),
+            rows=1,
+            units=units,
+            digest=digest,
+            purpose=purpose,
+            reserved=None,
+        )
+        if idempotency_key is not None:
+            await self._claim(call, idempotency_key)
+        answer = await self._infer_queued(call, inputs, names, limit_ms)
+        if self.settings.journal_sync == "before_answer":
+            await self.journal.synced()
+        return answer
+
+    async def _claim(self, call: Call, idempotency_key: str) -> None:
+        key = key_digest(call.principal.organisation, idempotency_key)
+        if self._restored is not None:
+            await asyncio.shield(self._restored)
+        payload = f"{call.served.name} {call.digest}"
+        call.entry = await self.idempotency.claim(key, payload, mint_usage_id())
+        call.key = key
+
+    async def _infer_queued(
+        self, call: Call, inputs: dict[str, Array], outputs: list[str] | None, limit_ms: float
+    ) -> Inference:
+        arrived = time.monotonic()
+        billed = call.entry is not None and call.entry.billed
+        resident: Resident | None = None
+        try:
+            try:
+                async with asyncio.timeout(limit_ms / 1000):
+                    resident = await self.residency.acquire(call.served)
+                    if resident.graph is not None:
+                        resident.graph.check_inputs(inputs)  # nothing is reserved for what cannot run
+                    call.rows = resident.rows_of(inputs)
+                    self.journal.check_ready()
+                    if not billed:
+                        bound = {**(call.units or {}), "calls": 1, "rows": call.rows, "ms": int(limit_ms) + 1}
+                        call.reserved = await self.leases.reserve(call.principal, call.served, bound, call.purpose)
+            except TimeoutError:
+                raise deadline_exceeded(limit_ms) from None
+            left_ms = limit_ms - (time.monotonic() - arrived) * 1000
+            queue = self.queue if resident.graph is not None else self.worker_queue
+            job = queue.submit(resident, inputs, outputs, call.rows, left_ms)
+        except BaseException:
+            self._drop(call, resident)
+            raise
+        answer: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
+        loaded = resident
+        elements = sum(array.size for array in inputs.values())
+        job.done.add_done_callback(lambda done: self._conclude(call, loaded, elements, done, answer))
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            if not job.started:
+                job.done.cancel()  # dropped before it runs; what has started is finished and billed
+            raise
+
+    def _drop(self, call: Call, resident: Resident | None) -> None:
+        if resident is not None:
+            self.residency.release(resident)
+        self._fail(call)
+
+    def _fail(self, call: Call) -> None:
+        if call.reserved is None and call.entry is not None and not call.entry.billed:
+            self.idempotency.finish(call.key, call.entry, None)
+        call.fail(self.idempotency)
+
+    def _conclude(
+        self,
+        call: Call,
+        resident: Resident,
+        elements: int,
+        done: asyncio.Future[Ran],
+        answer: asyncio.Future[Inference],
+    ) -> None:
+        """The run ended: settle, journal, and answer whoever still waits."""
+        self.residency.release(resident)
+        failure: BaseException | None = None
+        inference: Inference | None = None
+        if done.cancelled():
+            self._fail(call)
+            failure = shutting_down()
+        else:
+            failure = done.exception()
+            if failure is not None:
+                self._fail(call)
+                if not isinstance(failure, Refusal):
+                    _log.error("a run broke", exc_info=failure)
+                    failure = internal_error()
+            else:
+                ran = done.result()
+                if ran.batch_rows == call.rows:
+                    resident.cost.record(elements, ran.compute_ms)
+                try:
+                    inference = call.succeed(
+                        self.journal, self.idempotency, ran.outputs, ran.digest, ran.queue_ms, ran.compute_ms
+                    )
+                except Refusal as refusal:
+                    failure = refusal
+        if answer.done():
+            return
+        if inference is not None:
+            answer.set_result(inference)
+        else:
+            assert failure is not None, "no inference without a failure"
+            answer.set_exception(failure)
+
+    # --- around it ----------------------------------------------------------------------------------------------------
+
+    async def manifest_of(self, served: ServedVersion) -> Manifest:
+        """The manifest of a version, read in a thread once and then kept. Raises what `open_bundle` raises."""
+        known = self._manifests.get(served.digest)
+        if known is None:
+            bundle = await asyncio.to_thread(open_bundle, served.bundle)
+            known = self._manifests[served.digest] = bundle.manifest
+            while len(self._manifests) > MANIFESTS_KEPT:
+                self._manifests.popitem(last=False)
+        return known
+
+    async def in_thread(self, work: Callable[..., T], *args: object) -> T:
+        """Decoding or encoding that would hold the event loop too long, in the codec's own threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._codec_pool, work, *args)
+
+    def forget_keys(self, *key_ids: str) -> None:
+        """These keys (all, if none is named) no longer hold: ask again from the next call on. From any thread."""
+        self._on_loop(lambda: self.keys.forget(*key_ids))
+
+    def expire_leases(self, organisation: str | None = None) -> None:
+        """A voucher, price or subscription changed: the next call asks for its lease again. From any thread."""
+        self._on_loop(lambda: self.leases.expire(organisation))
+
+    def _on_loop(self, act: Callable[[], None]) -> None:
+        """Do it on the event loop, and return when it is done; at once on the loop's own thread, or where none runs."""
+        loop = self._loop
+        if loop is None or loop.is_closed() or threading.get_ident() == self._loop_thread:
+            act()
+            return
+        done = threading.Event()
+
+        def act_and_tell() -> None:
+            act()
+            done.set()
+
+        loop.call_soon_threadsafe(act_and_tell)
+        done.wait(1.0)
+
+    def gauges(self) -> dict[str, float]:
+        """Present values for `/metrics`, by metric name."""
+        leases = self.leases.leases()
+        return {
+            "algomart_up_seconds": time.time() - self.statistics.started_at,
+            "algomart_resident_models": len(self.residency.residents()),
+            "algomart_resident_bytes": self.residency.held_bytes,
+            "algomart_model_loads_total": self.residency.loads,
+            "algomart_model_evictions_total": self.residency.evictions,
+            "algomart_queue_waiting": self.queue.waiting + self.worker_queue.waiting,
+            "algomart_queued_runs_total": self.queue.runs + self.worker_queue.runs,
+            "algomart_leases_held": len(leases),
+            "algomart_leases_opened_total": self.leases.opened,
+            "algomart_journal_bytes": self.journal.size_bytes,
+            "algomart_journal_records_total": self.journal.next_seq - self.journal.first_seq,
+            "algomart_keys_asked_total": self.keys.asked,
+        }

@@ -1,0 +1,298 @@
+"""Which graphs are in memory: loaded lazily, once at a time, within a budget; the least useful leaves first.
+
+A resident in use is never evicted. Those used once only (a scan over the shelf) leave before those used again, and
+within each group the longest unused first. glibc gives the memory back only after `malloc_trim` (serving.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from model_store.bundle import Bundle, open_bundle
+from model_store.errors import Refusal, Unprocessable
+from model_store.manifest import Manifest
+from model_store.runtime import Graph, load_graph, release_memory
+from model_store.tensors import Array
+from serving.cost import CostEstimate, runs_in_bounded_time
+from serving.errors import memory_full
+from serving.ports import ServedVersion
+from serving.settings import ServingSettings
+
+_log = logging.getLogger("algomart.residency")
+WORKER_BASE_BYTES = 96 << 20  # a Python process with ONNX Runtime, before any graph
+GRAPH_BASE_BYTES = 256 << 10  # a session with nothing in it
+WAIT_FOR_ROOM_S = 10.0
+LOADER_THREADS = 2
+
+
+class Runs(Protocol):
+    """What a resident runs with: `model_store.runtime.Graph`, or `LimitedWorker` which has the same `run`."""
+
+    def run(
+        self,
+        inputs: dict[str, Array],
+        outputs: list[str] | None = None,
+        deadline_ms: float | None = None,
+        max_output_bytes: int | None = None,
+    ) -> dict[str, Array]: ...
+
+
+class Resident:
+    """One loaded version. `references` counts calls in hand; `graph` is None for what runs in a worker process."""
+
+    __slots__ = (
+        "batch_inputs", "batchable", "bytes", "cost", "digest", "graph", "last_used", "load_ms", "manifest", "max_rows",
+        "name", "owner", "pinned", "references", "runner", "trusted", "uses",
+    )  # fmt: skip
+
+    def __init__(self, served: ServedVersion, manifest: Manifest, runner: Any, inline_allowed: bool) -> None:
+        self.name, self.owner, self.digest, self.trusted = served.name, served.owner, served.digest, served.trusted
+        self.manifest = manifest
+        self.runner = runner
+        self.graph: Graph | None = runner if isinstance(runner, Graph) else None
+        self.batch_inputs = [spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1]
+        self.batchable = self.graph is not None and manifest.batching.dynamic and _all_batched(self.graph)
+        self.max_rows = max(1, manifest.batching.max_rows)
+        self.cost = CostEstimate(manifest.cost, inline_allowed)
+        self.bytes = 0
+        self.load_ms = 0.0
+        self.pinned = served.pinned
+        self.references = 0
+        self.uses = 0
+        self.last_used = time.monotonic()
+
+    def rows_of(self, inputs: dict[str, Array]) -> int:
+        """Rows of a call: the largest first dimension among inputs whose first dimension is free; else 1."""
+        rows = 0
+        for name in self.batch_inputs:
+            array = inputs.get(name)
+            if array is not None and array.ndim and array.shape[0] > rows:
+                rows = array.shape[0]
+        return rows or 1
+
+
+def _all_batched(graph: Graph) -> bool:
+    specs = [*graph.inputs, *graph.outputs]
+    return bool(graph.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in specs)
+
+
+def load_resident(served: ServedVersion, settings: ServingSettings) -> Resident:
+    """Open the bundle and load its graph: in this process if `served.trusted`, else in a limited worker.
+
+    Blocking. Raises what `open_bundle`, `load_graph` and `LimitedWorker` raise.
+    """
+    started = time.perf_counter()
+    bundle = open_bundle(served.bundle)
+    if served.trusted:
+        runner: Any = load_graph(bundle.model_path, threads=1)
+        inline = runs_in_bounded_time(bundle.model_path)
+    else:
+        from model_store.worker import LimitedWorker  # only a node that runs unlisted graphs needs it
+
+        runner = LimitedWorker(bundle.model_path, memory_bytes=settings.worker_memory_bytes)
+        inline = False
+    resident = Resident(served, bundle.manifest, runner, inline)
+    resident.bytes = estimate_bytes(bundle, served.trusted)
+    resident.load_ms = (time.perf_counter() - started) * 1000
+    return resident
+
+
+def estimate_bytes(bundle: Bundle, trusted: bool) -> int:
+    """What it will hold in memory: as measured at inspection, else twice its weights' files."""
+    files = sum(
+        path.stat().st_size
+        for path in bundle.path.iterdir()
+        if path.is_file() and path.suffix not in (".json", ".md", ".npz")
+    )
+    cost = bundle.manifest.cost
+    measured = cost.private_bytes if cost is not None else 2 * files
+    return max(measured, files, GRAPH_BASE_BYTES) + (0 if trusted else WORKER_BASE_BYTES)
+
+
+class _Load:
+    __slots__ = ("task", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.task: asyncio.Task[Resident]
+
+
+class Residency:
+    """The graphs of one node. Every method runs on the event loop; loading and dropping happen in its own threads."""
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        load: Callable[[ServedVersion, ServingSettings], Resident] = load_resident,
+    ) -> None:
+        self._settings = settings
+        self._load_resident = load
+        self._residents: dict[tuple[str, bool], Resident] = {}
+        self._loads: dict[tuple[str, bool], _Load] = {}
+        self._room = asyncio.Event()
+        self._pool = ThreadPoolExecutor(LOADER_THREADS, "loader")
+        self._dropping: set[asyncio.Future[None]] = set()
+        self.held_bytes = 0
+        self.loads = self.evictions = 0
+
+    def peek(self, served: ServedVersion) -> Resident | None:
+        """The resident if it is loaded, marked as used; no reference is taken (for a run that does not await)."""
+        resident = self._residents.get((served.digest, served.trusted))
+        if resident is not None:
+            resident.uses += 1
+            resident.last_used = time.monotonic()
+        return resident
+
+    async def acquire(self, served: ServedVersion) -> Resident:
+        """Load if need be and take a reference, to be given back with `release`.
+
+        Raises `Unavailable` MEMORY_FULL, and what loading raises (to every caller that waited for it).
+        """
+        resident = self.peek(served)
+        if resident is not None:
+            resident.references += 1
+            return resident
+        key = (served.digest, served.trusted)
+        load = self._loads.get(key)
+        if load is None:
+            load = self._loads[key] = _Load()
+            load.task = asyncio.create_task(self._load(key, served, load))
+        load.waiting += 1
+        try:
+            return await asyncio.shield(load.task)
+        except asyncio.CancelledError:
+            if load.task.done() and not load.task.cancelled() and load.task.exception() is None:
+                self.release(load.task.result())
+            else:
+                load.waiting -= 1
+            raise
+
+    def release(self, resident: Resident) -> None:
+        """Give a reference back."""
+        resident.references -= 1
+        assert resident.references >= 0, "a reference was given back twice"
+        if not resident.references:
+            self._room.set()
+
+    def evict(self, served: ServedVersion) -> bool:
+        """Unload now; False where it is in use or not loaded."""
+        resident = self._residents.get((served.digest, served.trusted))
+        if resident is None or resident.references:
+            return False
+        self._drop(resident)
+        return True
+
+    def set_pinned(self, served: ServedVersion, pinned: bool) -> None:
+        """A pinned resident is never evicted to make room."""
+        resident = self._residents.get((served.digest, served.trusted))
+        if resident is not None:
+            resident.pinned = pinned
+
+    def residents(self) -> list[Resident]:
+        return list(self._residents.values())
+
+    async def close(self) -> None:
+        """Drop everything, in use or not, and wait for it."""
+        for load in list(self._loads.values()):
+            load.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await load.task
+        for resident in self.residents():
+            self._drop(resident)
+        if self._dropping:
+            await asyncio.wait(self._dropping)
+        self._pool.shutdown(wait=False)
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    async def _load(self, key: tuple[str, bool], served: ServedVersion, load: _Load) -> Resident:
+        loop = asyncio.get_running_loop()
+        need = 0
+        try:
+            need = await loop.run_in_executor(self._pool, _estimate, served)
+            await self._make_room(served, need)
+            self.held_bytes += need  # before loading: two loads must not fill the same room
+            try:
+                resident = await loop.run_in_executor(self._pool, self._load_resident, served, self._settings)
+            except BaseException:
+                self.held_bytes -= need
+                self._room.set()
+                raise
+            resident.bytes = need
+            resident.references = load.waiting
+            resident.uses = 1
+            self._residents[key] = resident
+            self.loads += 1
+            return resident
+        finally:
+            del self._loads[key]
+
+    async def _make_room(self, served: ServedVersion, need: int) -> None:
+        budget = self._settings.memory_budget_bytes
+        deadline = time.monotonic() + WAIT_FOR_ROOM_S
+        while self.held_bytes + need > budget and self.held_bytes > 0:
+            victim = self._choose_victim()
+            if victim is not None:
+                self._drop(victim)
+                continue
+            left = deadline - time.monotonic()
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), left)
+            except TimeoutError:
+                raise memory_full(served.name) from None
+        if need > budget:
+            raise memory_full(served.name)
+
+    def _choose_victim(self) -> Resident | None:
+        idle = [each for each in self._residents.values() if not each.references and not each.pinned]
+        return min(idle, key=lambda each: (each.uses > 1, each.last_used), default=None)
+
+    def _drop(self, resident: Resident) -> None:
+        del self._residents[(resident.digest, resident.trusted)]
+        self.held_bytes -= resident.bytes
+        self.evictions += 1
+        self._room.set()
+        runner, resident.runner, resident.graph = resident.runner, None, None
+        box = [runner]
+        del runner
+        done = asyncio.get_running_loop().run_in_executor(self._pool, _dispose, box)
+        self._dropping.add(done)
+        done.add_done_callback(self._dropping.discard)
+
+
+def _estimate(served: ServedVersion) -> int:
+    try:
+        return estimate_bytes(open_bundle(served.bundle), served.trusted)
+    except OSError as error:
+        raise _bundle_gone(served) from error
+
+
+def _dispose(box: list[Any]) -> None:
+    """Close and drop in this thread: a destructor of a large session takes milliseconds."""
+    runner = box.pop()
+    close = getattr(runner, "close", None)
+    if close is not None:
+        try:
+            close()
+        except Exception:  # a worker that is gone already is what we wanted
+            _log.warning("closing a worker failed", exc_info=True)
+    del runner, close
+    release_memory()
+
+
+def _bundle_gone(served: ServedVersion) -> Refusal:
+    return Unprocessable(
+        "BUNDLE_UNREADABLE",
+        zh=f"{served.name} 的模型包无法读取",
+        en=f"the bundle of {served.name} cannot be read",
+        remedy_zh="请联系平台运营方运行 algomart doctor",
+        remedy_en="ask the operator to run algomart doctor",
+        field="model",
+    )
