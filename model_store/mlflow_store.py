@@ -1,0 +1,280 @@
+"""The MLflow store: speaks MLflow's REST API 2.0 over httpx. mlflow itself (1–4 s, 170 MB) is never imported.
+
+A published version is a run in the experiment `algomart-publications` (its metrics are the manifest's) with the bundle's
+files and an `MLmodel` of the `onnx` flavour as artifacts, and a registered model version whose source they are: so an
+unmodified `mlflow.onnx.load_model("models:/vendor--name/1")` works. MLflow 3 accepts an artifact source only inside the
+artifact root of the run (or logged model) that the version names, which is why there is a run at all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import yaml
+
+from model_store.bundle import MANIFEST, Bundle
+from model_store.errors import Unavailable
+from model_store.manifest import Manifest, TensorSpec
+from model_store.names import canonical, path_name
+from model_store.store import StoredVersion, version_not_stored
+
+EXPERIMENT = "algomart-publications"
+PENDING_TAG, DIGEST_TAG, PUBLICATION_TAG = "algomart.pending", "algomart.digest", "algomart.publication"
+PARENT_TAG, RELATION_TAG = "algomart.parent", "algomart.relation"
+MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND"})
+PAGE = 200
+_NUMPY_NAMES = {
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
+    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "BF16": "float16", "FP32": "float32",
+    "FP64": "float64", "BYTES": "object",
+}  # fmt: skip
+
+
+class MlflowRefused(Exception):
+    """MLflow's own refusal: `code` is its error_code."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status = status
+        self.code = code
+
+
+class MlflowStore:
+    """Implements `ModelStore` against the server at `base_url`; `headers` carry what authorises us there."""
+
+    def __init__(self, base_url: str, headers: dict[str, str] | None = None, timeout_s: float = 60.0) -> None:
+        self._http = httpx.Client(base_url=base_url, headers=headers or {}, timeout=timeout_s, trust_env=False)
+        self._experiment = ""
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- ModelStore -------------------------------------------------------------------------------------------------
+    def create_pending(self, name: str, bundle: Bundle, *, publication: str, existing: int | None = None) -> int:
+        registered = path_name(canonical(name))
+        tags = _tags_of(bundle, publication)
+        if existing is not None:
+            for key, value in tags.items():
+                self._call("POST", "model-versions/set-tag",
+                           {"name": registered, "version": str(existing), "key": key, "value": value})  # fmt: skip
+            return existing
+        self._ensure_model(registered)
+        run, artifacts = self._create_run(name, bundle)
+        self._upload(bundle, artifacts)
+        answer = self._call(
+            "POST",
+            "model-versions/create",
+            {"name": registered, "source": f"mlflow-artifacts:/{artifacts}", "run_id": run, "tags": _pairs(tags)},
+        )
+        return int(answer["model_version"]["version"])
+
+    def confirm(self, name: str, number: int) -> None:
+        registered = path_name(canonical(name))
+        try:
+            self._call("DELETE", "model-versions/delete-tag",
+                       {"name": registered, "version": str(number), "key": PENDING_TAG})  # fmt: skip
+        except MlflowRefused as refused:
+            if refused.code not in MISSING:
+                raise
+            if number not in {version.number for version in self.versions(name)}:
+                raise version_not_stored(name, number) from refused
+
+    def remove(self, name: str, number: int) -> None:
+        registered = path_name(canonical(name))
+        try:
+            self._call("DELETE", "model-versions/delete", {"name": registered, "version": str(number)})
+        except MlflowRefused as refused:
+            if refused.code not in MISSING:
+                raise
+
+    def versions(self, name: str) -> list[StoredVersion]:
+        found = self._search(f"name='{path_name(canonical(name))}'")
+        return sorted(found, key=lambda version: version.number)
+
+    def pending(self) -> list[StoredVersion]:
+        return [version for version in self._search(f"tags.`{PENDING_TAG}`='true'") if version.pending]
+
+    def set_alias(self, name: str, alias: str, number: int) -> None:
+        registered = path_name(canonical(name))
+        try:
+            self._call("POST", "registered-models/alias",
+                       {"name": registered, "alias": alias, "version": str(number)})  # fmt: skip
+        except MlflowRefused as refused:
+            if refused.code in MISSING:
+                raise version_not_stored(name, number) from refused
+            raise
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        try:
+            self._call("DELETE", "registered-models/alias", {"name": path_name(canonical(name)), "alias": alias})
+        except MlflowRefused as refused:
+            if refused.code not in MISSING:
+                raise
+
+    def aliases(self, name: str) -> dict[str, int]:
+        try:
+            answer = self._call("GET", "registered-models/get", {"name": path_name(canonical(name))})
+        except MlflowRefused as refused:
+            if refused.code in MISSING:
+                return {}
+            raise
+        return {row["alias"]: int(row["version"]) for row in answer["registered_model"].get("aliases", [])}
+
+    # --- what they are made of ------------------------------------------------------------------------------------------
+    def _call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One REST call; `MlflowRefused` for MLflow's refusals, `Unavailable` where no MLflow answers."""
+        url = f"/api/2.0/mlflow/{path}"
+        try:
+            if method == "GET":
+                response = self._http.get(url, params=body)
+            else:
+                response = self._http.request(method, url, json=body)
+        except httpx.HTTPError as error:
+            raise _unavailable(error) from error
+        if response.is_success:
+            return dict(response.json()) if response.content else {}
+        try:
+            said = response.json()
+        except ValueError:
+            raise _unavailable(f"HTTP {response.status_code}") from None
+        raise MlflowRefused(response.status_code, str(said.get("error_code")), str(said.get("message")))
+
+    def _ensure_model(self, registered: str) -> None:
+        try:
+            self._call("POST", "registered-models/create", {"name": registered})
+        except MlflowRefused as refused:
+            if refused.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _experiment_id(self) -> str:
+        if not self._experiment:
+            try:
+                found = self._call("GET", "experiments/get-by-name", {"experiment_name": EXPERIMENT})
+                self._experiment = str(found["experiment"]["experiment_id"])
+            except MlflowRefused as refused:
+                if refused.code not in MISSING:
+                    raise
+                made = self._call("POST", "experiments/create", {"name": EXPERIMENT})
+                self._experiment = str(made["experiment_id"])
+        return self._experiment
+
+    def _create_run(self, name: str, bundle: Bundle) -> tuple[str, str]:
+        """A finished run that carries the manifest's metrics; its id and where the model's artifacts go."""
+        now_ms = time.time_ns() // 1_000_000
+        tags = [{"key": "mlflow.runName", "value": f"{name} {bundle.digest[:12]}"}]
+        body = {"experiment_id": self._experiment_id(), "start_time": now_ms, "tags": tags}
+        run = self._call("POST", "runs/create", body)["run"]
+        run_id, root = run["info"]["run_id"], str(run["info"]["artifact_uri"])
+        metrics = [{"key": m.name, "value": m.value, "timestamp": now_ms, "step": 0} for m in bundle.manifest.metrics]
+        if metrics:
+            self._call("POST", "runs/log-batch", {"run_id": run_id, "metrics": metrics})
+        self._call("POST", "runs/update", {"run_id": run_id, "status": "FINISHED", "end_time": now_ms})
+        return run_id, f"{root.removeprefix('mlflow-artifacts:').strip('/')}/model"
+
+    def _upload(self, bundle: Bundle, artifacts: str) -> None:
+        """The bundle's files and an MLmodel, through the server's artifact proxy, streamed."""
+        self._put(f"{artifacts}/MLmodel", mlmodel_of(bundle).encode())
+        for relative in [MANIFEST, *bundle.manifest.files]:
+            self._put(f"{artifacts}/{relative}", bundle.path / relative)
+
+    def _put(self, path: str, content: bytes | Path) -> None:
+        url = f"/api/2.0/mlflow-artifacts/artifacts/{quote(path)}"
+        try:
+            if isinstance(content, Path):
+                size = str(content.stat().st_size)
+                response = self._http.put(url, content=_chunks(content), headers={"Content-Length": size})
+            else:
+                response = self._http.put(url, content=content)
+        except httpx.HTTPError as error:
+            raise _unavailable(error) from error
+        if not response.is_success:
+            raise _unavailable(f"HTTP {response.status_code} for {path}")
+
+    def _search(self, filter_string: str) -> list[StoredVersion]:
+        found: list[StoredVersion] = []
+        token = ""
+        while True:
+            query = {"filter": filter_string, "max_results": PAGE} | ({"page_token": token} if token else {})
+            answer = self._call("GET", "model-versions/search", query)
+            found += [_stored(row) for row in answer.get("model_versions", [])]
+            token = str(answer.get("next_page_token") or "")
+            if not token:
+                return found
+
+
+def mlmodel_of(bundle: Bundle) -> str:
+    """MLflow's model description (YAML): the onnx flavour and a tensor signature from the manifest."""
+    manifest: Manifest = bundle.manifest
+    return yaml.safe_dump(
+        {
+            "artifact_path": "model",
+            "flavors": {
+                "onnx": {"data": "model.onnx", "onnx_version": "1.23.2", "providers": ["CPUExecutionProvider"]}
+            },
+            "mlflow_version": "3.17.2",
+            "model_uuid": bundle.digest[:32],
+            "utc_time_created": "1980-01-01 00:00:00.000000",
+            "signature": {
+                "inputs": json.dumps([_signature(spec) for spec in manifest.inputs]),
+                "outputs": json.dumps([_signature(spec) for spec in manifest.outputs]),
+                "params": None,
+            },
+            "metadata": {"algomart_digest": bundle.digest, "algomart_name": manifest.name},
+        },
+        sort_keys=True,
+        allow_unicode=True,
+    )
+
+
+def _signature(spec: TensorSpec) -> dict[str, Any]:
+    shape = spec.shape or [-1]
+    return {"name": spec.name, "type": "tensor", "tensor-spec": {"dtype": _NUMPY_NAMES[spec.dtype], "shape": shape}}
+
+
+def _tags_of(bundle: Bundle, publication: str) -> dict[str, str]:
+    tags = {PENDING_TAG: "true", DIGEST_TAG: bundle.digest, PUBLICATION_TAG: publication}
+    parent = bundle.manifest.parent
+    if parent is not None:
+        tags |= {PARENT_TAG: f"{parent.name}@{parent.version}", RELATION_TAG: parent.relation}
+    return tags
+
+
+def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in tags.items()]
+
+
+def _stored(row: dict[str, Any]) -> StoredVersion:
+    tags = {tag["key"]: tag["value"] for tag in row.get("tags", [])}
+    return StoredVersion(
+        name=str(row["name"]).replace("--", "/", 1),
+        number=int(row["version"]),
+        digest=tags.get(DIGEST_TAG, ""),
+        publication=tags.get(PUBLICATION_TAG, ""),
+        pending=tags.get(PENDING_TAG) == "true",
+        parent=tags.get(PARENT_TAG, ""),
+        relation=tags.get(RELATION_TAG, ""),
+        tags=tags,
+    )
+
+
+def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
+def _unavailable(why: object) -> Unavailable:
+    return Unavailable(
+        "REGISTRY_UNAVAILABLE",
+        zh=f"模型登记服务 (MLflow) 暂不可用: {str(why)[:200]}",
+        en=f"the model registry (MLflow) is not available: {str(why)[:200]}",
+        remedy_zh="请稍后重试; 市场会自动重启登记服务",
+        remedy_en="try again shortly; the market restarts it by itself",
+        retry_after_s=5,
+    )
