@@ -11,10 +11,9 @@ from sqlmodel import col, select
 
 from adapters.jobs import JobRunner, SubprocessRunner
 from adapters.recipe import recipe_named, recipes
-from marketplace.adapting.registration import register_derivative
 from marketplace.adapting.request import create_job, read_request
 from marketplace.adapting.tables import Job
-from marketplace.adapting.worker import JobWorker
+from marketplace.adapting.worker import JobWorker, Register
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.organisations import audit
@@ -24,6 +23,7 @@ from serving.ports import Principal, ServedVersion
 if TYPE_CHECKING:
     from marketplace.market import Market
 
+Rows = list[dict[str, Any]]  # by another name, because a method of the port is called `list`
 ENDED = frozenset({"done", "failed", "cancelled"})
 EVENT_POLL_S = 0.3
 MAX_LISTED = 200
@@ -32,7 +32,8 @@ MAX_LISTED = 200
 class MarketAdapting:
     """Implements `serving.ports.Adapting`. Call `start()` once the market is up, `stop()` when it goes down."""
 
-    def __init__(self, market: Market, runner: JobRunner | None = None) -> None:
+    def __init__(self, market: Market, runner: JobRunner | None = None, register: Register | None = None) -> None:
+        """`runner`: subprocesses by default; `register` publishes what a job made (`register_derivative`)."""
         self._market = market
         home = market.settings.home
         self.worker = JobWorker(
@@ -40,7 +41,7 @@ class MarketAdapting:
             home,
             runner or SubprocessRunner((home / "jobs").resolve()),
             self._parent_folder,
-            lambda job: register_derivative(market, job),
+            register or self._register,
         )
 
     def start(self, threads: int = 1) -> None:
@@ -56,7 +57,7 @@ class MarketAdapting:
     async def get(self, principal: Principal, job_id: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._get, principal, job_id)
 
-    async def list(self, principal: Principal) -> list[dict[str, Any]]:
+    async def list(self, principal: Principal) -> Rows:
         return await asyncio.to_thread(self._list, principal)
 
     async def cancel(self, principal: Principal, job_id: str) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class MarketAdapting:
                 return
             await asyncio.sleep(EVENT_POLL_S)
 
-    def recipe_cards(self) -> list[dict[str, Any]]:
+    def recipe_cards(self) -> Rows:
         """What `GET /v1/recipes` answers."""
         return [recipe.card() for recipe in recipes().values()]
 
@@ -103,7 +104,7 @@ class MarketAdapting:
         with reading(self._market.engine) as session:
             return job_as_dict(_own(session.get(Job, job_id), principal, job_id))
 
-    def _list(self, principal: Principal) -> list[dict[str, Any]]:
+    def _list(self, principal: Principal) -> Rows:
         mine = select(Job).where(Job.organisation_id == principal.organisation)
         with reading(self._market.engine) as session:
             newest = session.exec(mine.order_by(col(Job.created_at_ms).desc(), col(Job.id).desc()).limit(MAX_LISTED))
@@ -132,6 +133,11 @@ class MarketAdapting:
         if running:
             self.worker.cancel(job_id)
         return job_as_dict(job)
+
+    def _register(self, job: Job) -> dict[str, Any]:
+        from marketplace.adapting.registration import register_derivative
+
+        return register_derivative(self._market, job)
 
     def _parent_folder(self, job: Job) -> Path | None:
         """The parent's bundle as the catalogue serves it now, by the version that the request resolved to."""

@@ -149,6 +149,8 @@ class JobWorker:
 
         result = self._runner.run(job.id, spec, on_progress)
         job.history = thin(history)
+        if job.id in self._cancelling:  # also when the run ended just before it could be stopped
+            return JobResult("cancelled", compute_ms=result.compute_ms)
         return result
 
     def _spec_of(self, job: Job) -> JobSpec:
