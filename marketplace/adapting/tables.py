@@ -1,5 +1,7 @@
 """The job table of adaptation."""
 
+from typing import Any
+
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
@@ -18,10 +20,11 @@ class Job(SQLModel, table=True):
     state: str = Field(default="queued", index=True)  # queued | running | registering | done | failed | cancelled
     stage: str = ""
     progress: float = 0.0
-    params: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    history: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  # loss curve and metrics
-    result: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    error: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    params: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    # the loss curve and other metrics, one point each
+    history: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    result: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    error: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     compute_ms: int = 0
     attempts: int = 0
     created_at_ms: int = Field(default_factory=now_ms)

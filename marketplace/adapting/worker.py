@@ -135,16 +135,17 @@ class JobWorker:
         except Exception as exception:
             return JobResult("failed", error=error_from(exception))
         history: list[dict[str, Any]] = []
-        written = [0.0, ""]  # when, and at which stage, the row was last written
+        written: tuple[float, str] = (0.0, "")  # when, and at which stage, the row was last written
 
         def on_progress(said: JobProgress) -> None:
+            nonlocal written
             if job.id in self._cancelling:
                 self._runner.cancel(job.id)
             if said.metrics:
                 history.append({"progress": round(said.progress, 4), "stage": said.stage, **said.metrics})
             moment = time.monotonic()
-            if said.stage != written[1] or moment - float(written[0]) >= WRITE_INTERVAL_S:
-                written[:] = [moment, said.stage]
+            if said.stage != written[1] or moment - written[0] >= WRITE_INTERVAL_S:
+                written = (moment, said.stage)
                 self._write(job.id, stage=said.stage, progress=min(1.0, said.progress), history=thin(history))
 
         result = self._runner.run(job.id, spec, on_progress)
