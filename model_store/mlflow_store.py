@@ -1,9 +1,9 @@
 """The MLflow store: speaks MLflow's REST API 2.0 over httpx. mlflow itself (1–4 s, 170 MB) is never imported.
 
-A published version is a run in the experiment `algomart-publications` (its metrics are the manifest's) with the bundle's
-files and an `MLmodel` of the `onnx` flavour as artifacts, and a registered model version whose source they are: so an
-unmodified `mlflow.onnx.load_model("models:/vendor--name/1")` works. MLflow 3 accepts an artifact source only inside the
-artifact root of the run (or logged model) that the version names, which is why there is a run at all.
+A published version is a run in the experiment `algomart-publications` (its metrics are the manifest's) with the
+bundle's files and an `MLmodel` of the `onnx` flavour as artifacts, and a registered model version whose source they
+are: so an unmodified `mlflow.onnx.load_model("models:/vendor--name/1")` works. MLflow 3 accepts an artifact source
+only inside the artifact root of the run (or logged model) that the version names, which is why there is a run at all.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class MlflowStore:
             raise
         return {row["alias"]: int(row["version"]) for row in answer["registered_model"].get("aliases", [])}
 
-    # --- what they are made of ------------------------------------------------------------------------------------------
+    # --- what they are made of ----------------------------------------------------------------------------------------
     def _call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One REST call; `MlflowRefused` for MLflow's refusals, `Unavailable` where no MLflow answers."""
         url = f"/api/2.0/mlflow/{path}"

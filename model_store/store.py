@@ -1,8 +1,9 @@
 """The store port: which versions of a model there are, their aliases and lineage. MLflow is the system of record.
 
-A version is *pending* from its creation until the database row that makes it visible exists; then it is confirmed. What
-a crash leaves pending is found by `pending()` and finished or removed by the market's reconciler. Names are accepted in
-either spelling. `MlflowStore` is the real one, `MemoryStore` its twin; tests/contracts/test_store.py holds both to this.
+A version is *pending* from its creation until the database row that makes it visible exists; then it is confirmed.
+What a crash leaves pending is found by `pending()` and finished or removed by the market's reconciler. Names are
+accepted in either spelling. `MlflowStore` is the real one, `MemoryStore` its twin; one contract suite holds both to
+this.
 """
 
 from __future__ import annotations

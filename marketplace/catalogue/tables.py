@@ -62,6 +62,7 @@ class ModelVersion(SQLModel, table=True):
     listing_id: str = Field(foreign_key="listing.id", index=True)
     number: int
     digest: str = Field(index=True)  # bundle digest
+    blob: str = ""  # SHA-256 of the packed bundle among the blobs
     state: str = Field(default="draft", index=True)  # draft|inspected|in_review|listed|retired|withdrawn
     manifest: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     inspection: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # the one report

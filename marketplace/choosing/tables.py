@@ -1,5 +1,7 @@
 """Sample sets and choices."""
 
+from typing import Any
+
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
@@ -15,13 +17,13 @@ class SampleSet(SQLModel, table=True):
     kind: str  # table | images
     filename: str
     rows: int
-    columns: list[dict] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    columns: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     label_column: str | None = None
     sha256: str
     created_at_ms: int = Field(default_factory=now_ms)
     expires_at_ms: int
     deleted_at_ms: int | None = None
-    receipt: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    receipt: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
 class Choice(SQLModel, table=True):
@@ -31,6 +33,6 @@ class Choice(SQLModel, table=True):
     sample_set_id: str = Field(foreign_key="sample_set.id")
     state: str = "queued"  # queued | running | done | failed
     progress: float = 0.0
-    request: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    result: dict = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    request: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    result: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     created_at_ms: int = Field(default_factory=now_ms)

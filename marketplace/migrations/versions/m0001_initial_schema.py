@@ -486,6 +486,7 @@ def upgrade() -> None:
         sa.Column("listing_id", sa.String(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("blob", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("manifest", sa.JSON(), nullable=False),
         sa.Column("inspection", sa.JSON(), nullable=False),

@@ -1,0 +1,104 @@
+"""Where a derivative comes from, verified at registration: its parent is there, is visible, and its weights are reused.
+
+Voucher eligibility passes only over relations that reuse the parent's weights. What a vendor declares is not enough:
+the share of the parent's weights in the child is measured (`model_store.weights`), and a claim below `MIN_SHARE` is
+refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sqlmodel import Session, select
+
+from marketplace.catalogue.tables import Listing, ModelVersion
+from model_store.bundle import MODEL, Bundle
+from model_store.errors import Unprocessable
+from model_store.manifest import WEIGHT_REUSING_RELATIONS
+from model_store.names import canonical
+from model_store.weights import MIN_SHARE, measure_reuse
+from serving.ports import Principal
+
+if TYPE_CHECKING:
+    from marketplace.market import Market
+
+Inheritance = Literal["carries", "carries_nothing", "refused"]
+
+
+def decide_inheritance(relation: str, share: float) -> Inheritance:
+    """`retrained` carries nothing; a relation that claims reuse carries the root base if it is true, else is refused.
+
+    `distilled` is taught by the parent's answers and holds none of its weights by construction: vouchers.md counts it
+    among the relations that carry, but a measured share of 0 cannot tell it from any other model, so it carries
+    nothing.
+    """
+    if relation not in WEIGHT_REUSING_RELATIONS or (relation == "distilled" and share < MIN_SHARE):
+        return "carries_nothing"
+    return "carries" if share >= MIN_SHARE else "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """A verified parent: `model_path` is its graph, `root` the listing that eligibility comes from."""
+
+    listing_id: str
+    version_id: str
+    relation: str
+    root: str
+    name: str
+    model_path: Path
+
+    def measure(self, child: Bundle) -> float:
+        """The measured share of reused weights; `Unprocessable` RELATION_NOT_TRUE where the claim does not hold."""
+        if self.relation not in WEIGHT_REUSING_RELATIONS:
+            return 0.0
+        share = measure_reuse(self.model_path, child.model_path)
+        if decide_inheritance(self.relation, share) == "refused":
+            raise Unprocessable(
+                "RELATION_NOT_TRUE",
+                zh=f"声明的关系“{self.relation}”不成立: 只有 {share:.0%} 的父模型权重出现在该模型中",
+                en=f"the declared relation {self.relation!r} does not hold: {share:.0%} of its parent is in it",
+                remedy_zh=f"沿用父模型权重须达到 {MIN_SHARE:.0%}; 否则请声明 retrained",
+                remedy_en=f"reuse at least {MIN_SHARE:.0%} of the parent's weights, or declare `retrained`",
+                field="parent.relation",
+            )
+        return share
+
+    def apply(self, listing: Listing, share: float) -> None:
+        """Write the relation onto the derivative's listing."""
+        listing.parent_listing_id, listing.relation = self.listing_id, self.relation
+        carries = decide_inheritance(self.relation, share) == "carries"
+        listing.root_base_listing_id = self.root if carries else None
+
+
+def find_descent(session: Session, market: Market, bundle: Bundle, organisation_id: str) -> Descent | None:
+    """The parent that the manifest names, as the publisher may see it; None where it names none.
+
+    Raises `NotFound` MODEL_NOT_FOUND for a parent that is not there or not to be seen, `Unprocessable` PARENT_CHANGED.
+    """
+    parent = bundle.manifest.parent
+    if parent is None:
+        return None
+    asker = Principal(key_id="", organisation=organisation_id, role="vendor", scopes=frozenset({"publish"}))
+    served = market.bundles.resolve(canonical(parent.name, field="parent.name"), str(parent.version), asker)
+    if parent.digest and parent.digest != served.digest:
+        raise Unprocessable(
+            "PARENT_CHANGED",
+            zh=f"父模型 {parent.name}@{parent.version} 的摘要与声明不符",
+            en=f"the digest of {parent.name}@{parent.version} is not the one declared",
+            remedy_zh="请从市场重新下载父模型后再派生",
+            remedy_en="derive from the parent as the market serves it",
+            field="parent.digest",
+        )
+    row = session.exec(select(ModelVersion).where(ModelVersion.id == served.version_id)).one()
+    listing = session.get_one(Listing, row.listing_id)
+    return Descent(
+        listing_id=listing.id,
+        version_id=row.id,
+        relation=parent.relation,
+        root=listing.root_base_listing_id or listing.id,
+        name=listing.name,
+        model_path=served.bundle / MODEL,
+    )
