@@ -19,7 +19,8 @@ from torch import nn
 OPSET = 17
 WARMUP_SHARE = 0.1
 GRADIENT_BOUND = 1.0
-TARGETS = ("query", "value")  # not `dense`: peft would also hit pooler.dense, which mean pooling never uses
+# Every matrix of a layer. Plain `dense` would also hit pooler.dense, which mean pooling never uses.
+TARGETS = r".*\.layer\.\d+\.(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
 Ids = npt.NDArray[np.int64]
 
 
@@ -63,20 +64,39 @@ def load_encoder(source: Path) -> Any:
     )
 
 
-def pooled_vectors(encoder: Any, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
+def pooled_vectors(encoder: Any, ids: Ids, mask: Ids, batch: int = 32) -> npt.NDArray[np.float32]:
     """Mean-pooled vectors [N, D] of the plain encoder: what its published graph must agree with."""
     model = PooledClassifier(encoder, encoder.config.hidden_size, 2).eval()
+    parts = []
     with torch.no_grad():
-        return np.asarray(model.pooled(torch.from_numpy(ids), torch.from_numpy(mask)).numpy(), np.float32)
+        for at in range(0, len(ids), batch):
+            longest = int(mask[at : at + batch].sum(axis=1).max())
+            chosen = (torch.from_numpy(array[at : at + batch, :longest]) for array in (ids, mask))
+            parts.append(np.asarray(model.pooled(*chosen).numpy(), np.float32))
+    return np.concatenate(parts)
+
+
+def start_head(model: PooledClassifier, vectors: npt.NDArray[np.float32], wanted: Ids, seed: int) -> None:
+    """Set the head to the best linear classifier on the frozen vectors, in place.
+
+    A random head would first pull the base about; starting from the linear probe keeps what the base knows (Kumar et
+    al., 2022), and a few hundred rows are then enough.
+    """
+    from adapters import linear
+
+    weights, bias = linear.head_weights(linear.fit(vectors, [f"{place:06d}" for place in wanted], seed, strength=0.1))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
+        model.head.bias.copy_(torch.from_numpy(bias))
 
 
 def build(encoder: Any, classes: int, settings: Settings) -> PooledClassifier:
-    """The encoder frozen but for adapters at query and value of every layer, and a fresh head."""
+    """The encoder frozen but for adapters at the matrices of every layer, and a fresh head."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(settings.seed)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.05, target_modules=list(TARGETS), bias="none"
+        r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.05, target_modules=TARGETS, bias="none"
     )
     width = encoder.config.hidden_size
     return PooledClassifier(get_peft_model(encoder, config), width, classes)

@@ -80,8 +80,10 @@ def train_and_export(
     encoder = classifier.load_encoder(source)
     check_same_weights(encoder, parent)
     order = {name: place for place, name in enumerate(sorted(set(labels)))}
-    model = classifier.build(encoder, len(order), settings)
     wanted = np.array([order[name] for name in labels], np.int64)
+    vectors = classifier.pooled_vectors(encoder, train["input_ids"], train["attention_mask"])
+    model = classifier.build(encoder, len(order), settings)
+    classifier.start_head(model, vectors, wanted, context.seed)
 
     def report(share: float, **metrics: float) -> None:
         context.report(0.05 + 0.75 * share, "training", **metrics)
@@ -161,7 +163,7 @@ RECIPE = Recipe(
     parameters=(
         Parameter("epochs", "integer", 4, 1, 20, zh="训练轮数", en="epochs"),
         Parameter("rank", "integer", 8, 1, 64, zh="LoRA 秩", en="rank of the adapters"),
-        Parameter("learning_rate", "number", 0.001, 0.00001, 0.01, zh="学习率", en="learning rate"),
+        Parameter("learning_rate", "number", 0.0005, 0.00001, 0.01, zh="学习率", en="learning rate"),
         Parameter("batch", "integer", 16, 4, 64, zh="批大小", en="batch size"),
         Parameter("max_length", "integer", 48, 8, 256, zh="最长词元数", en="tokens at most"),
         Parameter("test_share", "number", 0.25, 0.1, 0.5, zh="留作评测的比例", en="share held out to measure on"),
