@@ -1,0 +1,90 @@
+"""A node's start and end: old journals are sealed and ingested to their end before their leases are settled, and before
+the node gets a new epoch. Never the other way round (../shared/design/vouchers.md, invariant 7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Engine
+
+from marketplace.clock import now_ms
+from marketplace.db import reading, transaction
+from marketplace.usage.ingest import Ingest
+from marketplace.vouchers.nodes import new_epoch, open_epochs, seal_epoch
+from marketplace.vouchers.tables import NodeEpoch
+from serving.journal import (
+    EndEntry,
+    JournalUnreadable,
+    ProgressEntry,
+    StartEntry,
+    read_segment,
+    seal_segment,
+    segment_path,
+)
+from serving.metering import UsageRecord
+
+SCAN_ENTRIES = 10_000
+
+
+def register_node(engine: Engine, journal_folder: Path, node: str) -> int:
+    """Recover what the node's older epochs left, then open and answer its new one. Call before any lease is asked for.
+
+    The caller vouches that no other process runs under this node's name.
+    """
+    with reading(engine) as session:
+        old = [row.epoch for row in open_epochs(session, node)]
+    for epoch in old:
+        close_epoch(engine, journal_folder, node, epoch)
+    with transaction(engine) as session:
+        return new_epoch(session, node, now_ms())
+
+
+def close_epoch(engine: Engine, journal_folder: Path, node: str, epoch: int) -> None:
+    """Seal a journal that nobody writes any more, ingest it to its end, settle its leases (P6). Safe to repeat."""
+    path = segment_path(journal_folder, node, epoch)
+    sha256, torn = "", False
+    if path.exists():
+        try:
+            segment = seal_segment(path)
+        except JournalUnreadable:
+            torn = True  # it died while it wrote the header: nothing was ever recorded in it
+        else:
+            assert segment.seal is not None
+            sha256 = segment.seal.sha256
+            torn = segment.torn is not None or path.with_name(f"{path.name}.torn").exists()
+            _ingest_rest(engine, journal_folder, node, epoch, segment.seal.last_seq)
+    with transaction(engine) as session:
+        seal_epoch(session, node, epoch, sha256=sha256, torn=torn, at_ms=now_ms())
+
+
+def _ingest_rest(engine: Engine, journal_folder: Path, node: str, epoch: int, last_seq: int) -> None:
+    ingest = Ingest(engine, journal_folder, node)
+    with reading(engine) as session:
+        done = session.get_one(NodeEpoch, (node, epoch)).last_seq
+    if done < last_seq:  # a power cut may have taken what was ingested already: then there is nothing to read
+        ingest.drain(node, epoch)
+    left = unresolved(segment_path(journal_folder, node, epoch))
+    if left:
+        ingest.ingest_records(node, epoch, left, "unresolved")
+
+
+def unresolved(path: Path) -> list[tuple[int, UsageRecord]]:
+    """Streams that began and never ended, as records settled at their last counters and marked `unresolved`."""
+    running: dict[str, tuple[int, UsageRecord]] = {}
+    offset, more = 0, True
+    while more:
+        segment = read_segment(path, offset, SCAN_ENTRIES)
+        offset, more = segment.next_offset, segment.more
+        for entry in segment.entries:
+            if isinstance(entry, StartEntry):
+                zero = dict.fromkeys(entry.usage.units, 0)  # its own figures are an estimate: nothing is counted yet
+                record = msgspec.structs.replace(entry.usage, units=zero, amount_micro=0, status="unresolved")
+                running[entry.usage.usage_id] = (entry.seq, record)
+            elif isinstance(entry, ProgressEntry) and entry.usage_id in running:
+                seq, record = running[entry.usage_id]
+                units, amount = entry.units, entry.amount_micro
+                running[entry.usage_id] = (seq, msgspec.structs.replace(record, units=units, amount_micro=amount))
+            elif isinstance(entry, EndEntry):
+                running.pop(entry.usage.usage_id, None)
+    return list(running.values())

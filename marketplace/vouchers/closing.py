@@ -1,0 +1,205 @@
+"""How entitlement comes back: lease to reservation (P6), contract to voucher (P7), lapsed voucher to the pool (P8).
+
+Nothing here runs before the journal that could still claim it is sealed and ingested: `settle_leases` is called by the
+sealing of an epoch only, and an open lease's entitlement is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from sqlmodel import Session, col, select
+
+from marketplace.clock import end_of_day_ms
+from marketplace.ledger import accounts, caps, postings
+from marketplace.ledger.posting import balance, balances, post_all
+from marketplace.organisations import audit, notices
+from marketplace.vouchers.reservations import LIVE
+from marketplace.vouchers.rollout import rules_of
+from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Subscription, Voucher
+from serving.metering import MICRO_PER_FEN
+
+OPEN = ("open", "draining")
+SEALED = ("sealed", "settled")
+DAY_MS = 86_400_000
+
+
+def decide_returnable(leases: Sequence[LeaseRow], num: int, den: int) -> int:
+    """Fen that the sealed leases of one reservation may still give back, together.
+
+    What they were granted, less the ceiling of the voucher's share of all that was used under them (part of it may not
+    be posted yet), less what they gave back. Open leases answer for themselves: a node never uses more than its grant.
+    """
+    sealed = [lease for lease in leases if lease.state in SEALED]
+    share_micro_den = sum(lease.eligible_micro for lease in sealed) * num
+    keep = -(-share_micro_den // (den * MICRO_PER_FEN))
+    return max(0, sum(lease.granted_fen - lease.returned_fen for lease in sealed) - keep)
+
+
+def settle_leases(session: Session, node: str, epoch: int, at_ms: int) -> None:
+    """P6 for every lease of a sealed epoch. The caller has ingested the epoch's journal to its end."""
+    query = select(LeaseRow).where(LeaseRow.node == node, LeaseRow.epoch == epoch, col(LeaseRow.state).in_(OPEN))
+    reservations = sorted({row.reservation_id for row in session.exec(query)} - {""})
+    locked = {each: _lock_reservation(session, each) for each in reservations}
+    for lease in session.exec(query.order_by(col(LeaseRow.id)).with_for_update()):
+        lease.state = "sealed" if lease.reservation_id else "settled"
+        session.add(lease)
+    session.flush()
+    for reservation in locked.values():
+        return_remainders(session, reservation, at_ms)
+
+
+def return_remainders(session: Session, reservation: Reservation, at_ms: int) -> None:
+    """P6 for the sealed leases of a reservation; the last one of a contract or voucher that is over completes it."""
+    leases = _leases(session, reservation.id)
+    voucher = session.get_one(Voucher, reservation.voucher_id)
+    ended = session.get_one(Subscription, reservation.subscription_id).state == "ended"
+    over = (ended or voucher.state == "expired") and not any(lease.state in OPEN for lease in leases)
+    _give_back(session, reservation, leases, at_ms, everything=over)
+    if not over:
+        return
+    if voucher.state == "expired":
+        lapse(session, voucher, at_ms)
+    else:
+        release_idle(session, reservation, at_ms)
+        reservation.state = "completed" if reservation.posted_gross_fen else "released"
+        session.add(reservation)
+
+
+def _give_back(
+    session: Session, reservation: Reservation, leases: Sequence[LeaseRow], at_ms: int, *, everything: bool
+) -> None:
+    left = balances(session, [accounts.leased(lease.id) for lease in leases])
+    allowed = decide_returnable(leases, reservation.ratio_num, reservation.ratio_den)
+    moves = []
+    for lease in leases:
+        if lease.state not in SEALED:
+            continue
+        held = left[accounts.leased(lease.id)]
+        fen = held if everything else min(held, allowed)
+        if fen:
+            allowed -= fen
+            lease.returned_fen += fen
+            moves.append(postings.p6_sealed(reservation.id, lease.id, fen, lease.returned_fen, at_ms))
+        lease.state = "settled" if fen == held else "sealed"
+        session.add(lease)
+    post_all(session, moves)
+
+
+def release_idle(session: Session, reservation: Reservation, at_ms: int) -> int:
+    """P7: what a reservation holds and no lease has goes back to its voucher; answers how much."""
+    fen = balance(session, accounts.reserved(reservation.id), lock=True)
+    if fen:
+        reservation.released_fen += fen
+        session.add(reservation)
+        _release_contract(session, reservation, fen)
+        move = postings.p7_contract_ended(reservation.voucher_id, reservation.id, fen, reservation.released_fen, at_ms)
+        post_all(session, [move])
+    return fen
+
+
+def end_contract(session: Session, subscription: Subscription, *, actor: str, at_ms: int) -> Subscription:
+    """End a contract: no new lease; idle entitlement goes back to the voucher at once, leased one when it is sealed."""
+    if subscription.state == "ended":
+        return subscription
+    subscription.state, subscription.ended_at_ms = "ended", at_ms
+    session.add(subscription)
+    session.flush()
+    for reservation in _live_of(session, subscription_id=subscription.id):
+        release_idle(session, reservation, at_ms)
+        return_remainders(session, reservation, at_ms)
+    audit.record(
+        session,
+        actor=actor,
+        organisation_id=subscription.organisation_id,
+        action="subscription.end",
+        subject=subscription.id,
+    )
+    return subscription
+
+
+def expire_vouchers(session: Session, at_ms: int) -> list[Voucher]:
+    """P8 for every voucher whose use-by day and grace for late usage are over. Safe to run as often as one likes."""
+    query = (
+        select(Voucher, Programme)
+        .join(Programme, col(Programme.id) == col(Voucher.programme_id))
+        .where(col(Voucher.state).in_(("active", "exhausted", "suspended")))
+        .order_by(col(Voucher.id))
+    )
+    lapsed = []
+    for voucher, programme in session.exec(query).all():
+        grace = rules_of(programme).late_usage_grace_days * DAY_MS
+        if at_ms > end_of_day_ms(date.fromisoformat(voucher.use_by)) + grace:
+            lapsed.append(voucher)
+    for voucher in lapsed:
+        voucher.state = "expired"
+        session.add(voucher)
+        session.flush()
+        for reservation in _live_of(session, voucher_id=voucher.id):
+            leases = _leases(session, reservation.id)
+            _give_back(session, reservation, leases, at_ms, everything=not any(lease.state in OPEN for lease in leases))
+        fen = lapse(session, voucher, at_ms)
+        audit.record(
+            session,
+            actor="system",
+            organisation_id=voucher.organisation_id,
+            action="voucher.expire",
+            subject=voucher.id,
+            returned_fen=fen,
+        )
+        notices.notify(
+            session,
+            voucher.organisation_id,
+            "VOUCHER_EXPIRED",
+            zh=f"模型券已于 {voucher.use_by} 到期, 未用的 {fen} 分已退回资金池",
+            en=f"a voucher lapsed after {voucher.use_by}; {fen} unused fen went back to the pool",
+            link=f"/console/vouchers/{voucher.id}",
+        )
+    return lapsed
+
+
+def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:
+    """P8: the voucher's own balance and its reservations' idle ones go back to the pool, and the caps are released."""
+    reservations = _live_of(session, voucher_id=voucher.id)
+    idle = {r.id: fen for r in reservations if (fen := balance(session, accounts.reserved(r.id), lock=True))}
+    own = balance(session, accounts.available(voucher.id), lock=True)
+    total = own + sum(idle.values())
+    if total:
+        voucher.returned_fen += total
+        move = postings.p8_lapsed(voucher.programme_id, voucher.id, own, idle, voucher.returned_fen, at_ms)
+        post_all(session, [move])
+        for code in (voucher.cap_code, accounts.cap_pool(voucher.programme_id, voucher.tranche)):
+            caps.release(session, caps.open_cap(session, code, 0), total)
+    for reservation in reservations:
+        fen = idle.get(reservation.id, 0)
+        reservation.released_fen += fen
+        _release_contract(session, reservation, fen)
+        if not any(lease.state in OPEN for lease in _leases(session, reservation.id)):
+            reservation.state = "expired"
+        session.add(reservation)
+    session.add(voucher)
+    session.flush()
+    return total
+
+
+def _release_contract(session: Session, reservation: Reservation, fen: int) -> None:
+    caps.release(session, caps.open_cap(session, accounts.cap_contract(reservation.subscription_id), 0), fen)
+
+
+def _lock_reservation(session: Session, reservation_id: str) -> Reservation:
+    return session.exec(select(Reservation).where(Reservation.id == reservation_id).with_for_update()).one()
+
+
+def _leases(session: Session, reservation_id: str) -> list[LeaseRow]:
+    query = select(LeaseRow).where(LeaseRow.reservation_id == reservation_id)
+    return list(session.exec(query.order_by(col(LeaseRow.id)).with_for_update()))
+
+
+def _live_of(session: Session, *, subscription_id: str = "", voucher_id: str = "") -> list[Reservation]:
+    query = select(Reservation).where(col(Reservation.state).in_(LIVE))
+    if subscription_id:
+        query = query.where(Reservation.subscription_id == subscription_id)
+    if voucher_id:
+        query = query.where(Reservation.voucher_id == voucher_id)
+    return list(session.exec(query.order_by(col(Reservation.id)).with_for_update()))

@@ -1,0 +1,240 @@
+"""Issuing vouchers: one operator member proposes, another approves (P2); suspend and resume; the pool's position."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from sqlmodel import Session, col, func, select
+
+from marketplace.clock import policy_date
+from marketplace.ids import new_id
+from marketplace.ledger import accounts, caps, postings
+from marketplace.ledger.posting import balance, balances, post_all
+from marketplace.organisations import audit, notices
+from marketplace.vouchers.applications import cap_code
+from marketplace.vouchers.eligibility import Reason
+from marketplace.vouchers.programme import ProgrammeFile
+from marketplace.vouchers.refusals import conflict, forbidden
+from marketplace.vouchers.rollout import rules_of
+from marketplace.vouchers.tables import Application, LeaseRow, Programme, Reservation, Voucher
+from model_store.errors import BadInput, Conflict, NotFound
+
+
+def propose(session: Session, application: Application, face_fen: int, *, member: str, at_ms: int) -> Voucher:
+    """A proposed voucher of a confirmed application; all its vouchers together are at most what was applied for.
+
+    `Forbidden` PERSON_REQUIRED where no member stands behind the actor.
+    """
+    if not member:
+        raise forbidden("PERSON_REQUIRED")
+    programme = session.get_one(Programme, application.programme_id)
+    if application.state != "confirmed":
+        raise Conflict(
+            "APPLICATION_NOT_CONFIRMED",
+            zh=f"申请状态为“{application.state}”, 公示确认后才能发券",
+            en=f"the application is {application.state}; a voucher follows its confirmation",
+            remedy_zh="请先完成审批与公示",
+            remedy_en="approve it and let the public notice run first",
+        )
+    if programme.state != "active":
+        raise conflict(Reason.PROGRAMME_CLOSED, state=programme.state)
+    issued = select(func.sum(Voucher.face_fen)).where(
+        Voucher.application_id == application.id, col(Voucher.state) != "revoked"
+    )
+    left = application.requested_fen - int(session.exec(issued).one() or 0)
+    if not 0 < face_fen <= left:
+        raise BadInput(
+            "FACE_INVALID",
+            zh=f"票面须大于零且不超过申请余额 {left} 分",
+            en=f"the face value is above zero and at most the {left} fen left of the application",
+            remedy_zh="请修改票面金额",
+            remedy_en="change the face value",
+            field="face_fen",
+        )
+    rules = rules_of(programme)
+    voucher = Voucher(
+        id=new_id("vch"),
+        application_id=application.id,
+        programme_id=programme.id,
+        organisation_id=application.organisation_id,
+        face_fen=face_fen,
+        use_by=rules.use_by(policy_date(at_ms)).isoformat(),
+        redeem_by="",
+        priority=rules.priority,
+        proposed_by=member,
+    )
+    session.add(voucher)
+    session.flush()
+    _record(session, voucher, "propose", member, face_fen=face_fen)
+    return voucher
+
+
+def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> Voucher:
+    """P2: the voucher becomes active; its face is held in the enterprise's cap and in the tranche.
+
+    `Forbidden` TWO_PERSONS for who proposed it; `Conflict` CAP_REACHED or POOL_EXHAUSTED.
+    """
+    if not member:
+        raise forbidden("PERSON_REQUIRED")
+    if member == voucher.proposed_by:
+        raise forbidden("TWO_PERSONS")
+    if voucher.state != "proposed":
+        raise _state_refusal(voucher.state, "approve")
+    programme = session.get_one(Programme, voucher.programme_id)
+    if programme.state != "active":
+        raise conflict(Reason.PROGRAMME_CLOSED, state=programme.state)
+    rules = rules_of(programme)
+    code = cap_code(programme, rules, voucher.organisation_id, at_ms)
+    caps.hold(session, caps.open_cap(session, code, rules.cap_fen), voucher.face_fen)
+    voucher.cap_code = code
+    voucher.tranche = _hold_tranche(session, programme, rules, voucher.face_fen)
+    last = rules.use_by(policy_date(at_ms))
+    assert rules.validity is not None, "an active programme has a validity"
+    voucher.use_by = last.isoformat()
+    voucher.redeem_by = date.fromordinal(last.toordinal() + rules.validity.redeem_days).isoformat()
+    voucher.state, voucher.approved_by, voucher.issued_at_ms = "active", member, at_ms
+    session.add(voucher)
+    session.flush()
+    post_all(session, [postings.p2_voucher_issued(programme.id, voucher.id, voucher.face_fen, at_ms)])
+    _record(session, voucher, "issue", member, face_fen=voucher.face_fen, proposed_by=voucher.proposed_by)
+    notices.notify(
+        session,
+        voucher.organisation_id,
+        "VOUCHER_ISSUED",
+        zh=f"模型券已发放: {voucher.face_fen} 分, 有效期至 {voucher.use_by}",
+        en=f"a voucher of {voucher.face_fen} fen was issued, to be used by {voucher.use_by}",
+        link=f"/console/vouchers/{voucher.id}",
+    )
+    return voucher
+
+
+def suspend(session: Session, voucher: Voucher, *, actor: str, reason: str = "") -> Voucher:
+    """No new lease draws on it until it is resumed; leases that nodes hold run out by themselves."""
+    if voucher.state not in ("active", "exhausted"):
+        raise _state_refusal(voucher.state, "suspend")
+    voucher.state_before, voucher.state = voucher.state, "suspended"
+    _record(session, voucher, "suspend", actor, reason=reason)
+    return voucher
+
+
+def resume(session: Session, voucher: Voucher, *, actor: str) -> Voucher:
+    if voucher.state != "suspended":
+        raise _state_refusal(voucher.state, "resume")
+    voucher.state, voucher.state_before = voucher.state_before, ""
+    _record(session, voucher, "resume", actor)
+    return voucher
+
+
+def get_voucher(session: Session, voucher_id: str, organisation_id: str | None = None) -> Voucher:
+    """Locked; within one organisation, or any (None). `NotFound` VOUCHER_NOT_FOUND."""
+    row = session.exec(select(Voucher).where(Voucher.id == voucher_id).with_for_update()).first()
+    if row is None or organisation_id not in (None, row.organisation_id):
+        raise NotFound(
+            "VOUCHER_NOT_FOUND",
+            zh=f"没有模型券“{voucher_id[:60]}”",
+            en=f"there is no voucher {voucher_id[:60]!r}",
+            remedy_zh="请查看券列表",
+            remedy_en="see the list of vouchers",
+        )
+    return row
+
+
+def list_vouchers(
+    session: Session, organisation_id: str | None, state: str = "", limit: int = 100, offset: int = 0
+) -> tuple[list[Voucher], int]:
+    """Newest first; of one organisation, or of all."""
+    query = select(Voucher)
+    if organisation_id is not None:
+        query = query.where(Voucher.organisation_id == organisation_id)
+    if state:
+        query = query.where(Voucher.state == state)
+    total = session.exec(select(func.count()).select_from(query.subquery())).one()
+    newest = query.order_by(col(Voucher.created_at_ms).desc(), col(Voucher.id).desc())
+    return list(session.exec(newest.limit(limit).offset(offset))), total
+
+
+def position(session: Session, voucher: Voucher) -> dict[str, int]:
+    """Where a voucher's face is now: available, reserved, leased, used; and what went back to the pool."""
+    reservations = list(session.exec(select(Reservation.id).where(Reservation.voucher_id == voucher.id)))
+    leases = list(session.exec(select(LeaseRow.id).where(col(LeaseRow.reservation_id).in_(reservations))))
+    available = accounts.available(voucher.id)
+    found = balances(
+        session,
+        [
+            available,
+            *map(accounts.reserved, reservations),
+            *map(accounts.used, reservations),
+            *map(accounts.leased, leases),
+        ],
+    )
+    return {
+        "face_fen": voucher.face_fen,
+        "available_fen": found[available],
+        "reserved_fen": sum(found[accounts.reserved(each)] for each in reservations),
+        "leased_fen": sum(found[accounts.leased(each)] for each in leases),
+        "used_fen": sum(found[accounts.used(each)] for each in reservations),
+        "returned_fen": voucher.returned_fen,
+    }
+
+
+def pool_position(session: Session, programme: Programme) -> dict[str, Any]:
+    """Where a programme's money is: the parts always sum to what its tranches authorised."""
+    vouchers = list(session.exec(select(Voucher).where(Voucher.programme_id == programme.id)))
+    parts = dict.fromkeys(("available_fen", "reserved_fen", "leased_fen", "used_fen"), 0)
+    for voucher in vouchers:
+        found = position(session, voucher)
+        for name in parts:
+            parts[name] += found[name]
+    authorised = -balance(session, accounts.auth(programme.id))
+    unissued = balance(session, accounts.unissued(programme.id))
+    live = [voucher for voucher in vouchers if voucher.state != "proposed"]
+    return {
+        "programme": programme.code,
+        "programme_id": programme.id,
+        "title_zh": programme.title_zh,
+        "title_en": programme.title_en,
+        "is_demo": programme.is_demo,
+        "state": programme.state,
+        "pool_fen": rules_of(programme).pool_fen,
+        "authorised_fen": authorised,
+        "unissued_fen": unissued,
+        **parts,
+        "issued_fen": sum(voucher.face_fen for voucher in live),
+        "returned_fen": sum(voucher.returned_fen for voucher in live),
+        "vouchers": len(live),
+        "conserved": authorised == unissued + sum(parts.values()),
+    }
+
+
+def _hold_tranche(session: Session, programme: Programme, rules: ProgrammeFile, fen: int) -> str:
+    """Hold the face in the first tranche that has room for all of it."""
+    for tranche in rules.tranches:
+        cap = caps.open_cap(session, accounts.cap_pool(programme.id, tranche.code), tranche.fen)
+        if caps.room(cap) >= fen:
+            caps.hold(session, cap, fen)
+            return tranche.code
+    raise conflict(Reason.POOL_EXHAUSTED)
+
+
+def _record(session: Session, voucher: Voucher, action: str, actor: str, **details: Any) -> None:
+    session.add(voucher)
+    audit.record(
+        session,
+        actor=actor,
+        organisation_id=voucher.organisation_id,
+        action=f"voucher.{action}",
+        subject=voucher.id,
+        **details,
+    )
+
+
+def _state_refusal(state: str, decision: str) -> Conflict:
+    return Conflict(
+        "VOUCHER_STATE",
+        zh=f"状态为“{state}”的券不能执行“{decision}”",
+        en=f"a voucher that is {state} cannot {decision}",
+        remedy_zh="请刷新后查看当前状态",
+        remedy_en="look at its present state",
+        details={"state": state},
+    )

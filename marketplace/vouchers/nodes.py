@@ -1,0 +1,74 @@
+"""Serving nodes and their epochs: a node's newest open epoch is the only one that may open leases or append usage.
+
+Recovery at a start is in `marketplace.usage.recovery`: it ingests and seals every older epoch of the node first.
+"""
+
+from __future__ import annotations
+
+from sqlmodel import Session, col, func, select
+
+from marketplace.organisations import audit
+from marketplace.vouchers.closing import settle_leases
+from marketplace.vouchers.tables import NodeEpoch
+from model_store.errors import Conflict
+
+
+def open_epochs(session: Session, node: str | None = None) -> list[NodeEpoch]:
+    """Epochs whose journals are not sealed yet, oldest first; of one node or of all."""
+    query = select(NodeEpoch).where(NodeEpoch.state == "open")
+    if node is not None:
+        query = query.where(NodeEpoch.node == node)
+    return list(session.exec(query.order_by(col(NodeEpoch.node), col(NodeEpoch.epoch))))
+
+
+def newest_epoch(session: Session, node: str) -> int:
+    """The node's newest epoch, 0 where it never had one."""
+    return session.exec(select(func.max(NodeEpoch.epoch)).where(NodeEpoch.node == node)).one() or 0
+
+
+def new_epoch(session: Session, node: str, at_ms: int) -> int:
+    """Fence what came before and open the next epoch. `Conflict` EPOCH_OPEN while an older one is not sealed."""
+    standing = open_epochs(session, node)
+    if standing:
+        raise Conflict(
+            "EPOCH_OPEN",
+            zh=f"节点 {node} 的第 {standing[0].epoch} 期日志尚未封存",
+            en=f"epoch {standing[0].epoch} of node {node} is not sealed yet",
+            remedy_zh="请先入账并封存旧日志",
+            remedy_en="ingest and seal the older journal first",
+        )
+    epoch = newest_epoch(session, node) + 1
+    session.add(NodeEpoch(node=node, epoch=epoch, opened_at_ms=at_ms))
+    session.flush()
+    return epoch
+
+
+def check_epoch(session: Session, node: str, epoch: int) -> None:
+    """`Conflict` EPOCH_FENCED unless this is the node's newest epoch and open."""
+    row = session.get(NodeEpoch, (node, epoch))
+    if row is None or row.state != "open" or newest_epoch(session, node) != epoch:
+        raise Conflict(
+            "EPOCH_FENCED",
+            zh=f"节点 {node} 的第 {epoch} 期已被新的一期取代",
+            en=f"epoch {epoch} of node {node} is fenced: a newer one has taken over",
+            remedy_zh="请重新启动该节点",
+            remedy_en="start the node again",
+        )
+
+
+def node_count(session: Session) -> int:
+    """How many nodes share what there is to lease; at least 1."""
+    distinct = select(func.count(func.distinct(NodeEpoch.node))).where(NodeEpoch.state == "open")
+    return max(1, session.exec(distinct).one())
+
+
+def seal_epoch(session: Session, node: str, epoch: int, *, sha256: str, torn: bool, at_ms: int) -> None:
+    """Seal an epoch whose journal is ingested to its end, then settle its leases (P6): never the other way round."""
+    row = session.get_one(NodeEpoch, (node, epoch), with_for_update=True)
+    if row.state == "sealed":
+        return
+    row.state, row.sha256, row.torn_tail = "sealed", sha256, torn
+    session.add(row)
+    session.flush()
+    settle_leases(session, node, epoch, at_ms)
+    audit.record(session, actor="system", action="epoch.seal", subject=f"{node}-{epoch}", sha256=sha256, torn=torn)

@@ -1,0 +1,179 @@
+"""Reservations: entitlement set aside from vouchers for one contract (P3), in burn order, within ratio × contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from marketplace.clock import policy_date
+from marketplace.ids import new_id
+from marketplace.ledger import accounts, caps, postings
+from marketplace.ledger.posting import balance, post_all
+from marketplace.organisations import audit
+from marketplace.vouchers.eligibility import (
+    Burnable,
+    Offer,
+    Reason,
+    VoucherFact,
+    breadth,
+    burn_order,
+    decide_coverage,
+)
+from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
+from marketplace.vouchers.rollout import rules_of
+from marketplace.vouchers.tables import Application, Programme, Reservation, Subscription, Voucher
+
+LIVE = ("held", "drawing")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A voucher with its programme's rules, as read in this transaction."""
+
+    voucher: Voucher
+    programme: Programme
+    rules: ProgrammeFile
+
+    @property
+    def fact(self) -> VoucherFact:
+        return VoucherFact(self.voucher.state, date.fromisoformat(self.voucher.use_by), self.programme.state)
+
+    @property
+    def burnable(self) -> Burnable:
+        return Burnable(
+            self.voucher.priority,
+            date.fromisoformat(self.voucher.use_by),
+            breadth(self.rules),
+            self.voucher.issued_at_ms or 0,
+            self.voucher.id,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Buyer:
+    """Who calls what under which contract: the facts that coverage is decided on."""
+
+    subscription: Subscription
+    offer: Offer
+    related: bool
+    at_ms: int
+
+
+def held_vouchers(session: Session, organisation_id: str) -> list[Held]:
+    """Every voucher ever issued to the organisation, in burn order."""
+    query = (
+        select(Voucher, Programme)
+        .join(Programme, col(Programme.id) == col(Voucher.programme_id))
+        .where(Voucher.organisation_id == organisation_id, Voucher.state != "proposed")
+    )
+    found = {v.id: Held(v, p, rules_of(p)) for v, p in session.exec(query)}
+    return [found[burnable.voucher] for burnable in burn_order(held.burnable for held in found.values())]
+
+
+def coverage(held: Held, buyer: Buyer) -> Reason | None:
+    """Why this voucher does not pay, its balance left aside; None where it does."""
+    return decide_coverage(
+        held.rules,
+        held.fact,
+        buyer.offer,
+        related=buyer.related,
+        contract_fen=buyer.subscription.contract_fen,
+        day=policy_date(buyer.at_ms),
+    ).reason
+
+
+def live_reservations(session: Session, subscription_id: str) -> list[Reservation]:
+    """The reservations that a contract may still draw on, locked, oldest first."""
+    query = select(Reservation).where(Reservation.subscription_id == subscription_id, col(Reservation.state).in_(LIVE))
+    return list(session.exec(query.order_by(col(Reservation.id)).with_for_update()))
+
+
+def decide_amount(available_fen: int, contract_fen: int, ratio: Ratio, already_fen: int) -> int:
+    """Fen to reserve: what ratio × contract still allows, at most what the voucher has."""
+    allowed = contract_fen * ratio.num // ratio.den - already_fen
+    return max(0, min(available_fen, allowed))
+
+
+def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[list[Reservation], list[Reason]]:
+    """P3 for every voucher that covers the offer and has something left; with the reasons of those that do not.
+
+    Without stacking, one contract is paid for by one programme: the first that ever paid anything of it.
+    """
+    subscription = buyer.subscription
+    prior = list(session.exec(select(Reservation).where(Reservation.subscription_id == subscription.id)))
+    # what a reservation took of the contract: all of it while it lives, what was used of it afterwards
+    already = sum(r.amount_fen - r.released_fen if r.state in LIVE else r.posted_subsidy_fen for r in prior)
+    programmes = {h.programme.code for h in vouchers if h.voucher.id in {r.voucher_id for r in prior}}
+    made: list[Reservation] = []
+    reasons: list[Reason] = []
+    for held in vouchers:
+        reason = coverage(held, buyer)
+        if reason is not None:
+            reasons.append(reason)
+            continue
+        if programmes and held.programme.code not in programmes and held.rules.stacking == "none":
+            reasons.append(Reason.CONTRACT_USED_UP)
+            continue
+        ratio = _ratio(session, held, buyer.offer)
+        room = balance(session, accounts.available(held.voucher.id), lock=True)
+        fen = decide_amount(room, subscription.contract_fen, ratio, already)
+        if fen == 0:
+            reasons.append(Reason.VOUCHER_EXHAUSTED if room == 0 else Reason.CONTRACT_USED_UP)
+            continue
+        made.append(_reserve(session, held, buyer, ratio, fen))
+        programmes.add(held.programme.code)
+        already += fen
+    return made, reasons
+
+
+def _reserve(session: Session, held: Held, buyer: Buyer, ratio: Ratio, fen: int) -> Reservation:
+    subscription = buyer.subscription
+    limit = subscription.contract_fen * ratio.num // ratio.den
+    cap = caps.open_cap(session, accounts.cap_contract(subscription.id), limit)
+    if limit > cap.limit_fen:  # the contract was raised since
+        cap.limit_fen = limit
+    caps.hold(session, cap, fen)
+    row = Reservation(
+        id=new_id("rsv"),
+        voucher_id=held.voucher.id,
+        subscription_id=subscription.id,
+        provider_id=subscription.provider_id,
+        amount_fen=fen,
+        ratio_num=ratio.num,
+        ratio_den=ratio.den,
+    )
+    session.add(row)
+    session.flush()
+    post_all(session, [postings.p3_reserved(held.voucher.id, row.id, fen, buyer.at_ms)])
+    audit.record(
+        session,
+        actor="system",
+        organisation_id=subscription.organisation_id,
+        action="reservation.hold",
+        subject=row.id,
+        voucher=held.voucher.id,
+        subscription=subscription.id,
+        fen=fen,
+    )
+    return row
+
+
+def _ratio(session: Session, held: Held, offer: Offer) -> Ratio:
+    years = firm_age_years(session.get_one(Application, held.voucher.application_id).evidence, held.voucher)
+    return decide_ratio(held.rules, tier=offer.tier, filed=offer.filing is not None, firm_age_years=years)
+
+
+def firm_age_years(evidence: list[dict[str, Any]], voucher: Voucher) -> int | None:
+    """Whole years from the founding day given as evidence (`founded_on`) to the issue; None where it was not given."""
+    for item in evidence:
+        if item.get("code") == "founded-on" and voucher.issued_at_ms is not None:
+            try:
+                founded = date.fromisoformat(str(item.get("value", "")))
+            except ValueError:
+                return None
+            issued = policy_date(voucher.issued_at_ms)
+            return issued.year - founded.year - ((issued.month, issued.day) < (founded.month, founded.day))
+    return None
