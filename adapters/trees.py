@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from adapters import graphs, linear
+from adapters.thresholds import floor_thresholds
 
 Floats = npt.NDArray[np.floating[Any]]
 MIN_ROWS_FOR_EARLY_STOPPING = 300
@@ -78,6 +79,7 @@ def export(model: Any, width: int, tensor: str) -> onnx.ModelProto:
     from skl2onnx.common.data_types import FloatTensorType
 
     classifier = hasattr(model, "classes_")
+    floor_thresholds(model)
     options = {id(model): {"zipmap": False}} if classifier else None
     made = convert_sklearn(
         model,
