@@ -1,4 +1,4 @@
-"""The fakes of serving's two ports, as parts: a market in memory, and bundles in a folder. For tests, benches, try-outs.
+"""The fakes of serving's two ports, as shipped parts: a market in memory, bundles in a folder. For tests and benches.
 
 `MemoryAdmission` knows keys and prices from dictionaries and grants leases from a purse; `FolderBundles` serves bundle
 folders that it is told of. The same contract suite runs on these and on the market's own.

@@ -1,0 +1,277 @@
+"""The ASGI application of a serving node: `/v2/**`, `/v1/**`, `/metrics` here, before any framework; the rest inside.
+
+It authenticates, bounds and decompresses bodies, chooses the skin, renders refusals in that skin's shape, and drops
+work whose caller has gone. `serving.http_protocol` answers small infer requests without coming here at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import importlib.metadata
+import ipaddress
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Protocol, TypeVar
+
+from model_store.errors import Refusal
+from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Receive, decompress, read_body
+from serving.dataplane import DataPlane
+from serving.digests import mint_usage_id
+from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body
+from serving.messages import JSON_TYPE, Request, Response
+from serving.ports import Ports, Principal
+from serving.protocols.oip import OpenInference
+
+T = TypeVar("T")
+Scope = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+_log = logging.getLogger("algomart.serving")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+UPLOAD_PATHS = ("/v1/sample-sets",)
+
+
+class Skin(Protocol):
+    async def answer(self, request: Request) -> Response: ...
+
+
+class ServingApp:
+    """Raw ASGI. `inner` gets every other path, and the lifespan after the data plane's own start."""
+
+    def __init__(
+        self, dataplane: DataPlane, ports: Ports, inner: Asgi | None = None, native: Skin | None = None
+    ) -> None:
+        self.dataplane, self.ports, self.inner = dataplane, ports, inner
+        try:
+            version = importlib.metadata.version("algomart")
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout
+            version = "0"
+        self.oip = OpenInference(dataplane, ports, version)
+        self.native = native if native is not None else _native(dataplane, ports)
+        # Beside the data plane's own readiness; the market sets it once its catalogue is open.
+        self.ready: Callable[[], bool] = lambda: True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            path = scope["path"]
+            if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
+                await self._answer(self.oip, oip_error_body, scope, receive, send)
+                return
+            if path.startswith("/v1/"):
+                await self._answer(self.native, native_error_body, scope, receive, send)
+                return
+            if path == "/metrics":
+                await self._metrics(scope, send)
+                return
+            if self.inner is not None:
+                await self.inner(scope, receive, send)
+                return
+            await self._refuse(send, no_such_path(path), native_error_body, request_id_of(dict(scope["headers"])))
+        elif kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif self.inner is not None:
+            await self.inner(scope, receive, send)
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self,
+        skin: Skin,
+        error_body: Callable[[Refusal, str], bytes],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        try:
+            path = scope["path"]
+            if path.startswith("/v2/health/"):
+                response = self._health(path, scope["method"])
+            else:
+                principal = await self.authenticate(headers)
+                body = await self._body(path, headers, receive)
+                request = Request(
+                    scope["method"], path, scope.get("query_string", b""), headers, body, principal, request_id
+                )
+                response = await _while_connected(skin.answer(request), receive)
+            await self._send(send, response, request_id, receive)
+        except Disconnected:
+            return
+        except Refusal as refusal:
+            await self._refuse(send, refusal, error_body, request_id)
+        except Exception:
+            _log.exception("unexpected error, request %s", request_id)
+            await self._refuse(send, internal_error(), error_body, request_id)
+
+    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Principal:
+        """The caller, by its key. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
+        return await self.dataplane.keys.principal_of(token_of(headers))
+
+    async def _body(self, path: str, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        settings = self.dataplane.settings
+        limit = settings.max_upload_bytes if path.startswith(UPLOAD_PATHS) else settings.max_body_bytes
+        body = await read_body(receive, headers, limit)
+        encoding = headers.get(b"content-encoding")
+        if encoding is None or not body:
+            return body
+        name = encoding.decode("latin-1")
+        if len(body) > DECOMPRESS_IN_THREAD_BYTES:
+            return await self.dataplane.in_thread(decompress, body, name, limit)
+        return decompress(body, name, limit)
+
+    def _health(self, path: str, method: str) -> Response:
+        if method not in ("GET", "HEAD") or path not in ("/v2/health/live", "/v2/health/ready"):
+            raise no_such_path(path)
+        if path.endswith("/ready"):
+            try:
+                self.dataplane.journal.check_ready()
+                ready = self.ready()
+            except Refusal:
+                ready = False
+            return Response(200 if ready else 503)
+        return Response(200)
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    async def _send(self, send: Send, response: Response, request_id: str, receive: Receive) -> None:
+        self.dataplane.statistics.answered(response.status)
+        headers = [*response.headers, (b"x-request-id", request_id.encode())]
+        if response.stream is None:
+            headers.append((b"content-length", str(len(response.body)).encode()))
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": response.body})
+            return
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        with contextlib.suppress(Disconnected):
+            await _while_connected(_send_stream(send, response.stream), receive)
+
+    async def _refuse(
+        self, send: Send, refusal: Refusal, error_body: Callable[[Refusal, str], bytes], request_id: str
+    ) -> None:
+        body, headers = self.refusal_parts(refusal, error_body, request_id)
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def refusal_parts(
+        self, refusal: Refusal, error_body: Callable[[Refusal, str], bytes], request_id: str
+    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Body and headers of a refusal, counted in the statistics."""
+        statistics = self.dataplane.statistics
+        statistics.refused(refusal.code)
+        statistics.answered(refusal.status)
+        headers = [JSON_TYPE, (b"x-request-id", request_id.encode())]
+        if refusal.retry_after_s is not None:
+            headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
+        if refusal.status == 401:
+            headers.append((b"www-authenticate", b'Bearer realm="algomart"'))
+        return error_body(refusal, request_id), headers
+
+    async def _metrics(self, scope: Scope, send: Send) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        token = self.dataplane.settings.metrics_token.encode()
+        given = headers.get(b"authorization", b"")
+        if not (_is_loopback(scope, headers) or (token and hmac.compare_digest(given, b"Bearer " + token))):
+            await self._refuse(send, no_such_path("/metrics"), native_error_body, request_id_of(headers))
+            return
+        body = self.dataplane.statistics.prometheus(self.dataplane.gauges())
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [TEXT_TYPE, (b"content-length", str(len(body)).encode())],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The data plane starts before `inner` and stops before it too, so that its last usage can be ingested."""
+
+        async def receive_between() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.dataplane.start()
+            elif message["type"] == "lifespan.shutdown":
+                await self.dataplane.stop()
+            return message
+
+        if self.inner is not None:
+            await self.inner(scope, receive_between, send)
+            return
+        while True:
+            message = await receive_between()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+
+def _native(dataplane: DataPlane, ports: Ports) -> Skin:
+    from serving.protocols.native import NativeProtocol
+
+    return NativeProtocol(dataplane, ports)
+
+
+def token_of(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key a request carries. Raises `Unauthenticated` KEY_MISSING where it carries none."""
+    value = headers.get(b"authorization")
+    if value is not None and value[:7].lower() == b"bearer ":
+        return value[7:].strip()
+    found = headers.get(b"x-api-key", b"").strip()
+    if not found:
+        raise key_missing()
+    return found
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's `X-Request-Id` where it is lawful, else a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return f"req_{mint_usage_id()}"
+
+
+def _is_loopback(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """A caller on this machine itself; what a proxy passes on is not."""
+    client = scope.get("client")
+    if client is None or b"x-forwarded-for" in headers or b"forwarded" in headers:
+        return False
+    try:
+        return ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False
+
+
+async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
+    async for chunk in stream:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _while_connected(work: Awaitable[T], receive: Receive) -> T:
+    """Await `work`, cancelling it when the client goes away. Raises `Disconnected` then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Disconnected
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

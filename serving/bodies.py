@@ -1,0 +1,78 @@
+"""Request bodies: read to a bound, decompressed to the same bound, so that a bomb is refused and not unpacked."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from serving.errors import body_encoding, body_too_large
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+_AUTOMATIC = 32 + zlib.MAX_WBITS  # gzip or zlib, by its header
+DECOMPRESS_IN_THREAD_BYTES = 32 << 10
+
+
+class Disconnected(Exception):
+    """The client went away before its request was complete."""
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    """The whole body as sent. Raises `TooLarge` BODY_TOO_LARGE (by its declared length: at once), `Disconnected`."""
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared[:18]) > limit:
+        raise body_too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise body_too_large(limit)
+        if not message.get("more_body", False):
+            if not parts:
+                return bytes(part)
+            parts.append(part)
+            return b"".join(parts)
+        parts.append(part)
+
+
+def decompress(content: bytes, encoding: str, limit: int) -> bytes:
+    """Undo `Content-Encoding` (gzip, deflate, identity; one of them).
+
+    Raises `BadInput` BODY_ENCODING, `TooLarge` BODY_TOO_LARGE as soon as more than `limit` bytes come out.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return content
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise body_encoding(f"Content-Encoding: {encoding}")
+    parts: list[bytes] = []
+    left = limit
+    wbits = _AUTOMATIC
+    if encoding == "deflate" and not _has_zlib_header(content):
+        wbits = -zlib.MAX_WBITS  # some clients send deflate without zlib's header
+    while content:
+        stream = zlib.decompressobj(wbits)
+        try:
+            part = stream.decompress(content, left + 1)
+        except zlib.error as error:
+            raise body_encoding(str(error)) from error
+        if len(part) > left:
+            raise body_too_large(limit)
+        if not stream.eof:
+            raise body_encoding("ends too early")
+        parts.append(part)
+        left -= len(part)
+        content = stream.unused_data  # gzip may hold several members
+        if not part and content and len(parts) > 1000:
+            raise body_encoding("too many empty members")
+    return b"".join(parts)
+
+
+def _has_zlib_header(content: bytes) -> bool:
+    return len(content) >= 2 and content[0] & 0x0F == 8 and int.from_bytes(content[:2], "big") % 31 == 0

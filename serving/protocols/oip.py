@@ -1,0 +1,291 @@
+"""Open Inference Protocol V2 over REST, with Triton's extensions: a skin over `DataPlane`.
+
+A model is `vendor--name` in a path (`vendor/name` is understood too); a version is a number or an alias. What the real
+`tritonclient` sends is the test: no content type, an empty body on the index, gzip bodies, 200 for every success.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from model_store.errors import BadInput
+from model_store.manifest import Manifest, TensorSpec
+from model_store.names import path_name
+from serving.calls import Inference
+from serving.dataplane import DataPlane
+from serving.digests import digest_of_bytes
+from serving.errors import no_such_path, not_owner, request_field, request_json, scope_missing
+from serving.messages import JSON_TYPE, Request, Response, json_response
+from serving.ports import Ports, Principal, ServedVersion
+from serving.protocols.oip_codec import (
+    InferRequest,
+    check_binary_needs,
+    decode_request,
+    encode_response,
+    response_head,
+)
+
+SERVER = "algomart"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+JSON_IN_THREAD_BYTES = 128 << 10  # decoding more than this would hold the event loop
+BINARY_IN_THREAD_BYTES = 2 << 20
+ENCODE_IN_THREAD_ELEMENTS = 32_768
+BINARY_TYPE = (b"content-type", b"application/octet-stream")
+MAX_HEADS = 10_000
+
+
+class Target(msgspec.Struct, frozen=True, gc=False):
+    """What a path under /v2/models names: model, version or alias, and the verb after it ("" for metadata)."""
+
+    name: str
+    selector: str | None
+    verb: str
+
+
+def parse_model_path(path: str) -> Target | None:
+    """`/v2/models/{m}[/versions/{v}][/{verb}]` → `Target`; None for another path. `{m}` may be `vendor/name`."""
+    parts = path.split("/")
+    if len(parts) < 4 or parts[1] != "v2" or parts[2] != "models" or not parts[3]:
+        return None
+    name, rest = parts[3], parts[4:]
+    if "--" not in name and "/" not in name and rest and rest[0] and rest[0] not in _VERBS and rest[0] != "versions":
+        name, rest = f"{name}/{rest[0]}", rest[1:]
+    selector: str | None = None
+    if len(rest) >= 2 and rest[0] == "versions":
+        selector, rest = rest[1], rest[2:]
+    verb = rest[0] if rest else ""
+    if len(rest) > 1 or (verb and verb not in _VERBS) or selector == "":
+        return None
+    return Target(name, selector, verb)
+
+
+_VERBS = frozenset({"infer", "ready", "config", "stats"})
+
+
+class OpenInference:
+    """Answers every request under `/v2` but health, which `ServingApp` answers without a key."""
+
+    def __init__(self, dataplane: DataPlane, ports: Ports, version: str = "") -> None:
+        self._dataplane, self._ports, self._version = dataplane, ports, version
+        self._heads: dict[str, bytes] = {}
+
+    async def answer(self, request: Request) -> Response:
+        """One response, or a `Refusal`."""
+        path, method = request.path.rstrip("/"), request.method
+        target = parse_model_path(path)
+        if target is not None and (target.name, target.verb) != ("stats", ""):
+            if target.verb == "infer":
+                _check_method(method, "POST")
+                return await self._infer(request, target)
+            _check_method(method, "GET")
+            return await self._about(request, target)
+        if path == "/v2":
+            _check_method(method, "GET")
+            return json_response({"name": SERVER, "version": self._version, "extensions": EXTENSIONS})
+        if path == "/v2/models/stats":
+            _check_method(method, "GET")
+            served = self._ports.bundles.visible(request.principal)
+            known = [self._dataplane.statistics.known(each.name, each.version) for each in served]
+            return json_response({"model_stats": [each.as_triton() for each in known if each is not None]})
+        if path == "/v2/repository/index":
+            _check_method(method, "POST")
+            return self._index(request)
+        parts = path.split("/")
+        if parts[1:4] == ["v2", "repository", "models"] and parts[-1] in ("load", "unload") and len(parts) in (6, 7):
+            _check_method(method, "POST")
+            return await self._load_or_unload(request, "/".join(parts[4:-1]), parts[-1])
+        raise no_such_path(request.path)
+
+    # --- infer --------------------------------------------------------------------------------------------------------
+
+    def infer_at_once(
+        self, principal: Principal, target: Target, body: bytes, header_length: int | None
+    ) -> tuple[bytes, int | None, Inference] | None:
+        """A small request that needs no waiting: body, length of its JSON if binary follows, and what it came to.
+
+        None where it must wait for something (then nothing was done); raises `Refusal`.
+        """
+        _check_scope(principal, "use")
+        served = self._ports.bundles.resolve(target.name, target.selector, principal)
+        call = decode_request(body, header_length)
+        inference = self._dataplane.infer_now(
+            principal, served, call.inputs, call.outputs, digest=digest_of_bytes(body)
+        )
+        if inference is None:
+            return None
+        content, json_length = encode_response(self._head(served), call, inference.outputs)
+        return content, json_length, inference
+
+    async def _infer(self, request: Request, target: Target) -> Response:
+        _check_scope(request.principal, "use")
+        served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
+        body, key = request.body, request.header(b"idempotency-key") or None
+        header_length = header_length_of(request.headers.get(b"inference-header-content-length"))
+        json_bytes = len(body) if header_length is None else header_length
+        deadline_ms = deadline_of(request.headers.get(b"x-deadline-ms"))
+        if json_bytes > JSON_IN_THREAD_BYTES or len(body) > BINARY_IN_THREAD_BYTES:
+            call, digest = await self._dataplane.in_thread(_decode, body, header_length, key is not None)
+        else:
+            call, digest = _decode(body, header_length, key is not None)
+        if call.timeout_ms is not None:
+            deadline_ms = call.timeout_ms if deadline_ms is None else min(deadline_ms, call.timeout_ms)
+        manifest = await self._dataplane.manifest_of(served)
+        check_binary_needs(call, {spec.name: spec.dtype for spec in manifest.outputs})
+        inference = await self._dataplane.infer(
+            request.principal,
+            served,
+            call.inputs,
+            call.outputs,
+            deadline_ms=deadline_ms,
+            idempotency_key=key,
+            digest=digest,
+        )
+        elements = sum(array.size for array in inference.outputs.values())
+        head = self._head(served)
+        if elements > ENCODE_IN_THREAD_ELEMENTS:
+            encoded = await self._dataplane.in_thread(encode_response, head, call, inference.outputs)
+        else:
+            encoded = encode_response(head, call, inference.outputs)
+        content, json_length = encoded
+        headers = [
+            JSON_TYPE if json_length is None else BINARY_TYPE,
+            (b"x-usage-id", inference.usage_id.encode()),
+            (b"x-amount-micro", str(inference.amount_micro).encode()),
+        ]
+        if json_length is not None:
+            headers.append((b"inference-header-content-length", str(json_length).encode()))
+        return Response(200, content, headers)
+
+    def _head(self, served: ServedVersion) -> bytes:
+        head = self._heads.get(served.version_id)
+        if head is None:
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            head = self._heads[served.version_id] = response_head(path_name(served.name), served.version)
+        return head
+
+    # --- about a model ------------------------------------------------------------------------------------------------
+
+    async def _about(self, request: Request, target: Target) -> Response:
+        served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
+        if target.verb == "ready":
+            return Response(200)
+        if target.verb == "stats":
+            return json_response(
+                {"model_stats": [self._dataplane.statistics.of(served.name, served.version).as_triton()]}
+            )
+        manifest = await self._dataplane.manifest_of(served)
+        return json_response(model_config(served, manifest) if target.verb else model_metadata(served, manifest))
+
+    def _index(self, request: Request) -> Response:
+        if request.body.strip():  # the real client sends nothing at all where it has nothing to say
+            try:
+                asked = orjson.loads(request.body)
+            except orjson.JSONDecodeError as error:
+                raise request_json(str(error)) from error
+            if not isinstance(asked, dict):
+                raise request_field("body", "须为 JSON 对象", "must be a JSON object")
+        return json_response(
+            [
+                {"name": path_name(each.name), "version": str(each.version), "state": "READY", "reason": ""}
+                for each in self._ports.bundles.visible(request.principal)
+            ]
+        )
+
+    async def _load_or_unload(self, request: Request, name: str, verb: str) -> Response:
+        served = self._ports.bundles.resolve(name, None, request.principal)
+        if request.principal.organisation != served.owner and request.principal.role != "operator":
+            raise not_owner(served.name)
+        if verb == "load":
+            self._dataplane.residency.release(await self._dataplane.residency.acquire(served))
+        else:
+            self._dataplane.residency.evict(served)  # one in use leaves when it is idle and its room is needed
+        return Response(200)
+
+
+def _decode(body: bytes, header_length: int | None, strong: bool) -> tuple[InferRequest, str]:
+    return decode_request(body, header_length), digest_of_bytes(body, strong)
+
+
+def _check_method(method: str, expected: str) -> None:
+    if method != expected and not (method == "HEAD" and expected == "GET"):
+        refusal = BadInput(
+            "METHOD_NOT_ALLOWED",
+            zh=f"此地址只接受 {expected}",
+            en=f"this path takes {expected}",
+            remedy_zh=f"请改用 {expected}",
+            remedy_en=f"use {expected}",
+            field="method",
+        )
+        refusal.status = 405  # type: ignore[misc]  # HTTP's own status for it, on this one refusal
+        raise refusal
+
+
+def _check_scope(principal: Principal, scope: str) -> None:
+    if scope not in principal.scopes:
+        raise scope_missing(scope)
+
+
+def header_length_of(value: bytes | None) -> int | None:
+    """`Inference-Header-Content-Length` as a number; `BadInput` REQUEST_FIELD where it is none."""
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise request_field("Inference-Header-Content-Length", "须为非负整数", "must be a non-negative integer")
+    return int(value)
+
+
+def deadline_of(value: bytes | None) -> float | None:
+    """`X-Deadline-Ms` in milliseconds; `BadInput` REQUEST_FIELD where it is not a positive number."""
+    if value is None:
+        return None
+    try:
+        deadline = float(value)
+        if not 0 < deadline < 1e9:
+            raise ValueError
+    except ValueError as error:
+        raise request_field("X-Deadline-Ms", "须为正的毫秒数", "must be a positive number of milliseconds") from error
+    return deadline
+
+
+def model_metadata(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
+    """The protocol's model metadata; -1 is a dynamic dimension."""
+    return {
+        "name": path_name(served.name),
+        "versions": [str(served.version)],
+        "platform": "onnxruntime_onnx",
+        "inputs": [_metadata_of(spec) for spec in manifest.inputs],
+        "outputs": [_metadata_of(spec) for spec in manifest.outputs],
+    }
+
+
+def _metadata_of(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.dtype, "shape": spec.shape}
+
+
+def model_config(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
+    """What Triton's configuration extension needs to know, in its words. With batching, `dims` omit the batch."""
+    tensors = [*manifest.inputs, *manifest.outputs]
+    batched = manifest.batching.dynamic and all(spec.shape and spec.shape[0] == -1 for spec in tensors)
+    config: dict[str, Any] = {
+        "name": path_name(served.name),
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [served.version]}},
+        "max_batch_size": manifest.batching.max_rows if batched else 0,
+        "input": [_config_of(spec, batched) for spec in manifest.inputs],
+        "output": [_config_of(spec, batched) for spec in manifest.outputs],
+        "default_model_filename": "model.onnx",
+        "parameters": {"digest": {"string_value": served.digest}},
+    }
+    if batched:
+        config["dynamic_batching"] = {}
+    return config
+
+
+def _config_of(spec: TensorSpec, batched: bool) -> dict[str, Any]:
+    dtype = "STRING" if spec.dtype == "BYTES" else spec.dtype
+    return {"name": spec.name, "data_type": f"TYPE_{dtype}", "dims": spec.shape[1:] if batched else spec.shape}

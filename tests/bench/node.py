@@ -1,0 +1,47 @@
+"""A lone serving node over the in-memory market, key, lease and journal on: `python -m tests.bench.node FOLDER PORT`.
+
+Shows the hot path by itself; `--ordinary` takes uvicorn's plain protocol instead, to see what the hot path gains.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from serving.app import ServingApp
+from serving.dataplane import DataPlane
+from serving.journal import JournalWriter
+from serving.memory_admission import FolderBundles, MemoryAdmission, Purse
+from serving.messages import Request, Response
+from serving.metering import PriceLine
+from serving.ports import Ports, Principal
+from serving.server import server_of
+from serving.settings import ServingSettings
+from tests.bench.tiny import NAME, tiny_bundle
+
+KEY = "bench-key-0123456789abcdef0123456789abcdef0123456789abcdef"
+
+
+class NoNative:
+    """This node offers Open Inference only."""
+
+    async def answer(self, request: Request) -> Response:
+        return Response(404)
+
+
+def main(folder: Path, port: int, fast: bool) -> None:
+    bundles = FolderBundles()
+    bundles.add(tiny_bundle(folder / "bundle").path)
+    admission = MemoryAdmission(
+        keys={KEY: Principal("key_bench", "org_bench", "enterprise", frozenset({"use"}))},
+        prices={NAME: PriceLine("prc_bench", NAME, "calls", 370_000, 1, 3)},
+        purses={"org_bench": Purse(voucher_micro=10**15, own_micro=10**15, step_micro=10**10)},
+    )
+    ports = Ports(admission=admission, bundles=bundles)
+    journal = JournalWriter(folder / "journal", "bench", 1)
+    app = ServingApp(DataPlane(ports, ServingSettings(), journal), ports, native=NoNative())
+    server_of(app, "127.0.0.1", port, log_level="warning", fast=fast).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), "--ordinary" not in sys.argv)
