@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import yaml
-from model_store.runtime import load_graph
 
 from adapters.recipe import Context, Note, Outcome, Recipe
-from model_store import golden
+from adapters.samples import Samples
+from model_store import fingerprint, golden
 from model_store.bundle import Bundle, seal
 from model_store.manifest import (
     WEIGHT_REUSING_RELATIONS,
     DataSource,
+    Feature,
     Filing,
     Manifest,
     Metric,
     Parent,
     Relation,
 )
+from model_store.runtime import load_graph
 
 GOLDEN_ROWS = 4
 PACKAGES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx", "torch", "transformers", "peft")
@@ -143,13 +145,29 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value
 
 
-def own_data(train_rows: int, test_rows: int, train_print: str, test_print: str) -> list[DataSource]:
-    """The factory's own rows, as provenance: how many, and fingerprints of the two splits."""
+def own_data(
+    features: Sequence[Feature], train: Samples, test: Samples, use: Literal["trained", "reference"] = "trained"
+) -> list[DataSource]:
+    """The factory's own rows, as provenance: how many, and fingerprints of the two sides of the split."""
     title, licence = "企业自有样本 / the factory's own samples", "proprietary"
+    sides: list[tuple[Literal["trained", "reference", "evaluated"], Samples]] = [(use, train), ("evaluated", test)]
     return [
-        DataSource(title=title, licence=licence, rows=train_rows, use="trained", split_fingerprint=train_print),
-        DataSource(title=title, licence=licence, rows=test_rows, use="evaluated", split_fingerprint=test_print),
+        DataSource(
+            title=title,
+            licence=licence,
+            rows=len(side.rows),
+            use=side_use,
+            split_fingerprint=fingerprint.split_fingerprint(fingerprint.row_hashes(side.rows, features)),
+        )
+        for side_use, side in sides
     ]
+
+
+def remember_rows(out: Path, manifest: Manifest, train: Samples) -> None:
+    """Add the hashes of the rows learnt from to those that came with the parent: choosing warns when it meets them."""
+    hashes = fingerprint.row_hashes(train.rows, manifest.features)
+    known = fingerprint.read_rows(out)
+    fingerprint.write_rows(out, hashes if known is None else np.union1d(known, hashes))
 
 
 def generated_like(inputs: Mapping[str, npt.NDArray[Any]], seed: int, rows: int = GOLDEN_ROWS) -> Arrays:
@@ -178,13 +196,17 @@ def finish(
     recipe: Recipe,
     manifest: Manifest,
     *,
+    learnt: Samples | None,
     golden_inputs: Mapping[str, npt.NDArray[Any]],
     child: list[Metric],
     parent: list[Metric],
     notes: list[Note],
     facts: dict[str, Any],
 ) -> Outcome:
-    """Write card and golden samples beside the graph in `context.out`, seal the bundle and hand it back."""
+    """Write card, golden samples and fingerprint beside the graph in `context.out`, seal the bundle, hand it back.
+
+    `learnt`: the rows that were learnt from, None where none were.
+    """
     notes = [*notes, *filing_notes(context.parent.manifest if context.parent else None, recipe.relation)]
     made = {
         "name": recipe.name, "params": dict(context.params), "seed": context.seed, "packages": package_versions(),
@@ -192,6 +214,8 @@ def finish(
     }  # fmt: skip
     full = manifest.model_copy(update={"metrics": child, "recipe": made})
     write_golden(context.out, golden_inputs)
+    if learnt is not None:
+        remember_rows(context.out, manifest, learnt)
     (context.out / "card.md").write_text(card_text(full, recipe, parent, notes), encoding="utf-8")
     bundle = seal(context.out, full)
     context.report(1.0, "sealed")

@@ -1,16 +1,9 @@
-"""Seeded splits into rows to learn from and rows to measure on, and fingerprints that say which rows those were.
-
-A fingerprint is the SHA-256 over the sorted hashes of the rows: it names a split without giving a row away. Only
-digests of whole splits are published, never row hashes, which could be tested by guessing.
-"""
+"""Seeded splits into rows to learn from and rows to measure on. Their fingerprints: `model_store.fingerprint`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,29 +22,7 @@ class Split:
 
     train: Places
     test: Places
-    train_fingerprint: str
-    test_fingerprint: str
     by: str
-
-
-def row_hash(row: Any) -> str:
-    """SHA-256 of one row: its cells as canonical JSON (bytes as their own hash)."""
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def fingerprint(rows: Iterable[Any]) -> str:
-    """SHA-256 over the sorted row hashes: the same for the same rows in any order."""
-    digest = hashlib.sha256()
-    for line in sorted(row_hash(row) for row in rows):
-        digest.update(line.encode())
-    return digest.hexdigest()
 
 
 def split_places(count: int, seed: int, test_share: float) -> tuple[Places, Places]:
@@ -125,10 +96,7 @@ def split_samples(
             remedy_en="add samples",
             field="sample_set_id",
         )
-    labels: Sequence[Any] = samples.labels or samples.values.tolist() or [None] * count
-    marked = [{"row": row, "label": label} for row, label in zip(samples.rows, labels, strict=True)]
-    prints = [fingerprint(marked[int(place)] for place in part) for part in (train, test)]
-    return Split(train, test, prints[0], prints[1], by)
+    return Split(train, test, by)
 
 
 def notes(split: Split) -> list[Note]:

@@ -57,7 +57,7 @@ def run(context: Context) -> Outcome:
     context.report(0.75, "exporting", threshold=threshold)
     derive.copy_bundle_files(parent, context.out, new_graph=True)
     graphs.save(graph, context.out)
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(parent.manifest.features, train, test)
     manifest = new_manifest(context, base, threshold, data)
     child = seal(context.out, manifest)
     kept_rows = [row for row, odd in zip(train.rows, measure.strange(base, train.labels), strict=True) if not odd]
@@ -69,7 +69,8 @@ def run(context: Context) -> Outcome:
     facts = {"rows": len(rows.rows), "rows_train": len(train.rows), "rows_test": len(test.rows), "parity": parity,
              "good_rows": len(learnt), "aside_rows": int(aside.sum()), "threshold": threshold}  # fmt: skip
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=measure.golden_inputs(parent, train.rows, context.seed), child=after,
+        context, RECIPE, manifest, learnt=train, child=after,
+        golden_inputs=measure.golden_inputs(parent, train.rows, context.seed),
         parent=[], notes=notes_of(int(aside.sum()), parent.manifest.name), facts=facts,
     )  # fmt: skip
 

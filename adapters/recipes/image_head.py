@@ -42,7 +42,7 @@ def run(context: Context) -> Outcome:
     derive.copy_bundle_files(parent, context.out, new_graph=True)
     graphs.save(graphs.append_head(onnx.load(parent.model_path), tensor, weights, bias), context.out)
     names = [str(name) for name in model.classes_]
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(parent.manifest.features, train, test)
     manifest = derive.derived_manifest(
         context, parent.manifest, RECIPE.relation, task="image-classification", data=data,
         labels=texts.labels_of(parent.manifest, names), post=[Classify(tensor="probabilities", labels=names)],
@@ -64,7 +64,8 @@ def run(context: Context) -> Outcome:
         "dropped": rows.dropped,
     }
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=measure.golden_inputs(parent, train.rows, context.seed), child=after,
+        context, RECIPE, manifest, learnt=train, child=after,
+        golden_inputs=measure.golden_inputs(parent, train.rows, context.seed),
         parent=before, notes=[texts.centroid_note(parent.manifest.name)], facts={**facts, "parity": parity},
     )  # fmt: skip
 

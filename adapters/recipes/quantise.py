@@ -40,7 +40,7 @@ def run(context: Context) -> Outcome:
     derive.copy_bundle_files(parent, context.out, new_graph=True)
     batches = list(measure.encoded_batches(parent, calibration.rows))[:MAX_CALIBRATION_BATCHES]
     quantise.quantise(parent.model_path, context.out / "model.onnx", kind, batches)
-    data = derive.own_data(len(calibration.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(parent.manifest.features, calibration, test, use="reference")
     manifest = derive.derived_manifest(
         context, parent.manifest, "quantized", variation="int8", adaptable="calibrate", data=data,
         title_zh=f"{parent.manifest.title_zh or parent.manifest.name} (int8)",
@@ -59,7 +59,8 @@ def run(context: Context) -> Outcome:
     facts = {"rows": len(rows.rows), "rows_test": len(test.rows), "kind": kind, "output_difference": moved, **sizes}
     golden = measure.golden_inputs(parent, calibration.rows, context.seed)
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=golden, child=after, parent=before, notes=_notes(labelled, sizes),
+        context, RECIPE, manifest, learnt=None, golden_inputs=golden, child=after, parent=before,
+        notes=_notes(labelled, sizes),
         facts={**facts, "metric_loss": lost, "quantised_nodes": counts},
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ def run(context: Context) -> Outcome:
     graphs.save(windows.strangeness_graph(learnt, w_train.shape[2]), context.out)
     expected = windows.strangeness(w_test, learnt)
     parity = measure.check_parity(context.out / "model.onnx", {windows.TENSOR: w_test}, expected)
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(manifest.features, train, test)
     manifest = new_manifest(context, base, threshold).model_copy(update={"data": data})
     child = seal(context.out, manifest)
 
@@ -65,6 +65,7 @@ def run(context: Context) -> Outcome:
         context,
         RECIPE,
         manifest,
+        learnt=train,
         golden_inputs=golden,
         child=after,
         parent=before,

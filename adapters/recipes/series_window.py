@@ -63,7 +63,7 @@ def run(context: Context) -> Outcome:
         expected,
         odd_rows=0.0 if context.params["method"] == "linear" else trees.ODD_ROWS,
     )
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(manifest.features, train, test)
     manifest = manifest.model_copy(update={"data": data})
     child = seal(context.out, manifest)
 
@@ -77,6 +77,7 @@ def run(context: Context) -> Outcome:
         context,
         RECIPE,
         manifest,
+        learnt=train,
         golden_inputs=golden,
         child=after,
         parent=before,

@@ -63,7 +63,7 @@ def run(context: Context) -> Outcome:
     derive.copy_bundle_files(parent, context.out, new_graph=change.graph is not None)
     if change.graph is not None:
         graphs.save(change.graph, context.out)
-    data = derive.own_data(len(fit.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(parent.manifest.features, fit, test)
     manifest = derive.derived_manifest(
         context, parent.manifest, "calibrated", post=change.post, data=data,
         outputs=change.outputs or parent.manifest.outputs,
@@ -74,7 +74,8 @@ def run(context: Context) -> Outcome:
     before, after = measure.measure(parent, test, context.seed), measure.measure(child, test, context.seed)
     facts = {"rows": len(rows.rows), "rows_train": len(fit.rows), "rows_test": len(test.rows), "dropped": rows.dropped}
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=measure.golden_inputs(parent, fit.rows, context.seed), child=after,
+        context, RECIPE, manifest, learnt=fit, child=after,
+        golden_inputs=measure.golden_inputs(parent, fit.rows, context.seed),
         parent=before, notes=_notes(change, fit),
         facts={**facts, "method": change.method, "threshold": change.threshold},
     )  # fmt: skip
@@ -217,9 +218,9 @@ def _run_graph(parent: Bundle, graph: onnx.ModelProto, output: str, fit: Samples
 
     import numpy as np
     import onnx
-    from model_store.runtime import load_graph
 
     from adapters import measure
+    from model_store.runtime import load_graph
 
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(graph, Path(folder) / "model.onnx")

@@ -51,7 +51,7 @@ def run(context: Context) -> Outcome:
     parity = measure.check_parity(
         path, {TENSOR: x_test}, expected, odd_rows=0.0 if method == "linear" else trees.ODD_ROWS
     )
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(manifest.features, train, test)
     manifest = manifest.model_copy(update={"data": data, "reference": tables.reference(manifest, train.rows)})
     child = seal(context.out, manifest)
 
@@ -65,7 +65,8 @@ def run(context: Context) -> Outcome:
         "dropped": rows.dropped,
     }
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=derive.generated_like({TENSOR: x_train}, context.seed), child=after,
+        context, RECIPE, manifest, learnt=train, child=after,
+        golden_inputs=derive.generated_like({TENSOR: x_train}, context.seed),
         parent=before, notes=[], facts={**facts, "method": method, "parity": parity},
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def run(context: Context) -> Outcome:
     context.report(0.05, "training")
     parity = train_and_export(context, source, parent, encoded[0], encoded[1], train.labels)
 
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(manifest.features, train, test)
     manifest = manifest.model_copy(update={"data": data})
     child = seal(context.out, manifest)
     context.report(0.9, "evaluating")
@@ -58,7 +58,8 @@ def run(context: Context) -> Outcome:
         "dropped": rows.dropped,
     }
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=measure.golden_inputs(child, train.rows, context.seed), child=after,
+        context, RECIPE, manifest, learnt=train, child=after,
+        golden_inputs=measure.golden_inputs(child, train.rows, context.seed),
         parent=before, notes=notes, facts={**facts, "repeated": repeated, "parity": parity},
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ def run(context: Context) -> Outcome:
     context.report(0.7, "exporting", loss=loss)
     graphs.save(graphs.linear_classifier(weights, bias, TENSOR), context.out)
     parity = measure.check_parity(context.out / "model.onnx", {TENSOR: x_test}, linear.predict(model, x_test))
-    data = derive.own_data(len(train.rows), len(test.rows), parts.train_fingerprint, parts.test_fingerprint)
+    data = derive.own_data(manifest.features, train, test)
     manifest = manifest.model_copy(update={"data": data})
     child = seal(context.out, manifest)
 
@@ -55,7 +55,8 @@ def run(context: Context) -> Outcome:
         "dropped": rows.dropped,
     }
     return derive.finish(
-        context, RECIPE, manifest, golden_inputs=measure.golden_inputs(child, train.rows, context.seed), child=after,
+        context, RECIPE, manifest, learnt=train, child=after,
+        golden_inputs=measure.golden_inputs(child, train.rows, context.seed),
         parent=before, notes=notes, facts={**facts, "repeated": repeated, "parity": parity},
     )  # fmt: skip
 

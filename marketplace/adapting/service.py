@@ -11,6 +11,7 @@ from sqlmodel import col, select
 
 from adapters.jobs import JobRunner, SubprocessRunner
 from adapters.recipe import recipe_named, recipes
+from marketplace.adapting.registration import register_derivative
 from marketplace.adapting.request import create_job, read_request
 from marketplace.adapting.tables import Job
 from marketplace.adapting.worker import JobWorker, Register
@@ -41,7 +42,7 @@ class MarketAdapting:
             home,
             runner or SubprocessRunner((home / "jobs").resolve()),
             self._parent_folder,
-            register or self._register,
+            register or (lambda job: register_derivative(market, job)),
         )
 
     def start(self, threads: int = 1) -> None:
@@ -133,11 +134,6 @@ class MarketAdapting:
         if running:
             self.worker.cancel(job_id)
         return job_as_dict(job)
-
-    def _register(self, job: Job) -> dict[str, Any]:
-        from marketplace.adapting.registration import register_derivative
-
-        return register_derivative(self._market, job)
 
     def _parent_folder(self, job: Job) -> Path | None:
         """The parent's bundle as the catalogue serves it now, by the version that the request resolved to."""

@@ -7,6 +7,7 @@ is finished from the outcome kept in the row. Nothing here runs on the event loo
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -193,8 +194,10 @@ class JobWorker:
             error = error_from(exception)
             _log.info("adapting: job %s could not be registered: %s", job.id, error["code"], exc_info=True)
             self._write(job.id, state="failed", stage="failed", error=error)
-            return
-        self._write(job.id, state="done", stage="done", progress=1.0, result=result)
+        else:
+            self._write(job.id, state="done", stage="done", progress=1.0, result=result)
+        # Only now: a crash before this line registers again from the folder. The log stays.
+        shutil.rmtree(self._home / "jobs" / job.id / "bundle", ignore_errors=True)
 
     def _write(self, job_id: str, **changes: Any) -> None:
         """Set columns of the row. A terminal state is audited and told to the organisation in the same transaction."""

@@ -65,11 +65,18 @@ def test_groups_are_never_on_both_sides() -> None:
     assert len(test) == 30
 
 
-def test_the_same_seed_gives_the_same_fingerprints_and_row_order_does_not_matter() -> None:
+def test_the_same_seed_gives_the_same_split_and_another_another() -> None:
     rows = Samples([{"x": i} for i in range(40)], values=np.arange(40.0))
-    assert split.split_samples(rows, 5, 0.25).train_fingerprint == split.split_samples(rows, 5, 0.25).train_fingerprint
-    assert split.split_samples(rows, 5, 0.25).test_fingerprint != split.split_samples(rows, 6, 0.25).test_fingerprint
-    assert split.fingerprint([{"a": 1, "b": 2}, {"a": 3}]) == split.fingerprint([{"a": 3}, {"b": 2, "a": 1}])
+    first, again, other = (split.split_samples(rows, seed, 0.25).test.tolist() for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_the_last_rows_of_every_group_are_held_out() -> None:
+    groups = ["a"] * 10 + ["b"] * 20
+    rows = Samples([{"x": i} for i in range(30)], values=np.arange(30.0), groups=groups)
+    found = split.split_samples(rows, 0, 0.3, ordered=True, whole_groups=False)
+    assert found.test.tolist() == [7, 8, 9, *range(24, 30)]
 
 
 def test_too_few_rows_are_refused() -> None:

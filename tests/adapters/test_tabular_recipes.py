@@ -10,6 +10,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from adapters import measure
+from model_store import fingerprint
 from model_store.bundle import Bundle
 from model_store.errors import Refusal
 from model_store.golden import read_golden
@@ -73,6 +74,20 @@ def test_golden_samples_reproduce_and_are_nobodys_row(classifier: Bundle, cancer
         np.testing.assert_allclose(again[name], expected, rtol=1e-5)
     rows = cancer.drop(columns="diagnosis").to_numpy(np.float32)
     assert not (golden.inputs["features"][:, None, :] == rows[None]).all(axis=2).any()
+
+
+def test_the_rows_learnt_from_are_remembered_by_hash_only(
+    classifier: Bundle, cancer: pd.DataFrame, tmp_path: Path
+) -> None:
+    _, child, _ = adapt("tabular_calibrate", write_table(tmp_path / "d", cancer.iloc[280:]), tmp_path / "b",
+                        parent=classifier)  # fmt: skip
+    before, after = fingerprint.read_rows(classifier.path), fingerprint.read_rows(child.path)
+    assert before is not None
+    assert after is not None
+    assert len(before) == 210  # three quarters of the vendor's 280 rows
+    assert set(before) < set(after)
+    rows = cancer.drop(columns="diagnosis").to_dict("records")
+    assert 210 < fingerprint.trained_on(rows, child.manifest.features, after).sum() < len(rows)
 
 
 def test_retraining_keeps_the_parents_schema_and_is_measured_beside_it(
