@@ -13,9 +13,12 @@ from ulid import ULID
 from marketplace.catalogue import api as catalogue_api
 from marketplace.errors import add_error_handlers
 from marketplace.keys import api as keys_api
+from marketplace.ledger import api as ledger_api
 from marketplace.market import Market
 from marketplace.organisations import api as organisations_api
 from marketplace.review import api as review_api
+from marketplace.usage import api as usage_api
+from marketplace.vouchers import api as vouchers_api
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -75,4 +78,5 @@ class RequestIds:
 
 
 def _routers() -> list[APIRouter]:
-    return [organisations_api.router, keys_api.router, catalogue_api.router, review_api.router]
+    own = [organisations_api, keys_api, catalogue_api, review_api, vouchers_api, usage_api, ledger_api]
+    return [module.router for module in own]

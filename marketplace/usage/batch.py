@@ -274,11 +274,14 @@ def _usage_row(
     record: UsageRecord, basis: LeaseBasis | None, rated: Rated, epoch: NodeEpoch, seq: int, at: int
 ) -> dict[str, Any]:
     lease = basis.row if basis is not None and rated.reason != "LEASE_FOREIGN" else None
+    charged_as = lease.kind if lease else "free"
+    if charged_as == "subsidised" and not rated.eligible:
+        charged_as = "self_pay"  # within a voucher's lease, but past its use-by day or the filing's end
     return {
         "usage_id": record.usage_id, "key_id": record.key_id, "organisation_id": record.organisation,
         "listing_id": rated.listing_id, "model": record.model, "adapter": record.adapter,
         "price_version": record.price_version, "lease_id": record.lease_id,
-        "lease_kind": lease.kind if lease else "free", "subscription_id": lease.subscription_id if lease else "",
+        "lease_kind": charged_as, "subscription_id": lease.subscription_id if lease else "",
         "reservation_id": lease.reservation_id if lease else "",
         "provider_id": rated.provider_id, "units": record.units, "amount_micro": record.amount_micro,
         "occurred_at_ms": record.occurred_at_ms, "status": "quarantined" if rated.reason else record.status,

@@ -25,7 +25,7 @@ class Usage(SQLModel, table=True):
     adapter: str = ""
     price_version: str = ""
     lease_id: str = ""
-    lease_kind: str = "free"
+    lease_kind: str = "free"  # how it was charged: subsidised (the voucher pays its share) | self_pay | free
     subscription_id: str = Field(default="", index=True)
     reservation_id: str = Field(default="", index=True)
     provider_id: str = Field(default="", index=True)

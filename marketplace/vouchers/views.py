@@ -1,0 +1,69 @@
+"""Programmes, applications and vouchers as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import Session
+
+from marketplace.organisations.tables import Organisation
+from marketplace.vouchers.issuing import position
+from marketplace.vouchers.programme import OPEN_FIELDS
+from marketplace.vouchers.rollout import rules_of
+from marketplace.vouchers.tables import Application, Programme, Voucher
+from marketplace.vouchers.wording import describe
+
+
+def programme_view(row: Programme, *, full: bool = False) -> dict[str, Any]:
+    """A programme with its rules in plain words; `full` adds the document itself."""
+    rules = rules_of(row)
+    words = describe(rules)
+    view: dict[str, Any] = {
+        name: getattr(row, name)
+        for name in ("id", "code", "version", "title_zh", "title_en", "state", "is_demo", "created_at_ms")
+    }
+    view |= {
+        "text_zh": words["zh"],
+        "text_en": words["en"],
+        "unset": [{"field": name, "zh": OPEN_FIELDS[name][0], "en": OPEN_FIELDS[name][1]} for name in words["unset"]],
+        "settlement_mode": rules.settlement_mode,
+        "ratio": rules.ratio.model_dump() if rules.ratio else None,
+        "pool_fen": rules.pool_fen,
+        "cap_fen": rules.cap_fen,
+        "cap_period": rules.cap_period,
+        "notice_days": rules.notice_days,
+        "evidence_schema": [item.model_dump() for item in rules.evidence_schema or ()],
+    }
+    return view | ({"document": row.document} if full else {})
+
+
+def application_view(session: Session, row: Application) -> dict[str, Any]:
+    fields = (
+        "id", "programme_id", "organisation_id", "state", "requested_fen", "purpose", "evidence", "checks",
+        "decided_by", "note", "created_at_ms", "public_notice_at_ms",
+    )  # fmt: skip
+    view: dict[str, Any] = {name: getattr(row, name) for name in fields}
+    view["organisation_zh"] = session.get_one(Organisation, row.organisation_id).name_zh
+    view["programme"] = session.get_one(Programme, row.programme_id).code
+    return view
+
+
+def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
+    """A voucher with where its face is now; `remaining_fen` is what is not used and did not go back."""
+    fields = (
+        "id", "application_id", "programme_id", "organisation_id", "state", "use_by", "redeem_by", "priority",
+        "proposed_by", "approved_by", "created_at_ms", "issued_at_ms",
+    )  # fmt: skip
+    view: dict[str, Any] = {name: getattr(row, name) for name in fields}
+    programme = session.get_one(Programme, row.programme_id)
+    view |= {
+        "programme": programme.code,
+        "title_zh": programme.title_zh,
+        "title_en": programme.title_en,
+        "is_demo": programme.is_demo,
+        "settlement_mode": rules_of(programme).settlement_mode,
+        "organisation_zh": session.get_one(Organisation, row.organisation_id).name_zh,
+    }
+    found = position(session, row)
+    remaining = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]
+    return view | found | {"remaining_fen": remaining}
