@@ -15,8 +15,8 @@ from model_store.processing.pipeline import Pipeline
 from adapters import evaluate
 from adapters.derive import generated_like
 from adapters.samples import Samples, is_normal, known_labels
+from adapters.verify import parity_failed
 from model_store.bundle import Bundle
-from model_store.errors import Unprocessable
 from model_store.manifest import Manifest, Metric
 from model_store.runtime import load_graph
 
@@ -145,13 +145,7 @@ def check_answers(
     worst = float(by_row[len(by_row) - 1 - int(odd_rows * len(by_row))])
     if worst <= tolerance:
         return worst
-    raise Unprocessable(
-        "PARITY_FAILED",
-        zh=f"导出的模型与原模型输出相差 {worst:.2g}, 超过允许的 {tolerance:g}",
-        en=f"the exported graph differs from its original by {worst:.2g}, more than {tolerance:g}",
-        remedy_zh="请换一种方法或参数, 或将任务编号发给平台运营方",
-        remedy_en="choose another method or parameters, or send the job's id to the operator",
-    )
+    raise parity_failed(f"相差 {worst:.2g}, 超过 {tolerance:g}", f"it is off by {worst:.2g}, more than {tolerance:g}")
 
 
 def run_model(model: onnx.ModelProto, inputs: Arrays) -> Arrays:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from model_store.manifest import Feature, Label, Manifest
 MAX_CLASSES = 200
 MIN_ROWS_PER_CLASS = 2
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
-UNLABELLED = frozenset({"", "none", "nan", "null"})
+UNLABELLED = frozenset({"", "_", "none", "nan", "null"})  # "_" is the folder of images without a label
 NORMAL_WORDS = frozenset({"0", "ok", "good", "normal", "pass", "false", "no", "healthy", "正常", "良品", "合格", "否"})
 Numbers = npt.NDArray[np.float64]
 
@@ -92,19 +92,20 @@ def _cell(value: Any) -> Any:
     return None if type(value).__name__ in ("NaTType", "NAType") else value
 
 
-def find_columns(context: Context, features: Sequence[Feature], headings: Sequence[str]) -> dict[str, str]:
-    """Feature name → heading, by hand first; `BadInput` COLUMN_MISSING for a required feature that no heading gives."""
+def find_columns(context: Context, features: Sequence[Feature], headings: Sequence[str]) -> dict[str, Any]:
+    """Feature name → the processing's match (heading, unit conversion), by hand where `context.columns` says so.
+
+    `BadInput` COLUMN_MISSING for a heading that is not there, or a required feature that no heading gives.
+    """
     from model_store.processing.columns import match_columns
 
-    found: dict[str, str] = {}
     for name, heading in context.columns.items():
         if heading not in headings:
             raise column_missing(name, heading, headings)
-        found[name] = heading
-    rest = [feature for feature in features if feature.name not in found]
-    free = [heading for heading in headings if heading not in found.values() and heading != context.label_column]
-    matched = match_columns(rest, free)
-    found.update({name: heading for name, heading in matched.items() if heading is not None})
+    names = {feature.name for feature in features}
+    by_hand = {name: heading for name, heading in context.columns.items() if name in names}
+    free = [heading for heading in headings if heading != context.label_column]
+    found = dict(match_columns(features, free, by_hand=by_hand))
     for feature in features:
         if feature.name not in found and feature.required and feature.default is None:
             raise column_missing(feature.name, feature.title_zh or feature.name, headings)
@@ -147,10 +148,15 @@ def find_label_column(context: Context, manifest: Manifest | None, headings: Seq
     )
 
 
-def rows_of(table: Table, columns: dict[str, str], extra: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Cells by feature name; `extra` headings (group, order) are carried under their own name."""
-    wanted = {**columns, **{name: name for name in extra}}
-    return [{name: row.get(heading) for name, heading in wanted.items()} for row in table.rows]
+def rows_of(table: Table, columns: Mapping[str, Any], extra: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Cells by feature name, in the feature's unit; `extra` headings (group, order) keep their own name."""
+    from model_store.processing.columns import apply_matches
+
+    converted = apply_matches(table.rows, columns)
+    return [
+        {**{name: row.get(name) for name in columns}, **{name: original.get(name) for name in extra}}
+        for row, original in zip(converted, table.rows, strict=True)
+    ]
 
 
 def label_text(value: Any) -> str:

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from adapters import graphs, linear
-from adapters.thresholds import floor_thresholds
+from adapters import linear
 
 Floats = npt.NDArray[np.floating[Any]]
 MIN_ROWS_FOR_EARLY_STOPPING = 300
@@ -75,29 +74,9 @@ def _report_curve(model: Any, x: Floats, wanted: Any, labels: bool, report: Call
 
 def export(model: Any, width: int, tensor: str) -> onnx.ModelProto:
     """The fitted model as ONNX: `tensor` [N, width] → "probabilities" [N, K] or "value" [N, 1]."""
-    from skl2onnx import convert_sklearn
-    from skl2onnx.common.data_types import FloatTensorType
+    from adapters.export import sklearn_graph  # here, because it builds on this module
 
-    classifier = hasattr(model, "classes_")
-    floor_thresholds(model)
-    options = {id(model): {"zipmap": False}} if classifier else None
-    made = convert_sklearn(
-        model,
-        initial_types=[(tensor, FloatTensorType([None, width]))],
-        options=options,
-        target_opset={"": graphs.OPSET, "ai.onnx.ml": ML_OPSET},
-    )
-    wanted = "probabilities" if classifier else made.graph.output[0].name
-    result = onnx.ModelProto()
-    result.CopyFrom(made)
-    kept = [output for output in made.graph.output if output.name == wanted]
-    del result.graph.output[:]
-    result.graph.output.extend(kept)
-    if not classifier:
-        rename(result, wanted, "value")
-    graphs.name_batch(result)
-    onnx.checker.check_model(result)
-    return result
+    return sklearn_graph(model, width, tensor)
 
 
 def rename(model: onnx.ModelProto, old: str, new: str) -> None:
