@@ -19,12 +19,11 @@ class MemoryStore:
         self._aliases: dict[str, dict[str, int]] = {}
         self._lock = threading.Lock()
 
-    def create_pending(self, name: str, bundle: Bundle, *, publication: str, existing: int | None = None) -> int:
+    def create_pending(self, name: str, bundle: Bundle, *, publication: str) -> int:
         name = canonical(name)
         parent = bundle.manifest.parent
         with self._lock:
-            number = existing or self._last.get(name, 0) + 1
-            self._last[name] = max(number, self._last.get(name, 0))
+            number = self._last[name] = self._last.get(name, 0) + 1
             self._versions.setdefault(name, {})[number] = StoredVersion(
                 name=name,
                 number=number,
@@ -51,6 +50,13 @@ class MemoryStore:
             aliases = self._aliases.get(name, {})
             for alias in [alias for alias, at in aliases.items() if at == number]:
                 del aliases[alias]
+
+    def discard(self, publication: str) -> None:
+        with self._lock:
+            left = [each for versions in self._versions.values() for each in versions.values()]
+        for version in left:
+            if version.publication == publication:
+                self.remove(version.name, version.number)
 
     def versions(self, name: str) -> list[StoredVersion]:
         with self._lock:

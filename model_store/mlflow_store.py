@@ -9,6 +9,8 @@ only inside the artifact root of the run (or logged model) that the version name
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,9 +48,20 @@ class MlflowRefused(Exception):
 
 
 class MlflowStore:
-    """Implements `ModelStore` against the server at `base_url`; `headers` carry what authorises us there."""
+    """Implements `ModelStore` against the server at `base_url`; `headers` carry what authorises us there.
 
-    def __init__(self, base_url: str, headers: dict[str, str] | None = None, timeout_s: float = 60.0) -> None:
+    `artifact_folder`: where that server keeps artifacts, if it is on this machine: then the files of a bundle are
+    hard-linked there instead of copied, so `create_pending` wants a bundle folder that will never change.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: dict[str, str] | None = None,
+        artifact_folder: Path | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self._artifact_folder = artifact_folder
         self._http = httpx.Client(base_url=base_url, headers=headers or {}, timeout=timeout_s, trust_env=False)
         self._experiment = ""
 
@@ -56,21 +69,16 @@ class MlflowStore:
         self._http.close()
 
     # --- ModelStore -------------------------------------------------------------------------------------------------
-    def create_pending(self, name: str, bundle: Bundle, *, publication: str, existing: int | None = None) -> int:
+    def create_pending(self, name: str, bundle: Bundle, *, publication: str) -> int:
         registered = path_name(canonical(name))
-        tags = _tags_of(bundle, publication)
-        if existing is not None:
-            for key, value in tags.items():
-                self._call("POST", "model-versions/set-tag",
-                           {"name": registered, "version": str(existing), "key": key, "value": value})  # fmt: skip
-            return existing
+        tags = version_tags(bundle, publication)
         self._ensure_model(registered)
-        run, artifacts = self._create_run(name, bundle)
+        run, artifacts = self._create_run(name, bundle, publication)
         self._upload(bundle, artifacts)
         answer = self._call(
             "POST",
             "model-versions/create",
-            {"name": registered, "source": f"mlflow-artifacts:/{artifacts}", "run_id": run, "tags": _pairs(tags)},
+            {"name": registered, "source": f"mlflow-artifacts:/{artifacts}", "run_id": run, "tags": tag_pairs(tags)},
         )
         return int(answer["model_version"]["version"])
 
@@ -86,12 +94,16 @@ class MlflowStore:
                 raise version_not_stored(name, number) from refused
 
     def remove(self, name: str, number: int) -> None:
-        registered = path_name(canonical(name))
-        try:
-            self._call("DELETE", "model-versions/delete", {"name": registered, "version": str(number)})
-        except MlflowRefused as refused:
-            if refused.code not in MISSING:
-                raise
+        publications = [version.publication for version in self.versions(name) if version.number == number]
+        self._quietly("DELETE", "model-versions/delete", {"name": path_name(canonical(name)), "version": str(number)})
+        for publication in filter(None, publications):
+            self._drop_runs(publication)
+
+    def discard(self, publication: str) -> None:
+        for version in self._search(f"tags.`{PUBLICATION_TAG}`='{publication}'"):
+            body = {"name": path_name(version.name), "version": str(version.number)}
+            self._quietly("DELETE", "model-versions/delete", body)
+        self._drop_runs(publication)
 
     def versions(self, name: str) -> list[StoredVersion]:
         found = self._search(f"name='{path_name(canonical(name))}'")
@@ -111,11 +123,7 @@ class MlflowStore:
             raise
 
     def delete_alias(self, name: str, alias: str) -> None:
-        try:
-            self._call("DELETE", "registered-models/alias", {"name": path_name(canonical(name)), "alias": alias})
-        except MlflowRefused as refused:
-            if refused.code not in MISSING:
-                raise
+        self._quietly("DELETE", "registered-models/alias", {"name": path_name(canonical(name)), "alias": alias})
 
     def aliases(self, name: str) -> dict[str, int]:
         try:
@@ -145,6 +153,14 @@ class MlflowStore:
             raise _unavailable(f"HTTP {response.status_code}") from None
         raise MlflowRefused(response.status_code, str(said.get("error_code")), str(said.get("message")))
 
+    def _quietly(self, method: str, path: str, body: dict[str, Any]) -> None:
+        """The call, where what is not there is fine."""
+        try:
+            self._call(method, path, body)
+        except MlflowRefused as refused:
+            if refused.code not in MISSING:
+                raise
+
     def _ensure_model(self, registered: str) -> None:
         try:
             self._call("POST", "registered-models/create", {"name": registered})
@@ -164,10 +180,10 @@ class MlflowStore:
                 self._experiment = str(made["experiment_id"])
         return self._experiment
 
-    def _create_run(self, name: str, bundle: Bundle) -> tuple[str, str]:
+    def _create_run(self, name: str, bundle: Bundle, publication: str) -> tuple[str, str]:
         """A finished run that carries the manifest's metrics; its id and where the model's artifacts go."""
         now_ms = time.time_ns() // 1_000_000
-        tags = [{"key": "mlflow.runName", "value": f"{name} {bundle.digest[:12]}"}]
+        tags = tag_pairs({"mlflow.runName": f"{name} {bundle.digest[:12]}", PUBLICATION_TAG: publication})
         body = {"experiment_id": self._experiment_id(), "start_time": now_ms, "tags": tags}
         run = self._call("POST", "runs/create", body)["run"]
         run_id, root = run["info"]["run_id"], str(run["info"]["artifact_uri"])
@@ -177,23 +193,44 @@ class MlflowStore:
         self._call("POST", "runs/update", {"run_id": run_id, "status": "FINISHED", "end_time": now_ms})
         return run_id, f"{root.removeprefix('mlflow-artifacts:').strip('/')}/model"
 
+    def _drop_runs(self, publication: str) -> None:
+        """Delete the runs of a publication with their files; a client's own runs carry no such tag."""
+        body = {"experiment_ids": [self._experiment_id()], "filter": f"tags.`{PUBLICATION_TAG}` = '{publication}'"}
+        for run in self._call("POST", "runs/search", body).get("runs", []):
+            self._quietly("POST", "runs/delete", {"run_id": run["info"]["run_id"]})
+            folder = str(run["info"]["artifact_uri"]).removeprefix("mlflow-artifacts:").strip("/")
+            if self._artifact_folder is not None:
+                shutil.rmtree(self._artifact_folder / folder, ignore_errors=True)
+            else:
+                self._transfer("DELETE", folder)
+
     def _upload(self, bundle: Bundle, artifacts: str) -> None:
-        """The bundle's files and an MLmodel, through the server's artifact proxy, streamed."""
+        """The bundle's files and an MLmodel: linked where the folder is ours, else through the artifact proxy."""
+        names = [MANIFEST, *bundle.manifest.files]
+        if self._artifact_folder is not None:
+            folder = self._artifact_folder / artifacts
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "MLmodel").write_bytes(mlmodel_of(bundle).encode())
+            for relative in names:
+                _link(bundle.path / relative, folder / relative)
+            return
         self._put(f"{artifacts}/MLmodel", mlmodel_of(bundle).encode())
-        for relative in [MANIFEST, *bundle.manifest.files]:
+        for relative in names:
             self._put(f"{artifacts}/{relative}", bundle.path / relative)
 
     def _put(self, path: str, content: bytes | Path) -> None:
-        url = f"/api/2.0/mlflow-artifacts/artifacts/{quote(path)}"
+        if isinstance(content, Path):
+            size = str(content.stat().st_size)
+            self._transfer("PUT", path, content=_chunks(content), headers={"Content-Length": size})
+        else:
+            self._transfer("PUT", path, content=content)
+
+    def _transfer(self, method: str, path: str, **more: Any) -> None:
         try:
-            if isinstance(content, Path):
-                size = str(content.stat().st_size)
-                response = self._http.put(url, content=_chunks(content), headers={"Content-Length": size})
-            else:
-                response = self._http.put(url, content=content)
+            response = self._http.request(method, f"/api/2.0/mlflow-artifacts/artifacts/{quote(path)}", **more)
         except httpx.HTTPError as error:
             raise _unavailable(error) from error
-        if not response.is_success:
+        if not response.is_success and not (method == "DELETE" and response.status_code == 404):
             raise _unavailable(f"HTTP {response.status_code} for {path}")
 
     def _search(self, filter_string: str) -> list[StoredVersion]:
@@ -237,7 +274,8 @@ def _signature(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "type": "tensor", "tensor-spec": {"dtype": _NUMPY_NAMES[spec.dtype], "shape": shape}}
 
 
-def _tags_of(bundle: Bundle, publication: str) -> dict[str, str]:
+def version_tags(bundle: Bundle, publication: str) -> dict[str, str]:
+    """What marks a version that is being published: pending, its digest, its publication, its lineage."""
     tags = {PENDING_TAG: "true", DIGEST_TAG: bundle.digest, PUBLICATION_TAG: publication}
     parent = bundle.manifest.parent
     if parent is not None:
@@ -245,7 +283,7 @@ def _tags_of(bundle: Bundle, publication: str) -> dict[str, str]:
     return tags
 
 
-def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
+def tag_pairs(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"key": key, "value": value} for key, value in tags.items()]
 
 
@@ -261,6 +299,15 @@ def _stored(row: dict[str, Any]) -> StoredVersion:
         relation=tags.get(RELATION_TAG, ""),
         tags=tags,
     )
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the two folders are on different file systems."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:

@@ -30,10 +30,9 @@ class StoredVersion:
 
 
 class ModelStore(Protocol):
-    def create_pending(self, name: str, bundle: Bundle, *, publication: str, existing: int | None = None) -> int:
+    def create_pending(self, name: str, bundle: Bundle, *, publication: str) -> int:
         """Register the bundle as the next version of `name`, tagged pending, its files downloadable; the number.
 
-        `existing`: adopt a version that a client has already created in the store instead of making one.
         Raises `Unavailable` REGISTRY_UNAVAILABLE where the store cannot be reached.
         """
 
@@ -41,7 +40,10 @@ class ModelStore(Protocol):
         """Drop the pending tag."""
 
     def remove(self, name: str, number: int) -> None:
-        """Delete the version (and the model, if that was its only one); fine if it is not there."""
+        """Delete the version and what `create_pending` kept for it; fine if it is not there. Its number stays used."""
+
+    def discard(self, publication: str) -> None:
+        """Remove whatever that publication left, also where it broke off halfway; fine if that is nothing."""
 
     def versions(self, name: str) -> list[StoredVersion]:
         """Every version, oldest first; [] for an unknown name."""

@@ -2,8 +2,12 @@
 
     started → blob (by hash) → registered (pending in MLflow) → visible (database row) → done (pending tag dropped)
 
-Each step is written to the `publication` row after it is done. `reconcile` at start finishes what is visible and
-removes what is not. Nothing is callable before its row is visible, and a row is never visible without its bytes.
+Nothing is callable before its row is visible, and a row is never visible without its bytes. Each step is journalled
+(`publication`) after it is done; `reconcile` settles at start what a crash left.
+
+A public version waits `inspected` until its vendor submits it; a private one needs no review. Either may be called by
+its own organisation at once. A private listing becomes public when a bundle is published to it as public: that bundle
+has then passed the public inspection, and those that had only passed the private one must be published again.
 """
 
 from __future__ import annotations
@@ -11,32 +15,38 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
+import threading
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, col, select
 
-from marketplace.catalogue.relations import Descent, find_descent
-from marketplace.catalogue.tables import Listing, ModelVersion, Publication
+from marketplace.catalogue.publication import advance, mark, open_publication, undo
+from marketplace.catalogue.publication import reconcile as reconcile
+from marketplace.catalogue.relations import Descent, check_lineage_kept, find_descent, has_versions, set_lineage
+from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.ids import new_id
 from marketplace.organisations import audit
 from marketplace.organisations.tables import Organisation
 from model_store.bundle import Bundle, open_bundle, pack
-from model_store.errors import Conflict, Forbidden, Unprocessable
+from model_store.errors import Conflict, Forbidden, Refusal, Unprocessable
 from model_store.inspection.inspector import inspect_bundle
+from model_store.manifest import Manifest
 from model_store.names import split_name
 
 if TYPE_CHECKING:
     from marketplace.market import Market
 
-OPEN_STEPS = ("started", "blob", "registered", "visible")
 LIVE_STATES = ("draft", "inspected", "in_review", "listed")
 OnStep = Callable[[str], None]
+Register = Callable[[Bundle, str], int]
 _log = logging.getLogger(__name__)
+_LOCKS = [threading.Lock() for _ in range(64)]  # one publisher of a name at a time; names share by hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,21 @@ class Published:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A bundle that may be published, with all that its row will say."""
+
+    bundle: Bundle
+    organisation_id: str
+    published_by: str
+    private: bool
+    report: dict[str, Any]
+    descent: Descent | None
+    share: float  # of the parent's weights that are in it, measured
+    is_starter: bool
+    on_step: OnStep = field(default=lambda step: None)
+
+
 def publish(
     market: Market,
     folder: Path,
@@ -71,71 +96,95 @@ def publish(
     published_by: str,
     private: bool,
     report: dict[str, Any] | None = None,
-    existing: int | None = None,
+    register: Register | None = None,
     is_starter: bool = False,
     on_step: OnStep = lambda step: None,
 ) -> Published:
     """Inspect and publish the sealed bundle in `folder`; it stays where it is.
 
     `report`: an inspection report made elsewhere for this very digest (the starter shelf's), else it is inspected here.
-    `existing`: a version number that an MLflow client has already created. Raises `Unprocessable` INSPECTION_FAILED
-    (the report in `details`), `Forbidden` NOT_YOUR_NAME, `Conflict` LISTING_VISIBILITY, and what `find_descent` raises.
-    The same bundle published again answers with the version that it already is.
+    `register(bundle, publication)`: how the version comes into the registry, pending (an MLflow client makes its own);
+    the number. Raises `Unprocessable` INSPECTION_FAILED (the report in `details`), `Forbidden` NOT_YOUR_NAME,
+    `Conflict` LISTING_IS_PUBLIC, LINEAGE_CHANGED, and what `find_descent` raises; then nothing is published.
+    The same bundle published again answers with the version that it already is, unless `register` makes a new one.
     """
     bundle = open_bundle(folder)
     name = bundle.manifest.name
     with reading(market.engine) as session:
         check_owner(session, name, organisation_id)
+        descent = find_descent(session, market, bundle, organisation_id)
         listing = _listing_named(session, name)
+        known = None
         if listing is not None:
             _check_visibility(listing, private)
-            known = _same_bundle(session, listing, bundle.digest)
-            if known is not None and existing is None:
+            known = None if register else _same_bundle(session, listing, bundle.digest)
+            if known is not None and (listing.visibility == "private") == private:
                 return _published(listing, known, already=True)
-        descent = find_descent(session, market, bundle, organisation_id)
     report = report or inspect(folder, private=private)
     if not report["passed"]:
         raise inspection_failed(name, report)
+    if known is not None:
+        return _open_to_public(market, known.id, report, published_by)
     share = descent.measure(bundle) if descent else 0.0
+    submission = Submission(bundle, organisation_id, published_by, private, report, descent, share, is_starter, on_step)
+    with _LOCKS[zlib.crc32(name.encode()) % len(_LOCKS)]:
+        return _carry_out(market, submission, register)
 
-    publication = _start(market, organisation_id, bundle, on_step)
-    packed = market.settings.home / "tmp" / f"{publication}.zip"
-    packed.parent.mkdir(parents=True, exist_ok=True)
+
+def _carry_out(market: Market, submission: Submission, register: Register | None) -> Published:
+    """The steps, each announced to `on_step` before and after its journal entry; undone where one fails."""
+    bundle, name, on_step = submission.bundle, submission.bundle.manifest.name, submission.on_step
+    with reading(market.engine) as session:
+        listing = _listing_named(session, name)
+        if listing is not None:
+            check_lineage_kept(session, listing, submission.descent, submission.share)
+            same = None if register else _same_bundle(session, listing, bundle.digest)
+            if same is not None:  # another request was faster
+                return _published(listing, same, already=True)
+    publication = open_publication(market, submission.organisation_id, bundle)
+    on_step("started")
     try:
-        blob = market.blobs.put(pack(bundle, packed))
-        _at(market, publication, "blob", on_step, blob=blob)
-        number = market.store.create_pending(name, bundle, publication=publication, existing=existing)
-        _at(market, publication, "registered", on_step, number=number)
+        blob = _keep_packed(market, publication, bundle)
+        on_step("blob kept")
+        advance(market, publication, "blob", blob=blob)
+        on_step("blob")
+        kept = Bundle(keep_unpacked(market.settings.home, bundle), bundle.manifest, bundle.digest)
+        on_step("unpacked")
+        number = (
+            register(kept, publication)
+            if register
+            else market.store.create_pending(name, kept, publication=publication)
+        )
+        on_step("version made")
+        advance(market, publication, "registered", number=number)
+        on_step("registered")
+        made = _make_visible(market, submission, publication, number, blob)
     except BaseException:
-        _fail(market, publication)
+        _undo(market, publication)
         raise
-    finally:
-        packed.unlink(missing_ok=True)
-    keep_unpacked(market.settings.home, bundle)
-    published = _make_visible(
-        market,
-        publication,
-        bundle,
-        number,
-        blob,
-        report,
-        organisation_id,
-        published_by,
-        private,
-        descent,
-        share,
-        is_starter,
-    )
     on_step("visible")
-    market.store.confirm(name, number)
-    _at(market, publication, "done", on_step)
-    market.catalogue_changed(published[0].id)
-    return _published(*published)
+    market.catalogue_changed(made[0].id)
+    try:
+        market.store.confirm(name, number)
+        on_step("confirmed")
+        advance(market, publication, "done")
+    except Refusal as refusal:  # it is published; the next start drops the pending tag
+        _log.warning("%s@%d is published, but could not be confirmed: %s", name, number, refusal)
+    on_step("done")
+    return _published(*made)
+
+
+def _undo(market: Market, publication: str) -> None:
+    """As `undo`; where a part is down, the journal stays open and the next start takes it back."""
+    try:
+        undo(market, publication)
+    except Exception:
+        _log.exception("publication %s could not be undone now", publication)
 
 
 def inspect(folder: Path, *, private: bool) -> dict[str, Any]:
-    """The report on a bundle folder, as a dictionary."""
-    return inspect_bundle(folder, private=private).as_dict()
+    """The report on a bundle folder, as a dictionary; `private` says by which rules it was judged."""
+    return inspect_bundle(folder, private=private).as_dict() | {"private": private}
 
 
 def inspection_failed(name: str, report: dict[str, Any]) -> Unprocessable:
@@ -169,41 +218,8 @@ def check_owner(session: Session, name: str, organisation_id: str) -> Organisati
     return organisation
 
 
-def reconcile(market: Market) -> dict[str, int]:
-    """Finish or remove what a crash left half-published. Run at start, before anything is published.
-
-    Visible rows are confirmed in the registry; whatever is registered but not visible is removed there, its row marked
-    failed, and its blob deleted where no version names it.
-    """
-    finished = removed = 0
-    with reading(market.engine) as session:
-        rows = list(session.exec(select(Publication).where(col(Publication.step).in_(OPEN_STEPS))))
-    for row in rows:
-        if row.step == "visible" and row.registry_version is not None:
-            market.store.confirm(row.name, row.registry_version)
-            _at(market, row.id, "done", lambda step: None)
-            finished += 1
-        else:
-            if row.registry_version is not None:
-                market.store.remove(row.name, row.registry_version)
-            _fail(market, row.id)
-            removed += 1
-    for stored in market.store.pending():  # registered, but killed before the row could say so
-        with reading(market.engine) as session:
-            publication = session.get(Publication, stored.publication)
-            visible = publication is not None and publication.step in ("visible", "done")
-        if visible:
-            market.store.confirm(stored.name, stored.number)
-        else:
-            market.store.remove(stored.name, stored.number)
-            removed += 1
-    shutil.rmtree(market.settings.home / "tmp", ignore_errors=True)
-    _delete_orphans(market)
-    return {"finished": finished, "removed": removed}
-
-
 def keep_unpacked(home: Path, bundle: Bundle) -> Path:
-    """`$ALGOMART_HOME/bundles/<digest>`, made by copying (or linking) the bundle; immutable, atomic, at most once."""
+    """`$ALGOMART_HOME/bundles/<digest>`, made by copying the bundle; immutable, atomic, at most once."""
     target = home / "bundles" / bundle.digest
     if target.is_dir():
         return target
@@ -219,109 +235,118 @@ def keep_unpacked(home: Path, bundle: Bundle) -> Path:
     return target
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
-
-
-def _start(market: Market, organisation_id: str, bundle: Bundle, on_step: OnStep) -> str:
-    row = Publication(
-        id=new_id("pub"),
-        organisation_id=organisation_id,
-        name=bundle.manifest.name,
-        digest=bundle.digest,
-        step="started",
-    )
-    with transaction(market.engine) as session:
-        session.add(row)
-    on_step("started")
-    return row.id
-
-
-def _at(market: Market, publication: str, step: str, on_step: OnStep, *, blob: str = "", number: int = 0) -> None:
-    with transaction(market.engine) as session:
-        row = session.get_one(Publication, publication)
-        row.step, row.updated_at_ms = step, now_ms()
-        if blob:
-            row.details = {**row.details, "blob": blob}
-        if number:
-            row.registry_version = number
-        session.add(row)
-    on_step(step)
-
-
-def _fail(market: Market, publication: str) -> None:
-    _at(market, publication, "failed", lambda step: None)
-
-
-def _make_visible(
-    market: Market,
-    publication: str,
-    bundle: Bundle,
-    number: int,
-    blob: str,
-    report: dict[str, Any],
-    organisation_id: str,
-    published_by: str,
-    private: bool,
-    descent: Descent | None,
-    share: float,
-    is_starter: bool,
-) -> tuple[Listing, ModelVersion]:
-    """One transaction: listing (made or brought up to date), version, audit, publication."""
-    manifest = bundle.manifest
-    with transaction(market.engine) as session:
-        listing = _listing_named(session, manifest.name) or Listing(
-            id=new_id("lst"),
-            organisation_id=organisation_id,
-            name=manifest.name,
-            visibility="private" if private else "public",
-            is_starter=is_starter,
-        )
-        describe(listing, bundle)
-        if descent is not None:
-            descent.apply(listing, share)
-        version = ModelVersion(
-            id=new_id("ver"),
-            listing_id=listing.id,
-            number=number,
-            digest=bundle.digest,
-            blob=blob,
-            state="inspected",
-            manifest=manifest.model_dump(mode="json"),
-            inspection=report,
-            scorecard=report.get("scorecard") or {},
-            parent_version_id=descent.version_id if descent else None,
-            relation=descent.relation if descent else None,
-            size_bytes=sum(file.bytes for file in manifest.files.values()),
-            published_by=published_by,
-        )
-        session.add(listing)
-        session.flush()  # the version's foreign key needs the listing's row
-        session.add(version)
-        row = session.get_one(Publication, publication)
-        row.step, row.registry_version, row.updated_at_ms = "visible", number, now_ms()
-        session.add(row)
-        audit.record(
-            session,
-            actor=published_by,
-            organisation_id=organisation_id,
-            action="version.publish",
-            subject=f"{manifest.name}@{number}",
-            digest=bundle.digest,
-            private=private,
-        )
-    return listing, version
-
-
-def describe(listing: Listing, bundle: Bundle) -> None:
-    """Bring a listing's searchable text up to the manifest of its newest version."""
-    manifest = bundle.manifest
-    for field in ("title_zh", "title_en", "summary_zh", "summary_en", "tier", "task", "modality", "family", "licence"):
-        setattr(listing, field, getattr(manifest, field))
+def describe(listing: Listing, manifest: Manifest) -> None:
+    """Bring a listing's searchable text up to a manifest: its newest version's, or the one that was just approved."""
+    for name in ("title_zh", "title_en", "summary_zh", "summary_en", "tier", "task", "modality", "family", "licence"):
+        setattr(listing, name, getattr(manifest, name))
     listing.chains, listing.keywords = list(manifest.chains), list(manifest.keywords)
     listing.links = [str(link) for link in manifest.links]
     listing.scenarios = [str(scenario) for scenario in manifest.scenarios]
     listing.genai_service = manifest.filing.genai_service
     listing.updated_at_ms = now_ms()
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _keep_packed(market: Market, publication: str, bundle: Bundle) -> str:
+    packed = market.settings.home / "tmp" / f"{publication}.zip"
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return market.blobs.put(pack(bundle, packed))
+    finally:
+        packed.unlink(missing_ok=True)
+
+
+def _make_visible(
+    market: Market, submission: Submission, publication: str, number: int, blob: str
+) -> tuple[Listing, ModelVersion]:
+    """One transaction: listing (made or brought up to date), version, audit, journal."""
+    manifest, descent = submission.bundle.manifest, submission.descent
+    with transaction(market.engine) as session:
+        listing = _listing_of(session, submission)
+        session.add(listing)
+        session.flush()  # the version's foreign key needs the listing's row
+        version = ModelVersion(
+            id=new_id("ver"),
+            listing_id=listing.id,
+            number=number,
+            digest=submission.bundle.digest,
+            blob=blob,
+            state="inspected",
+            manifest=manifest.model_dump(mode="json"),
+            inspection=submission.report,
+            scorecard=submission.report.get("scorecard") or {},
+            parent_version_id=descent.version_id if descent else None,
+            relation=descent.relation if descent else None,
+            size_bytes=sum(file.bytes for file in manifest.files.values()),
+            published_by=submission.published_by,
+        )
+        session.add(version)
+        mark(session, publication, "visible", number=number)
+        audit.record(
+            session,
+            actor=submission.published_by,
+            organisation_id=submission.organisation_id,
+            action="version.publish",
+            subject=f"{manifest.name}@{number}",
+            digest=submission.bundle.digest,
+            private=submission.private,
+            relation=descent.relation if descent else "",
+            reused_share=round(submission.share, 4),
+        )
+    return listing, version
+
+
+def _listing_of(session: Session, submission: Submission) -> Listing:
+    """The listing as it will be. What is on the shelf keeps its reviewed text until the next version is approved."""
+    manifest = submission.bundle.manifest
+    listing = _listing_named(session, manifest.name)
+    if listing is None:
+        listing = Listing(
+            id=new_id("lst"),
+            organisation_id=submission.organisation_id,
+            name=manifest.name,
+            visibility="private" if submission.private else "public",
+            is_starter=submission.is_starter,
+        )
+    elif listing.visibility == "private" and not submission.private:
+        _make_public(session, listing)
+    if not has_versions(session, listing):
+        set_lineage(listing, submission.descent, submission.share)
+    if listing.status != "listed":
+        describe(listing, manifest)
+        listing.status = "draft"  # also where every version was retired or withdrawn: there is one again
+    return listing
+
+
+def _make_public(session: Session, listing: Listing) -> None:
+    """Versions that passed by the private rules only have to be published again before they can be submitted."""
+    listing.visibility = "public"
+    for version in session.exec(select(ModelVersion).where(ModelVersion.listing_id == listing.id)):
+        if version.inspection.get("private", True):
+            version.inspection = {**version.inspection, "passed": False, "passed_private_rules": True}
+            session.add(version)
+
+
+def _open_to_public(market: Market, version_id: str, report: dict[str, Any], published_by: str) -> Published:
+    """The very bundle of a private listing, published as public: the same version, now with the public report."""
+    with transaction(market.engine) as session:
+        version = session.get_one(ModelVersion, version_id)
+        listing = session.get_one(Listing, version.listing_id)
+        _make_public(session, listing)
+        version.inspection, version.scorecard = report, report.get("scorecard") or {}
+        describe(listing, Manifest.model_validate(version.manifest))
+        session.add_all([listing, version])
+        audit.record(
+            session,
+            actor=published_by,
+            organisation_id=listing.organisation_id,
+            action="listing.open",
+            subject=f"{listing.name}@{version.number}",
+        )
+    market.catalogue_changed(listing.id)
+    return _published(listing, version, already=True)
 
 
 def _listing_named(session: Session, name: str) -> Listing | None:
@@ -334,30 +359,18 @@ def _same_bundle(session: Session, listing: Listing, digest: str) -> ModelVersio
 
 
 def _check_visibility(listing: Listing, private: bool) -> None:
-    if (listing.visibility == "private") == private:
-        return
-    was_zh, was_en = ("私有", "private") if listing.visibility == "private" else ("公开", "public")
-    raise Conflict(
-        "LISTING_VISIBILITY",
-        zh=f"“{listing.name}”已作为{was_zh}模型存在",
-        en=f"{listing.name} exists already as a {was_en} model",
-        remedy_zh="请换一个名称, 或以相同的可见性发布新版本",
-        remedy_en="use another name, or publish the new version with the same visibility",
-        field="private",
-    )
+    if private and listing.visibility == "public":
+        raise Conflict(
+            "LISTING_IS_PUBLIC",
+            zh=f"“{listing.name}”是公开模型, 不能发布私有版本",
+            en=f"{listing.name} is a public listing; it takes no private version",
+            remedy_zh="请换一个名称, 或以公开方式发布",
+            remedy_en="use another name, or publish the version as public",
+            field="private",
+        )
 
 
 def _published(listing: Listing, version: ModelVersion, already: bool = False) -> Published:
     return Published(
         version.id, listing.name, version.number, version.state, version.digest, version.inspection, already
     )
-
-
-def _delete_orphans(market: Market) -> None:
-    """Blobs that no version names: left by a publication that failed between two steps."""
-    with reading(market.engine) as session:
-        named = set(session.exec(select(ModelVersion.blob)))
-    for sha256 in list(market.blobs.hashes()):
-        if sha256 not in named:
-            _log.info("removing blob %s that no version names", sha256)
-            market.blobs.delete(sha256)

@@ -15,7 +15,7 @@ from sqlmodel import Session, select
 
 from marketplace.catalogue.tables import Listing, ModelVersion
 from model_store.bundle import MODEL, Bundle
-from model_store.errors import Unprocessable
+from model_store.errors import Conflict, Unprocessable
 from model_store.manifest import WEIGHT_REUSING_RELATIONS
 from model_store.names import canonical
 from model_store.weights import MIN_SHARE, measure_reuse
@@ -25,6 +25,53 @@ if TYPE_CHECKING:
     from marketplace.market import Market
 
 Inheritance = Literal["carries", "carries_nothing", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a listing is a derivative of, and which base its eligibility comes from ("" for none)."""
+
+    parent_listing: str = ""
+    root: str = ""
+
+
+def decide_lineage(held: Lineage, new: Lineage) -> Literal["kept", "changed"]:
+    """Eligibility belongs to a listing, so each version of it has the lineage of the first.
+
+    Otherwise one true derivative published to a listing would make every other version of it eligible, and one
+    `retrained` version would silently end the eligibility of the rest.
+    """
+    return "kept" if held == new else "changed"
+
+
+def check_lineage_kept(session: Session, listing: Listing, descent: Descent | None, share: float) -> None:
+    """`Conflict` LINEAGE_CHANGED where a further version descends from elsewhere than the listing's versions so far."""
+    held = Lineage(listing.parent_listing_id or "", listing.root_base_listing_id or "")
+    new = descent.lineage(share) if descent else Lineage()
+    if decide_lineage(held, new) == "kept" or not has_versions(session, listing):
+        return
+    raise Conflict(
+        "LINEAGE_CHANGED",
+        zh=f"“{listing.name}”的已有版本来自另一基础模型 (或不沿用其权重), 新版本不能改变来源",
+        en=f"the versions of {listing.name} descend from another base, or reuse its weights differently",
+        remedy_zh="请以新的名称发布",
+        remedy_en="publish it under another name",
+        field="parent",
+        details={"parent_listing": held.parent_listing, "root_base_listing": held.root},
+    )
+
+
+def has_versions(session: Session, listing: Listing) -> bool:
+    """Whether any version of it is left that was not withdrawn."""
+    left = select(ModelVersion.id).where(ModelVersion.listing_id == listing.id, ModelVersion.state != "withdrawn")
+    return session.exec(left).first() is not None
+
+
+def set_lineage(listing: Listing, descent: Descent | None, share: float) -> None:
+    """Write the lineage of its first version onto a listing."""
+    lineage = descent.lineage(share) if descent else Lineage()
+    listing.parent_listing_id, listing.root_base_listing_id = lineage.parent_listing or None, lineage.root or None
+    listing.relation = descent.relation if descent else None
 
 
 def decide_inheritance(relation: str, share: float) -> Inheritance:
@@ -66,11 +113,10 @@ class Descent:
             )
         return share
 
-    def apply(self, listing: Listing, share: float) -> None:
-        """Write the relation onto the derivative's listing."""
-        listing.parent_listing_id, listing.relation = self.listing_id, self.relation
+    def lineage(self, share: float) -> Lineage:
+        """The parent's listing, and the root base where the measured share carries it."""
         carries = decide_inheritance(self.relation, share) == "carries"
-        listing.root_base_listing_id = self.root if carries else None
+        return Lineage(self.listing_id, self.root if carries else "")
 
 
 def find_descent(session: Session, market: Market, bundle: Bundle, organisation_id: str) -> Descent | None:

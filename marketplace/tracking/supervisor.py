@@ -39,6 +39,11 @@ class MlflowChild:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def artifact_folder(self) -> Path:
+        """Where the child keeps artifacts: on this machine, so that a store may link files into it."""
+        return self._home / "mlflow-artifacts"
+
+    @property
     def headers(self) -> dict[str, str]:
         """What the child wants to see from us."""
         return {"X-AlgoMart-Registry-Token": self._token}
@@ -106,7 +111,7 @@ class MlflowChild:
             "_MLFLOW_SERVER_REGISTRY_STORE": self._backend,
             "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(self._home / "mlflow-artifacts"),
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(self.artifact_folder),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
             "MLFLOW_DISABLE_TELEMETRY": "true",
