@@ -46,8 +46,9 @@ def reuse_share(parent: list[Array], child: list[Array]) -> float:
     floats = [array for array in child if array.dtype.kind == "f"]
     small = [array for array in child if array.dtype in (np.int8, np.uint8)]
     reused = total = 0
+    least = MIN_ELEMENTS if any(array.size >= MIN_ELEMENTS for array in parent) else 1  # a line has few weights
     for array in parent:
-        if array.size < MIN_ELEMENTS:
+        if array.size < least:
             continue
         total += array.size
         if _fingerprint(array) in exact or (

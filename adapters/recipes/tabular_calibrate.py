@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model_store.bundle import Bundle
 
 MIN_PER_SIDE = 3  # hits and non-hits in the part that is fitted on
-ISOTONIC_FROM_ROWS = 300  # below, isotonic overfits and `auto` takes the two parameters of Platt
+ISOTONIC_FROM_ROWS = 1000  # below, isotonic overfits and `auto` takes the two parameters of Platt
 FEW_NORMAL_ROWS = 30
 
 
@@ -125,7 +125,8 @@ def _two_class_steps(method: str, name: str, logits: Any, hits: Any) -> tuple[li
         a, b = calibration.fit_platt(logits, hits)
         return [Sigmoid(tensor=name, a=a, b=b)], 1 / (1 + np.exp(-(a * logits + b)))
     probabilities = 1 / (1 + np.exp(-logits))
-    x, y = calibration.fit_isotonic(probabilities, hits.astype(np.float64), low=0.0, high=1.0)
+    least = 1 / (len(hits) + 2)  # a few rows never make anything certain (Laplace)
+    x, y = calibration.fit_isotonic(probabilities, hits.astype(np.float64), low=least, high=1 - least)
     steps: list[PostStep] = [Sigmoid(tensor=name), Isotonic(tensor=name, x=x.tolist(), y=y.tolist())]
     return steps, np.interp(probabilities, x, y)
 
