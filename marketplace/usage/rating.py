@@ -81,7 +81,8 @@ def rate(record: UsageRecord, basis: LeaseBasis | None, node: str, epoch: int) -
     )
     if eligible:
         basis.eligible_micro += amount
-        basis.own_micro += amount - amount * price.ratio_num // price.ratio_den
+        # rounded down, so that what is ingested never passes the credit that the node counted exactly
+        basis.own_micro += amount + (-amount * price.ratio_num // price.ratio_den)
     else:
         basis.own_micro += amount
     return Rated("", eligible, line["listing_id"], line["provider_id"])
