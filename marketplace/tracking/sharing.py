@@ -1,0 +1,88 @@
+"""What of the registry a caller may see, and whose files may be downloaded.
+
+A registered model is seen by whoever sees its listing, a version by whoever sees the version's row; so a version that
+is still being published is seen by nobody. The files of somebody else's listed version may be downloaded only under an
+open licence: a listing sells calls, and a proprietary model's weights stay with its vendor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlmodel import col, select
+
+from marketplace.access import Actor
+from marketplace.catalogue.listings import may_see, versions_seen
+from marketplace.catalogue.tables import Listing, ModelVersion
+from marketplace.db import reading
+from model_store.errors import Refusal
+from model_store.names import split_name
+
+_OPEN_LICENCE = re.compile(
+    r"(apache-2\.0|mit(-0)?|bsd-[234]-clause|isc|cc0-1\.0|cc-by(-sa)?-[0-9.]+|unlicense|mulanpsl-2\.0|mpl-2\.0|0bsd)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """A registered model as one caller sees it: `versions` {number: row}."""
+
+    own: bool
+    listing: Listing | None
+    versions: dict[int, ModelVersion]
+
+    @property
+    def seen(self) -> bool:
+        return self.own or self.listing is not None
+
+
+def shelves(engine: Engine, actor: Actor, names: Iterable[str]) -> dict[str, Shelf]:
+    """`{registered name: Shelf}` for names in MLflow's spelling; what is no lawful name is seen by nobody."""
+    canonical_of = {name: canonical for name in names if (canonical := canonical_or_none(name))}
+    found: dict[str, Shelf] = {}
+    with reading(engine) as session:
+        rows = session.exec(select(Listing).where(col(Listing.name).in_(set(canonical_of.values()))))
+        listings = {row.name: row for row in rows if may_see(row, actor)}
+        for name, canonical in canonical_of.items():
+            listing = listings.get(canonical)
+            seen = versions_seen(session, listing, actor) if listing else []
+            own = bool(actor.slug) and canonical.partition("/")[0] == actor.slug
+            found[name] = Shelf(own, listing, {version.number: version for version in seen})
+    return found
+
+
+def shelf(engine: Engine, actor: Actor, name: str) -> Shelf:
+    """As `shelves`, of one name."""
+    return shelves(engine, actor, [name]).get(name, Shelf(False, None, {}))
+
+
+def canonical_or_none(name: str) -> str | None:
+    """`vendor/name` of a registered model, None where its name is not of the market."""
+    if "/" in name:
+        return None
+    try:
+        return "/".join(split_name(name))
+    except Refusal:
+        return None
+
+
+def decide_download(shelf: Shelf, version: ModelVersion | None) -> bool:
+    """Whether the caller may have a version's files: its own, or a listed one under an open licence."""
+    if version is None:
+        return False
+    if shelf.own:
+        return True
+    licence = str(version.manifest.get("licence", "")).strip()
+    return version.state == "listed" and bool(_OPEN_LICENCE.fullmatch(licence))
+
+
+def may_download(engine: Engine, actor: Actor, versions: Iterable[dict[str, Any]]) -> bool:
+    """Whether any of these MLflow model versions lets the caller have the files that they cover."""
+    rows = [(str(row["name"]), int(row["version"])) for row in versions]
+    seen = shelves(engine, actor, {name for name, _ in rows})
+    return any(name in seen and decide_download(seen[name], seen[name].versions.get(number)) for name, number in rows)
