@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from marketplace.clock import now_ms, policy_date
@@ -292,6 +293,8 @@ def _usage_row(
 
 
 def _insert(session: Session, rows: list[dict[str, Any]]) -> None:
-    done = session.connection().execute(insert_ignoring(session, Usage), rows)
-    if done.rowcount != len(rows):
-        raise DuplicateInFlight(f"{len(rows) - done.rowcount} of {len(rows)} usage ids are there already")
+    """All of them or none: what is charged in this transaction must be what is inserted in it."""
+    try:
+        session.connection().execute(_USAGE.insert(), rows)
+    except IntegrityError as error:
+        raise DuplicateInFlight("another writer has inserted one of these usage ids meanwhile") from error
