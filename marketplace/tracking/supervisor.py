@@ -17,7 +17,8 @@ import httpx
 from marketplace.settings import Settings
 from model_store.errors import Unavailable
 
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.25, 30.0
+LONG_ENOUGH_S = 60.0  # a child that ran this long is not in a crash loop
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +33,14 @@ class MlflowChild:
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
+        self._spawning = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id now; None before the first start."""
+        process = self._process
+        return process.pid if process is not None else None
 
     @property
     def base_url(self) -> str:
@@ -49,8 +57,11 @@ class MlflowChild:
         return {"X-AlgoMart-Registry-Token": self._token}
 
     def start(self) -> None:
-        """Spawn the child and the thread that watches it."""
-        self._spawn()
+        """Start the thread that spawns the child and watches it.
+
+        The child dies with the thread that spawned it (Linux ties its parent-death signal to the thread), so this is
+        the one that lives as long as the supervisor.
+        """
         self._thread = threading.Thread(target=self._watch, name="mlflow-supervisor", daemon=True)
         self._thread.start()
 
@@ -78,8 +89,9 @@ class MlflowChild:
 
     def stop(self) -> None:
         """End the child; kill it if it does not go in five seconds."""
-        self._stopping.set()
-        process = self._process
+        with self._spawning:
+            self._stopping.set()
+            process = self._process
         if process is not None and process.poll() is None:
             process.terminate()
             try:
@@ -90,7 +102,7 @@ class MlflowChild:
         if self._thread is not None:
             self._thread.join(timeout=5)
 
-    def _spawn(self) -> None:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         logs = self._home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / "mlflow.log").open("ab") as log:
@@ -98,6 +110,7 @@ class MlflowChild:
                 [sys.executable, "-m", "marketplace.tracking.child"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), cwd=self._home,
             )  # fmt: skip
+        return self._process
 
     def _environment(self) -> dict[str, str]:
         """MLflow reads these at import; nothing of the market's own settings (keys, database) is passed on."""
@@ -121,18 +134,19 @@ class MlflowChild:
 
     def _watch(self) -> None:
         backoff = FIRST_BACKOFF_S
-        while not self._stopping.is_set():
+        while True:
+            with self._spawning:
+                if self._stopping.is_set():
+                    return
+                process = self._spawn()
             started = time.monotonic()
-            process = self._process
-            if process is None:
-                return
             process.wait()
             if self._stopping.is_set():
                 return
-            backoff = FIRST_BACKOFF_S if time.monotonic() - started > 60 else min(backoff * 2, MAX_BACKOFF_S)
+            backoff = FIRST_BACKOFF_S if time.monotonic() - started > LONG_ENOUGH_S else min(backoff * 2, MAX_BACKOFF_S)
             _log.warning("mlflow ended with %s; starting it again in %.1f s", process.returncode, backoff)
-            if not self._stopping.wait(backoff):
-                self._spawn()
+            if self._stopping.wait(backoff):
+                return
 
 
 def _free_port() -> int:
