@@ -1,0 +1,422 @@
+"""How a graph is run: ONNX Runtime on the CPU, with the settings that many small models on one box need.
+
+Measured on 1.32 with two cores (../shared/design/serving.md, and 60 small sessions here): one thread a session loads 40
+times and runs 20 times faster than the default; the arena and memory patterns cost memory that grows with every new
+shape (22 MB against 12 MB) and gain no time, so both are off. Mapped, un-prepacked weights (`prepack=False`) load at
+once and cost almost no private memory, at 17% slower runs.
+
+No custom-operator library is ever registered: a graph has the operators that ONNX Runtime ships, or it does not load.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: from 1.29 the binaries report model names otherwise
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+
+from model_store.errors import BadInput, DeadlineExceeded, Refusal, TooLarge, Unprocessable
+from model_store.manifest import TensorSpec
+from model_store.tensors import (
+    NUMPY_OF,
+    ONNX_BFLOAT16,
+    Array,
+    from_ort_strings,
+    oip_of_array,
+    oip_of_ort_type,
+    tensor_bytes,
+    to_ort_strings,
+)
+
+ORT_VERSION: str = onnxruntime.__version__
+_FATAL_ONLY = 4
+# ONNX Runtime's own exceptions derive from Exception one by one; what its Python side raises is of the usual kinds.
+_FAILURES: tuple[type[BaseException], ...] = (
+    *(
+        kind
+        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+)
+
+
+def load_graph(model_path: Path, threads: int = 1, prepack: bool = True, trusted: bool = True) -> Graph:
+    """Load `model_path` (external weights lie beside it). Releases the GIL while it works.
+
+    `trusted=False` folds no constants: loading then runs no operator of a graph that nobody has reviewed.
+    Raises `Unprocessable` MODEL_LOAD_FAILED, TENSOR_TYPE_UNSUPPORTED.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = _FATAL_ONLY  # a failing run is a refusal to the caller, not a line on our stderr
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores alone
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry(
+        "session.load_model_format", "ONNX"
+    )  # never the .ort format, which nobody inspected
+    try:
+        session = onnxruntime.InferenceSession(
+            os.fspath(model_path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=None if trusted else ["ConstantFolding"],
+        )
+    except _FAILURES as error:
+        raise Unprocessable(
+            "MODEL_LOAD_FAILED",
+            zh=f"ONNX Runtime 无法加载模型: {_brief(error, model_path)}",
+            en=f"ONNX Runtime cannot load the model: {_brief(error, model_path)}",
+            remedy_zh=f"请用 ONNX Runtime {ORT_VERSION} 支持的标准算子重新导出模型",
+            remedy_en=f"export the model again with standard operators that ONNX Runtime {ORT_VERSION} has",
+            field="model.onnx",
+        ) from error
+    return Graph(session)
+
+
+class Graph:
+    """A loaded graph. `run` may be called from any thread, and from several at once.
+
+    `inputs`, `outputs`: the graph's own tensors in order; -1 is a dynamic dimension, and `[]` is a scalar *or* unknown
+    (ONNX Runtime does not tell them apart). `overridable`: initializers a caller may feed (adapters' weights).
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs = [_spec(argument) for argument in session.get_inputs()]
+        self.outputs = [_spec(argument) for argument in session.get_outputs()]
+        self.overridable = [_spec(argument) for argument in session.get_overridable_initializers()]
+        feeds = [*self.inputs, *self.overridable]
+        self._expected = {spec.name: (NUMPY_OF[spec.dtype], tuple(spec.shape), spec) for spec in feeds}
+        self._required = frozenset(spec.name for spec in self.inputs)
+        self._output_names = [spec.name for spec in self.outputs]
+        self._output_types = {spec.name: spec.dtype for spec in self.outputs}
+        self._string_inputs = frozenset(spec.name for spec in feeds if spec.dtype == "BYTES")
+        self._has_strings_out = "BYTES" in self._output_types.values()
+        self._has_bfloat16 = any(spec.dtype == "BF16" for spec in [*feeds, *self.outputs])
+        self._free_options = onnxruntime.RunOptions()
+        self._free_options.log_severity_level = _FATAL_ONLY
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        deadline_ms: float | None = None,
+        max_output_bytes: int | None = None,
+    ) -> dict[str, Array]:
+        """Run once and return the named outputs (all by default), BYTES as object arrays of `bytes`.
+
+        `deadline_ms` counts from now; past it the run is told to end, which it does between two operators. Raises
+        `BadInput` TENSOR_UNKNOWN, TENSOR_MISSING, TENSOR_DTYPE, TENSOR_SHAPE, TENSOR_NOT_UTF8, OUTPUT_UNKNOWN;
+        `DeadlineExceeded` DEADLINE_EXCEEDED; `TooLarge` OUTPUT_TOO_LARGE; `Unprocessable` MODEL_RUN_FAILED,
+        MODEL_OUT_OF_MEMORY.
+        """
+        feeds = self._check(inputs)
+        names = self._output_names if outputs is None else self._check_outputs(outputs)
+        if deadline_ms is None:
+            values = self._run(names, feeds, self._free_options)
+        else:
+            if deadline_ms <= 0:
+                raise deadline_exceeded(deadline_ms)
+            options = onnxruntime.RunOptions()
+            options.log_severity_level = _FATAL_ONLY
+            ticket = _WATCHDOG.watch(options, time.monotonic() + deadline_ms / 1000)
+            try:
+                values = self._run(names, feeds, options)
+            except Unprocessable as error:
+                if options.terminate:
+                    raise deadline_exceeded(deadline_ms) from error
+                raise
+            finally:
+                _WATCHDOG.forget(ticket)
+        answer = dict(zip(names, values, strict=True))
+        if self._has_strings_out:
+            for name in names:
+                if self._output_types[name] == "BYTES":
+                    answer[name] = from_ort_strings(answer[name])
+        if max_output_bytes is not None:
+            check_output_bytes(answer, max_output_bytes)
+        return answer
+
+    def check_inputs(self, inputs: Mapping[str, Array]) -> None:
+        """Raise the `BadInput` that `run` would raise for names, types and shapes; nothing is run."""
+        self._check(inputs)
+
+    def _check(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        feeds: dict[str, Array] = {}
+        for name, array in inputs.items():
+            found = self._expected.get(name)
+            if found is None:
+                raise tensor_unknown(name, list(self._expected))
+            dtype, shape, spec = found
+            if array.dtype != dtype and not (spec.dtype == "BYTES" and array.dtype.kind in "SU"):
+                raise tensor_dtype(spec, array)
+            if shape and not _fits(array.shape, shape):
+                raise tensor_shape(spec, array.shape)
+            feeds[name] = to_ort_strings(array, name) if name in self._string_inputs else array
+        for name in self._required:
+            if name not in feeds:
+                raise tensor_missing(self._expected[name][2], list(inputs))
+        return feeds
+
+    def _check_outputs(self, outputs: Sequence[str]) -> list[str]:
+        for name in outputs:
+            if name not in self._output_types:
+                raise BadInput(
+                    "OUTPUT_UNKNOWN",
+                    zh=f"模型没有名为“{name[:120]}”的输出",
+                    en=f"the model has no output named {name[:120]!r}",
+                    remedy_zh=f"可用输出: {_listed(self._output_names)}",
+                    remedy_en=f"its outputs are {_listed(self._output_names)}",
+                    field=name[:120],
+                )
+        return list(outputs) or self._output_names
+
+    def _run(self, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
+        try:
+            if self._has_bfloat16:
+                return _run_with_values(self._session, names, feeds, options)
+            values: list[Array] = self._session.run(names, feeds, options)
+            return values
+        except Refusal:
+            raise
+        except _FAILURES as error:
+            raise _run_failed(error) from error
+
+
+def _run_with_values(session: Any, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
+    """numpy has no bfloat16 that ONNX Runtime knows, so these tensors cross as raw OrtValues."""
+    values = {}
+    for name, array in feeds.items():
+        if array.dtype == ml_dtypes.bfloat16:
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                np.ascontiguousarray(array).reshape(array.shape), ONNX_BFLOAT16
+            )
+        else:
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    results = session.run_with_ort_values(names, values, options)
+    return [_array_of_value(value) for value in results]
+
+
+def _array_of_value(value: Any) -> Array:
+    if value.element_type() != ONNX_BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    shape = tuple(value.shape())
+    size = int(np.prod(shape, dtype=np.int64))
+    content = ctypes.string_at(value.data_ptr(), 2 * size) if size else b""
+    return np.frombuffer(content, dtype=ml_dtypes.bfloat16).reshape(shape).copy()
+
+
+class Watchdog:
+    """One thread that tells every run past its deadline to end. It sleeps while no deadline is near."""
+
+    IDLE_S = 1.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._watched: dict[int, tuple[float, Any]] = {}
+        self._next_ticket = 0
+        self._used = False
+        self._wakes_at = float("inf")
+        self._thread: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._forget_thread)
+
+    def watch(self, options: Any, at: float) -> int:
+        """Set `options.terminate` once `time.monotonic()` passes `at`, unless the ticket is forgotten before."""
+        with self._lock:
+            self._next_ticket += 1
+            ticket = self._next_ticket
+            self._watched[ticket] = (at, options)
+            self._used = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="run-watchdog", daemon=True)
+                self._thread.start()
+            sooner = at < self._wakes_at
+        if sooner:
+            self._wake.set()
+        return ticket
+
+    def forget(self, ticket: int) -> None:
+        with self._lock:
+            self._watched.pop(ticket, None)
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                self._wake.clear()
+                for ticket, (at, options) in list(self._watched.items()):
+                    if at <= now:
+                        options.terminate = True
+                        del self._watched[ticket]
+                nearest = min((at for at, _ in self._watched.values()), default=float("inf"))
+                # Linger after use: a busy server must not wake this thread on every run.
+                self._wakes_at = min(nearest, now + self.IDLE_S) if self._used or self._watched else float("inf")
+                self._used = False
+                pause = None if self._wakes_at == float("inf") else max(self._wakes_at - now, 0)
+            self._wake.wait(pause)
+
+    def _forget_thread(self) -> None:
+        """Threads do not survive a fork; the child starts its own when it needs one."""
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._watched.clear()
+        self._wakes_at = float("inf")
+        self._thread = None
+
+
+_WATCHDOG = Watchdog()
+
+
+def release_memory() -> bool:
+    """Give freed memory back to the system (glibc's `malloc_trim`); without it an unloaded graph stays resident."""
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):  # another libc
+        return False
+
+
+# --- checks and refusals ----------------------------------------------------------------------------------------------
+
+
+def check_output_bytes(outputs: Mapping[str, Array], max_output_bytes: int) -> None:
+    """Raise `TooLarge` OUTPUT_TOO_LARGE if the outputs together hold more than `max_output_bytes`."""
+    sizes = {name: tensor_bytes(array) for name, array in outputs.items()}
+    if sum(sizes.values()) > max_output_bytes:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise TooLarge(
+            "OUTPUT_TOO_LARGE",
+            zh=f"输出共 {sum(sizes.values())} 字节, 上限 {max_output_bytes} 字节",
+            en=f"the outputs hold {sum(sizes.values())} bytes; at most {max_output_bytes}",
+            remedy_zh="请减少一次请求的行数, 或只要需要的输出",
+            remedy_en="send fewer rows in one request, or ask for the outputs that you need",
+            field=largest,
+        )
+
+
+def tensor_unknown(name: str, known: Sequence[str]) -> BadInput:
+    return BadInput(
+        "TENSOR_UNKNOWN",
+        zh=f"模型没有名为“{name[:120]}”的输入",
+        en=f"the model has no input named {name[:120]!r}",
+        remedy_zh=f"可用输入: {_listed(known)}",
+        remedy_en=f"its inputs are {_listed(known)}",
+        field=name[:120],
+    )
+
+
+def tensor_missing(spec: TensorSpec, got: Sequence[str]) -> BadInput:
+    return BadInput(
+        "TENSOR_MISSING",
+        zh=f"缺少输入“{spec.name}” ({spec.dtype} {spec.shape}); 收到: {_listed(got)}",
+        en=f"input {spec.name!r} ({spec.dtype} {spec.shape}) is missing; got {_listed(got)}",
+        remedy_zh=f"请加上输入“{spec.name}”",
+        remedy_en=f"send {spec.name!r} too",
+        field=spec.name,
+    )
+
+
+def tensor_dtype(spec: TensorSpec, array: Array) -> BadInput:
+    got = oip_of_array(array) or str(array.dtype)
+    return BadInput(
+        "TENSOR_DTYPE",
+        zh=f"输入“{spec.name}”应为 {spec.dtype}, 收到 {got}",
+        en=f"input {spec.name!r} takes {spec.dtype}, got {got}",
+        remedy_zh=f"请把“{spec.name}”转换为 {spec.dtype}",
+        remedy_en=f"convert {spec.name!r} to {spec.dtype}",
+        field=spec.name,
+        details={"expected": spec.dtype, "got": got},
+    )
+
+
+def tensor_shape(spec: TensorSpec, got: Sequence[int]) -> BadInput:
+    return BadInput(
+        "TENSOR_SHAPE",
+        zh=f"输入“{spec.name}”的形状应为 {spec.shape} (-1 为任意), 收到 {list(got)}",
+        en=f"input {spec.name!r} takes shape {spec.shape} (-1: any), got {list(got)}",
+        remedy_zh=f"请按 {spec.shape} 排列“{spec.name}”",
+        remedy_en=f"arrange {spec.name!r} as {spec.shape}",
+        field=spec.name,
+        details={"expected": spec.shape, "got": list(got)},
+    )
+
+
+def deadline_exceeded(deadline_ms: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "DEADLINE_EXCEEDED",
+        zh=f"模型运行超过 {deadline_ms:.0f} 毫秒, 已终止",
+        en=f"the run took longer than {deadline_ms:.0f} ms and was ended",
+        remedy_zh="请减少一次请求的行数, 或放宽期限",
+        remedy_en="send fewer rows in one request, or allow more time",
+        field="deadline_ms",
+    )
+
+
+def _run_failed(error: BaseException) -> Refusal:
+    text = _brief(error)
+    lowered = text.lower()
+    if isinstance(error, MemoryError) or "failed to allocate memory" in lowered or "bad_alloc" in lowered:
+        return Unprocessable(
+            "MODEL_OUT_OF_MEMORY",
+            zh="模型运行所需内存超过允许的上限",
+            en="the run needs more memory than it is allowed",
+            remedy_zh="请减小输入, 或缩小模型",
+            remedy_en="send a smaller input, or make the model smaller",
+            field="model",
+        )
+    return Unprocessable(
+        "MODEL_RUN_FAILED",
+        zh=f"模型无法处理该输入: {text}",
+        en=f"the model cannot process this input: {text}",
+        remedy_zh="请检查输入的形状和取值是否符合模型说明",
+        remedy_en="check that shapes and values are what the model's description asks for",
+        field="inputs",
+    )
+
+
+def _brief(error: BaseException, path: Path | None = None) -> str:
+    """ONNX Runtime's message without its build paths and without ours."""
+    text = str(error) or type(error).__name__
+    if path is not None:
+        text = text.replace(os.fspath(path), path.name).replace(os.fspath(path.parent), "")
+    marker = "Status Message: "
+    if marker in text:
+        text = text.rsplit(marker, 1)[1]
+    if text.startswith("/onnxruntime_src/") and " " in text:
+        text = text.split(" ", 1)[1]
+    return " ".join(text.split())[:300]
+
+
+def _listed(names: Sequence[str], at_most: int = 12) -> str:
+    shown = ", ".join(name[:60] for name in names[:at_most])
+    return f"{shown} … ({len(names)})" if len(names) > at_most else shown or "–"
+
+
+def _fits(got: Sequence[int], expected: Sequence[int]) -> bool:
+    if len(got) != len(expected):
+        return False
+    return all(want in (-1, have) for have, want in zip(got, expected, strict=True))
+
+
+def _spec(argument: Any) -> TensorSpec:
+    shape = [size if isinstance(size, int) and size >= 0 else -1 for size in argument.shape or []]
+    return TensorSpec(name=argument.name, dtype=oip_of_ort_type(argument.type, argument.name), shape=shape)
