@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi import APIRouter, FastAPI
 from ulid import ULID
 
 from marketplace.catalogue import api as catalogue_api
+from marketplace.catalogue import publishing_api
 from marketplace.errors import add_error_handlers
 from marketplace.keys import api as keys_api
 from marketplace.ledger import api as ledger_api
@@ -19,6 +21,7 @@ from marketplace.organisations import api as organisations_api
 from marketplace.review import api as review_api
 from marketplace.usage import api as usage_api
 from marketplace.vouchers import api as vouchers_api
+from serving.app import ServingApp
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -48,10 +51,16 @@ def create_api(market: Market) -> FastAPI:
     return app
 
 
-def create_app(market: Market) -> Asgi:
-    """The whole application; needs `market.ports` and `market.dataplane`, without which only the JSON API answers."""
-    inner: Asgi = RequestIds(create_api(market))
-    return inner
+def create_app(market: Market) -> ServingApp:
+    """The whole application: the data plane answers `/v2`, `/v1` and `/metrics` before any framework sees them."""
+    if market.dataplane is None or market.ports is None:
+        raise RuntimeError("a market is served with its data plane; see marketplace.start.open_dataplane")
+    native: Any = None
+    if importlib.util.find_spec("serving.protocols.native") is None:
+        from serving.protocols.oip import OpenInference
+
+        native = OpenInference(market.dataplane, market.ports, "0")
+    return ServingApp(market.dataplane, market.ports, inner=RequestIds(create_api(market)), native=native)
 
 
 class RequestIds:
@@ -78,5 +87,6 @@ class RequestIds:
 
 
 def _routers() -> list[APIRouter]:
-    own = [organisations_api, keys_api, catalogue_api, review_api, vouchers_api, usage_api, ledger_api]
-    return [module.router for module in own]
+    shop = [organisations_api, keys_api, catalogue_api, publishing_api, review_api]
+    money = [vouchers_api, usage_api, ledger_api]
+    return [module.router for module in (*shop, *money)]

@@ -6,20 +6,28 @@ or `reading(market.engine)` themselves: one request, one transaction.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from marketplace.catalogue.documents import load_documents
+from marketplace.catalogue.search import SearchIndex
+from marketplace.catalogue.source import CatalogueSource
+from marketplace.catalogue.tables import ModelVersion
 from marketplace.settings import Settings
+from model_store.blobs import Blobs
+from model_store.bundle import unpack
 
 if TYPE_CHECKING:
-    from marketplace.catalogue.search import SearchIndex
-    from marketplace.catalogue.source import CatalogueSource
-    from model_store.blobs import Blobs
     from model_store.store import ModelStore
     from serving.dataplane import DataPlane
     from serving.ports import Adapting, Admission, Chooser, Ports
+
+_log = logging.getLogger("algomart.market")
 
 
 @dataclass(slots=True)
@@ -51,6 +59,32 @@ class Market:
         self.search.refresh(self.engine, listing_id)
 
     def keys_changed(self, *key_ids: str) -> None:
-        """Call after the commit of a revocation, rotation or suspension: nodes forget these keys (all, if none given)."""
+        """Call after the commit of a revocation, rotation or suspension: nodes forget these (all, if none given)."""
         if self.dataplane is not None:
             self.dataplane.forget_keys(*key_ids)
+
+
+def assemble(settings: Settings, engine: Engine, blobs: Blobs, store: ModelStore) -> Market:
+    """A market over these stores with its catalogue in memory; the data plane is added by `marketplace.start`."""
+    market = Market(
+        settings=settings,
+        engine=engine,
+        blobs=blobs,
+        store=store,
+        bundles=CatalogueSource(engine, partial(materialise, settings.home, blobs)),
+        search=SearchIndex(load_documents),
+    )
+    market.catalogue_changed()
+    return market
+
+
+def materialise(home: Path, blobs: Blobs, version: ModelVersion) -> Path:
+    """The unpacked, immutable bundle of a version: `$ALGOMART_HOME/bundles/<digest>`, unpacked if need be.
+
+    Raises what `unpack` raises, `NotFound` BLOB_NOT_FOUND.
+    """
+    folder = (home / "bundles" / version.digest).resolve()
+    if not folder.is_dir():
+        unpack(blobs.path(version.blob), folder)
+        _log.info("unpacked bundle %s", version.digest)
+    return folder

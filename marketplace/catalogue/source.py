@@ -7,6 +7,7 @@ organisation. Retired and withdrawn versions are gone.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from model_store.names import path_name
 from serving.ports import Principal, ServedVersion
 
 RUNNABLE_STATES = ("inspected", "in_review", "listed")
+_log = logging.getLogger("algomart.catalogue")
 Materialise = Callable[[ModelVersion], Path]
 
 
@@ -125,6 +127,11 @@ class CatalogueSource:
     def _entry_of(self, listing: Listing, versions: list[ModelVersion], aliases: list[Alias]) -> Entry:
         served = {}
         for version in versions:
+            try:
+                folder = self._materialise(version)
+            except (Refusal, OSError) as error:  # one damaged bundle must not take the shelf down with it
+                _log.error("%s@%d cannot be served: %s", listing.name, version.number, error)
+                continue
             served[version.number] = (
                 version.state,
                 ServedVersion(
@@ -132,7 +139,7 @@ class CatalogueSource:
                     listing_id=listing.id,
                     name=listing.name,
                     version=version.number,
-                    bundle=self._materialise(version),
+                    bundle=folder,
                     digest=version.digest,
                     trusted=version.state == "listed" and listing.visibility == "public",
                     owner=listing.organisation_id,

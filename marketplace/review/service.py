@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from sqlmodel import Session, col, func, select
 
+from marketplace.catalogue.publishing import describe
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.ids import new_id
 from marketplace.organisations import audit, notices
 from marketplace.review.tables import Review
 from model_store.errors import Conflict, Forbidden, NotFound
 from model_store.lifecycle import decide_transition
+from model_store.manifest import Manifest
 
 
 def submit_version(session: Session, version: ModelVersion, listing: Listing, *, actor: str, at_ms: int) -> Review:
@@ -56,6 +58,7 @@ def approve_review(session: Session, review_id: str, *, actor: str, at_ms: int, 
             remedy_en="another operator has to decide",
         )
     version.state = decide_transition(version.state, "approve")
+    describe(listing, Manifest.model_validate(version.manifest))
     listing.status = "listed"
     listing.updated_at_ms = at_ms
     _close(session, review, "approved", actor, at_ms, note)

@@ -1,0 +1,90 @@
+"""What a market does by the clock: vouchers lapse, samples go, announced prices take effect, the ledger is replayed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sqlmodel import select
+
+from marketplace.catalogue.tables import PriceVersion
+from marketplace.choosing.samples import purge_expired
+from marketplace.clock import now_ms, policy_date
+from marketplace.db import reading, transaction
+from marketplace.ledger.rebuild import rebuild
+from marketplace.market import Market
+from marketplace.organisations.notices import notify_operators
+from marketplace.vouchers.closing import expire_vouchers
+
+INTERVAL_S = 30.0
+_log = logging.getLogger("algomart.housekeeping")
+
+
+class Housekeeping:
+    """One thread that goes round every half minute; a step that fails is logged and tried again the next time."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self._replayed = policy_date(now_ms())
+        self._looked_ms = now_ms()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def go_round(self) -> None:
+        """One round, each step by itself."""
+        steps: list[Callable[[], None]] = [self._vouchers, self._samples, self._prices, self._replay]
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                _log.exception("housekeeping step %s failed", step.__name__)
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            self.go_round()
+
+    def _vouchers(self) -> None:
+        with transaction(self._market.engine) as session:
+            for voucher in expire_vouchers(session, now_ms()):
+                _log.info("voucher %s has lapsed", voucher.id)
+
+    def _samples(self) -> None:
+        purge_expired(self._market.engine, self._market.settings.home, now_ms())
+
+    def _prices(self) -> None:
+        """Cards show the price in force: refresh those whose announced price took effect since the last look."""
+        looked, self._looked_ms = self._looked_ms, now_ms()
+        with reading(self._market.engine) as session:
+            query = select(PriceVersion.listing_id).where(
+                PriceVersion.effective_from_ms > looked, PriceVersion.effective_from_ms <= self._looked_ms
+            )
+            changed = set(session.exec(query))
+        for listing_id in changed:
+            self._market.catalogue_changed(listing_id)
+
+    def _replay(self) -> None:
+        """Once a day: every balance again from its entries. A difference is told to the operators."""
+        today = policy_date(now_ms())
+        if today == self._replayed:
+            return
+        self._replayed = today
+        with reading(self._market.engine) as session:
+            result = rebuild(session)
+        if not result.sound:
+            _log.error("the ledger's balances differ from its entries: %s", result.wrong)
+            with transaction(self._market.engine) as session:
+                notify_operators(
+                    session,
+                    "LEDGER_UNSOUND",
+                    zh=f"账本核对不符: {', '.join(list(result.wrong)[:5])}",
+                    en=f"the ledger's balances differ from its entries: {', '.join(list(result.wrong)[:5])}",
+                    link="/city/ledger",
+                )

@@ -1,0 +1,221 @@
+"""`algomart up`: one process that answers on one port, and its children. Everything it keeps is in $ALGOMART_HOME.
+
+The order matters. The old epoch's journal is ingested and sealed before the node gets a new epoch, publications that a
+crash left open are settled before anybody can publish, and the port opens last. On the way down: no new calls, what
+runs is finished, the journal is sealed and ingested, its leases are settled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from marketplace.adapting.service import MarketAdapting
+from marketplace.app import create_app
+from marketplace.catalogue.publishing import reconcile
+from marketplace.db import open_database, transaction
+from marketplace.demo import KEYS_FILE, LOGINS_FILE, seed_organisations
+from marketplace.demo_voucher import seed_voucher
+from marketplace.first_operator import INVITATION_FILE, invite_first_operator
+from marketplace.housekeeping import Housekeeping
+from marketplace.keys.principals import authenticate
+from marketplace.market import Market, assemble
+from marketplace.migrations.upgrade import upgrade
+from marketplace.settings import Settings
+from marketplace.starter import seed_shelf
+from marketplace.tracking.supervisor import MlflowChild
+from marketplace.usage.ingest import Ingest
+from marketplace.usage.recovery import close_epoch, register_node
+from marketplace.vouchers.admission import MarketAdmission
+from marketplace.vouchers.rollout import load_shipped
+from model_store.blobs import FolderBlobs
+from model_store.errors import Conflict, Refusal
+from model_store.mlflow_store import MlflowStore
+from serving.dataplane import DataPlane
+from serving.journal import JournalWriter
+from serving.ports import Ports
+from serving.server import serve
+
+NODE = "local"
+FOLDERS = ("journal", "blobs", "bundles", "samples", "jobs", "tmp", "logs")
+_log = logging.getLogger("algomart.start")
+
+
+def run_market(settings: Settings) -> int:
+    """Run a market in the foreground until SIGINT or SIGTERM. Answers the exit status; a `Refusal` is printed."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    try:
+        with ExitStack() as stack:
+            settings = settings.model_copy(update={"home": prepare_home(settings.home)})
+            stack.enter_context(only_market(settings.home))
+            check_port(settings)
+            market = open_market(settings, stack)
+            app = create_app(market)
+            print(banner(settings), flush=True)
+            serve(app, settings.host, settings.port, log_level=settings.log_level)
+    except Refusal as refusal:
+        print(f"{refusal.code}: {refusal.zh}\n  {refusal.remedy_zh}\n{refusal.en}\n  {refusal.remedy_en}", flush=True)
+        return 1
+    return 0
+
+
+def open_market(settings: Settings, stack: ExitStack) -> Market:
+    """Every part, started; `stack` stops them again in the opposite order."""
+    engine = open_database(settings.sql_url)
+    stack.callback(engine.dispose)
+    child = None if settings.mlflow_uri else MlflowChild(settings)
+    if child is not None:  # takes seconds to come up: the rest goes on meanwhile
+        child.start()
+        stack.callback(child.stop)
+    upgrade(engine)
+    if child is not None:
+        store = MlflowStore(child.base_url, child.headers, artifact_folder=child.artifact_folder)
+    else:
+        store = MlflowStore(settings.mlflow_uri)
+    stack.callback(store.close)
+    market = assemble(settings, engine, FolderBlobs(settings.home / "blobs"), store)
+    market.mlflow = child
+    open_dataplane(market, stack)
+    settle_publications(market)
+    prepare_data(market)
+    return market
+
+
+def open_dataplane(market: Market, stack: ExitStack) -> None:
+    """Recover old journals, open a new epoch, and put the serving node together."""
+    settings, engine, folder = market.settings, market.engine, market.settings.home / "journal"
+    epoch = register_node(engine, folder, NODE)
+    admission = MarketAdmission(engine, partial(authenticate, engine), settings)
+    stack.callback(admission.close)
+    # On the way down, after the data plane has sealed its journal: ingest the rest, settle the leases.
+    stack.callback(close_epoch, engine, folder, NODE, epoch)
+    ingest = Ingest(engine, folder)
+    ingest.start()
+    stack.callback(ingest.stop)
+    adapting = MarketAdapting(market)
+    chooser: Any = None
+    try:
+        from marketplace.choosing.service import MarketChooser
+
+        chooser = MarketChooser(market)
+    except ModuleNotFoundError as error:
+        _log.warning("choose is not there yet: %s", error)
+    ports = Ports(
+        admission=admission, bundles=market.bundles, chooser=chooser, adapting=adapting, market_url=settings.url
+    )
+    journal = JournalWriter(folder, NODE, epoch)
+    stack.callback(journal.close)
+    market.admission, market.ports, market.chooser, market.adapting = admission, ports, chooser, adapting
+    market.dataplane = DataPlane(ports, settings, journal)
+    market.extra["ingest"] = ingest
+    adapting.start()
+    stack.callback(adapting.stop)
+    housekeeping = Housekeeping(market)
+    housekeeping.start()
+    stack.callback(housekeeping.stop)
+
+
+def settle_publications(market: Market) -> None:
+    """Finish or remove what a crash left half-published. Registry down: calls go on, publishing waits."""
+    try:
+        if market.mlflow is not None:
+            market.mlflow.wait_ready()
+        settled = reconcile(market)
+        if any(settled.values()):
+            _log.warning("publications settled after a crash: %s", settled)
+            market.catalogue_changed()
+    except Refusal as refusal:
+        _log.error("the registry is not up, publishing waits for it: %s", refusal)
+
+
+def prepare_data(market: Market) -> None:
+    """Shipped programmes; and the demonstration market, or the first operator's invitation."""
+    settings = market.settings
+    with transaction(market.engine) as session:
+        load_shipped(session, demo=settings.demo)
+    if not settings.demo:
+        invite_first_operator(market.engine, settings.home)
+        return
+    seed_organisations(market.engine, settings.home)
+    added = seed_shelf(market)
+    if added:
+        _log.info("%d starter models are on the shelf", added)
+    seed_voucher(market.engine)
+
+
+def prepare_home(home: Path) -> Path:
+    """The absolute data folder, made with its sub-folders; nobody else may read it."""
+    home = home.expanduser().resolve()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.chmod(0o700)
+    os.umask(0o077)
+    for name in FOLDERS:
+        (home / name).mkdir(exist_ok=True)
+    return home
+
+
+@contextmanager
+def only_market(home: Path) -> Iterator[None]:
+    """Hold the folder: two markets on one folder would write one journal. The kernel lets go when a process dies."""
+    with (home / "market.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                "HOME_IN_USE",
+                zh=f"数据目录 {home} 正被另一个市场进程使用",
+                en=f"another market is running on {home}",
+                remedy_zh="请先停止它, 或设置另一个 ALGOMART_HOME",
+                remedy_en="stop it first, or set another ALGOMART_HOME",
+            ) from None
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def check_port(settings: Settings) -> None:
+    """`Conflict` PORT_IN_USE at once, not after the market has been put together."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Conflict(
+                "PORT_IN_USE",
+                zh=f"无法监听 {settings.host}:{settings.port}: {error.strerror}",
+                en=f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+                remedy_zh="请停止占用该端口的程序, 或设置另一个 ALGOMART_PORT",
+                remedy_en="stop what uses the port, or set another ALGOMART_PORT",
+            ) from error
+
+
+def banner(settings: Settings) -> str:
+    """What a person at the terminal wants to know, in both languages."""
+    lines = [f"AlgoMart 算法超市已开张 · the market is open: {settings.url}"]
+    if settings.demo:
+        lines += [
+            f"  演示密钥 demonstration keys:   {settings.home / KEYS_FILE}",
+            f"  演示登录 demonstration logins: {settings.home / LOGINS_FILE}",
+        ]
+    elif (settings.home / INVITATION_FILE).exists():
+        lines.append(f"  首位运营人员的邀请 the first operator's invitation: {settings.home / INVITATION_FILE}")
+    lines.append("  停止: Ctrl-C · Ctrl-C stops it")
+    return "\n".join(lines)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Before uvicorn takes the signals over, and after it gives them back: unwind, so that every part is stopped."""
+    raise SystemExit(0)
