@@ -1,0 +1,79 @@
+"""Running one candidate over the samples, through `DataPlane.infer` like any call: metered as a trial, free, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine
+
+from marketplace.choosing.candidates import Candidate
+from marketplace.clock import now_ms, policy_date
+from marketplace.db import transaction
+from marketplace.usage.tables import TrialCount
+from model_store.bundle import open_bundle
+from model_store.errors import TooMany
+from model_store.processing.pipeline import Pipeline
+from serving.dataplane import DataPlane
+from serving.ports import Principal
+
+TIMED_ROWS = 12
+BATCH_ROWS = 32
+
+
+@dataclass(slots=True)
+class Trial:
+    """What one candidate answered. `answers` runs beside the samples; latencies are of single-row calls."""
+
+    answers: list[dict[str, Any]]
+    latencies_ms: list[float] = field(default_factory=list)
+    usage_ids: list[str] = field(default_factory=list)
+
+    @property
+    def latency_ms(self) -> dict[str, float]:
+        if not self.latencies_ms:
+            return {}
+        p50, p99 = np.quantile(self.latencies_ms, (0.5, 0.99))
+        return {"p50": float(p50), "p99": float(p99), "calls": len(self.latencies_ms)}
+
+
+async def run_trial(plane: DataPlane, principal: Principal, candidate: Candidate) -> Trial:
+    """The first rows one by one (for the latency), the rest in batches where the graph takes batches."""
+    pipeline = await asyncio.to_thread(lambda: Pipeline(open_bundle(candidate.served.bundle)))
+    batching = candidate.manifest.batching
+    size = min(BATCH_ROWS, batching.max_rows) if batching.dynamic else 1
+    trial = Trial(answers=[])
+    start = 0
+    while start < len(candidate.rows):
+        single = start < TIMED_ROWS
+        chunk = candidate.rows[start : start + (1 if single else size)]
+        start += len(chunk)
+        tensors = await asyncio.to_thread(pipeline.encode, chunk)
+        began = time.perf_counter()
+        ran = await plane.infer(principal, candidate.served, tensors, purpose="trial")
+        if single and start > 1:  # the first call also loads the model
+            trial.latencies_ms.append((time.perf_counter() - began) * 1000)
+        trial.usage_ids.append(ran.usage_id)
+        trial.answers += await asyncio.to_thread(pipeline.decode, ran.outputs)
+    return trial
+
+
+def count_trials(engine: Engine, organisation_id: str, runs: int, bound: int) -> None:
+    """Take `runs` from the day's free trial rows; `TooMany` TRIALS_USED_UP where they do not suffice."""
+    day = policy_date(now_ms()).isoformat()
+    with transaction(engine) as session:
+        row = session.get(TrialCount, (organisation_id, day)) or TrialCount(organisation_id=organisation_id, day=day)
+        if row.runs + runs > bound:
+            raise TooMany(
+                "TRIALS_USED_UP",
+                zh=f"今日免费试用额度不足: 需要 {runs} 行, 剩余 {max(0, bound - row.runs)} 行",
+                en=f"today's free trials do not suffice: {runs} rows wanted, {max(0, bound - row.runs)} left",
+                remedy_zh="请减少样本或候选模型, 或明天再试",
+                remedy_en="send fewer samples or name fewer models, or try again tomorrow",
+                retry_after_s=3600,
+            )
+        row.runs += runs
+        session.add(row)
