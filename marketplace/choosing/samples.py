@@ -1,8 +1,8 @@
 """Sample sets: a factory's own 20–1000 rows or images, kept for a day (or until deleted) and gone with a receipt.
 
 Bytes lie under `$ALGOMART_HOME/samples/<id>/`: `table.parquet` with the factory's own headings, or
-`images/<label>/<file>`. They are the factory's: no vendor sees them, models answer to them in the market's own process, and what choose returns
-are metrics only.
+`images/<label>/<file>`. They are the factory's: no vendor sees them, models answer to them in the market's own
+process, and what choose returns are metrics only.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def samples_not_found(sample_set_id: str) -> Refusal:
     )
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def describe_columns(parsed: Parsed) -> list[dict[str, Any]]:

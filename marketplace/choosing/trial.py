@@ -1,4 +1,4 @@
-"""Running one candidate over the samples, through `DataPlane.infer` like any call: metered as a trial, free, bounded."""
+"""Running one candidate over the samples, through `DataPlane.infer` like any call: metered as a trial, free."""
 
 from __future__ import annotations
 
