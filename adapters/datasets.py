@@ -165,7 +165,7 @@ TURBOFAN_SENSORS = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)  # the oth
 
 
 def read_turbofan(data: Path, part: str, cap: float = 125.0) -> Rows:
-    """`part` train or test: a row for each cycle of each engine; target the remaining life in cycles, at most `cap`.
+    """`part` train or test: a row for each cycle of each engine, in order; target the cycles left, at most `cap`.
 
     In the test part an engine's record stops before it fails; RUL_FD001 says how much was left at its last cycle.
     """
@@ -177,7 +177,7 @@ def read_turbofan(data: Path, part: str, cap: float = 125.0) -> Rows:
     found = Rows([], [])
     for line, unit, cycle in zip(table, units.tolist(), cycles.tolist(), strict=True):
         sensors = {f"s{number}": float(line[4 + number]) for number in TURBOFAN_SENSORS}
-        found.rows.append({"unit": unit, "cycle": cycle, **sensors})
+        found.rows.append({"unit": unit, **sensors})
         found.targets.append(min(cap, float(last[unit] - cycle + left[unit - 1])))
         found.groups.append(str(unit))
     return found

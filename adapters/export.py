@@ -44,6 +44,7 @@ def sklearn_graph(estimator: Any, width: int, tensor: str = "features") -> onnx.
     result.graph.output.extend(kept)
     trees.rename(result, wanted, "probabilities" if classifier else "value")
     drop_unused(result)
+    declare_once(result)
     graphs.name_batch(result)
     onnx.checker.check_model(result)
     return result
@@ -76,6 +77,16 @@ def torch_graph(module: Any, example: Any, inputs: Sequence[str], outputs: Seque
     graphs.name_batch(model)
     onnx.checker.check_model(model)
     return model
+
+
+def declare_once(model: onnx.ModelProto) -> None:
+    """Name each operator set once, in place: the converter may write the default one as `` and again, or twice."""
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        versions[domain] = max(entry.version, versions.get(domain, 0))
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
 
 
 def drop_unused(model: onnx.ModelProto) -> None:

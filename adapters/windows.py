@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from adapters import graphs, samples
+from adapters.export import declare_once
 from adapters.recipe import Context
 from adapters.samples import Samples, Table
 from model_store.errors import BadInput
@@ -154,6 +155,7 @@ def behind_statistics(statistics: onnx.ModelProto, model: onnx.ModelProto) -> on
     for part in (statistics, model):
         part.ir_version = graphs.IR_VERSION
     merged = compose.merge_models(statistics, model, io_map=[("am_statistics", "am_statistics")])
+    declare_once(merged)
     graphs.name_batch(merged)
     onnx.checker.check_model(merged)
     return merged
