@@ -78,13 +78,19 @@ def _quantised(parent: Array, child: Array) -> bool:
     if wanted.shape != found.shape:
         found = found.T if wanted.shape == found.T.shape else found.reshape(wanted.shape)
     for axis in range(wanted.ndim):
-        columns_w = np.moveaxis(wanted, axis, 0).reshape(wanted.shape[axis], -1)
-        columns_f = np.moveaxis(found, axis, 0).reshape(wanted.shape[axis], -1)
-        kept = [float(np.corrcoef(w, f)[0, 1]) for w, f in zip(columns_w, columns_f, strict=True)
-                if w.std() > 0 and f.std() > 0]  # fmt: skip
-        if kept and float(np.median(kept)) >= MIN_CORRELATION:
+        kept = _correlations(
+            *(np.moveaxis(array, axis, 0).reshape(wanted.shape[axis], -1) for array in (wanted, found))
+        )
+        if len(kept) and float(np.median(kept)) >= MIN_CORRELATION:
             return True
     return False
+
+
+def _correlations(one: Array, other: Array) -> Array:
+    """Pearson's r of each row of `one` with the same row of `other`, rows that do not vary left out."""
+    one, other = (array - array.mean(axis=1, keepdims=True) for array in (one, other))
+    size = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return np.asarray((one * other).sum(axis=1)[size > 0] / size[size > 0])
 
 
 def _weights_of(path: Path) -> list[Array]:
