@@ -16,9 +16,9 @@ from marketplace.db import transaction
 from marketplace.organisations.tables import Notice
 from marketplace.usage import batch as batches
 from marketplace.usage.batch import DuplicateInFlight
-from marketplace.usage.charging import Meter, accumulate, decide_draws, is_covered
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.recovery import close_epoch, register_node
+from marketplace.usage.rounding import Meter, accumulate, decide_draws, is_covered
 from marketplace.usage.tables import SelfPayMeter, TrialCount, Usage
 from marketplace.vouchers.tables import LeaseRow, NodeEpoch, Reservation, Voucher
 from serving.journal import EndEntry, ProgressEntry, StartEntry, read_segment, segment_path

@@ -609,3 +609,49 @@ def test_subscriptions_of_others_are_not_drawn_on(town):
     other = Principal("k", "org_other", "enterprise", frozenset({"use"}))
     refused(town, "SUBSCRIPTION_REQUIRED", principal=other)
     assert len(town.rows(Subscription)) == 1
+
+
+def test_a_caller_who_goes_on_asking_is_told_once(town, monkeypatch):
+    monkeypatch.setattr("marketplace.vouchers.desk.MAX_TOLD", 1)
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/dear", 10**9, filing_id="flg_1")
+    town.voucher(10)
+    town.subscribe(model="vendor/dear")
+    town.subscribe(0, on_voucher_end="self_pay", monthly_cap_fen=0)
+    register_node(town.engine, town.folder, "n1")
+    for _ in range(3):
+        refused(town, "VOUCHER_EXHAUSTED", model="vendor/dear")
+        refused(town, "MONTHLY_CAP_REACHED")
+    codes = [n.code for n in town.rows(Notice)]
+    assert (codes.count("VOUCHER_100"), codes.count("MONTHLY_CAP_100")) == (1, 0)  # a cap of nothing warns of nothing
+
+
+def test_a_call_dearer_than_what_is_reserved_waits_for_a_voucher_that_covers_it(town):
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/dear", 3_000_000, filing_id="flg_1")
+    programme = town.programme()
+    town.voucher(1, programme)
+    town.subscribe(1_000, model="vendor/dear")
+    node = town.node()
+    node.call("vendor/dear")
+    big = town.voucher(100, programme)
+    node.book.expire()
+    node.call("vendor/dear", units=100)
+    assert {row.voucher_id for row in town.rows(Reservation) if row.amount_fen == 100} == {big}
+    node.stop()
+    town.check()
+
+
+def test_what_was_just_reserved_may_still_be_too_little_for_the_call(town):
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/dear", 3_000_000, filing_id="flg_1")
+    town.subscribe(1_000, model="vendor/dear")
+    node = town.node()
+    town.voucher(5)
+    with pytest.raises(PaymentRequired) as caught:
+        node.call("vendor/dear", units=6)
+    assert caught.value.code == "VOUCHER_EXHAUSTED"
+    node.call("vendor/dear", units=5)
+    node.stop()
+    assert town.total("Q.used") == 5
+    town.check()

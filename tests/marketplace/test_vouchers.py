@@ -15,6 +15,7 @@ from marketplace.organisations.uscc import demo_code
 from marketplace.vouchers import applications, closing, eligibility, issuing, sale, subscriptions
 from marketplace.vouchers.eligibility import Burnable, Decision, FilingFact, Offer, Party, Reason, VoucherFact
 from marketplace.vouchers.programme import Ratio
+from marketplace.vouchers.quote import quote_calls
 from marketplace.vouchers.refusals import words
 from marketplace.vouchers.reservations import decide_amount, firm_age_years
 from marketplace.vouchers.rollout import get_programme, set_programme_state
@@ -713,3 +714,21 @@ def test_invariant_3_the_database_itself_keeps_a_voucher_within_its_face(town):
             text("UPDATE ledger_account SET balance_fen = balance_fen - 11 WHERE code = :code"),
             {"code": f"Q.avail[{voucher}]"},
         )
+
+
+def test_a_quote_tells_the_price_after_the_voucher_before_one_subscribes(town):
+    town.voucher(1_000)
+    with transaction(town.engine) as session:
+        steel = session.get_one(Listing, "lst_vendor/steel")
+        quoted = quote_calls(session, steel, "org_factory", 1_000, town.now)
+        assert (quoted["gross_micro"], quoted["voucher_micro"], quoted["ratio"]) == (370_000_000, 123_333_333, "1/3")
+        assert quote_calls(session, steel, "org_vendor", 1, town.now)["free"] == "own"
+        plain = quote_calls(session, town.list_model(session, "vendor/unfiled"), "org_factory", 1, town.now)
+        assert (plain["voucher_micro"], plain["voucher_id"]) == (0, None)
+
+
+def test_a_missing_parent_ends_the_walk_to_what_is_sold(town):
+    with transaction(town.engine) as session:
+        chain = [derive(session, f"factory/m{n}", f"factory/m{n + 1}") for n in range(25)]
+        assert sale.sold_under(session, chain[0]).name == "factory/m20"  # as far as one looks
+        assert sale.filing_row(session, chain[0]) is None
