@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI
 from ulid import ULID
 
@@ -19,6 +20,8 @@ from marketplace.ledger import api as ledger_api
 from marketplace.market import Market
 from marketplace.organisations import api as organisations_api
 from marketplace.review import api as review_api
+from marketplace.tracking.proxy import PREFIX as MLFLOW_PREFIX
+from marketplace.tracking.proxy import MlflowProxy
 from marketplace.usage import api as usage_api
 from marketplace.vouchers import api as vouchers_api
 from serving.app import ServingApp
@@ -29,6 +32,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+ENDPOINT_THREADS = 32
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 
@@ -43,24 +47,39 @@ def create_api(market: Market) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         telemetry=_NO_TELEMETRY,
+        lifespan=_lifespan,
     )
     app.state.market = market
+    app.state.mlflow = _mlflow_surface(market)
     add_error_handlers(app)
     for router in _routers():
         app.include_router(router, prefix="/api/v1")
+    if app.state.mlflow is not None:
+        app.mount(MLFLOW_PREFIX, app.state.mlflow)
     return app
+
+
+def _mlflow_surface(market: Market) -> MlflowProxy | None:
+    """The surface for MLflow clients, before our child or the foreign server; None where a market has neither."""
+    if market.mlflow is not None:
+        return MlflowProxy(market, market.mlflow.base_url, market.mlflow.headers)
+    return MlflowProxy(market, market.settings.mlflow_uri, {}) if market.settings.mlflow_uri else None
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # SQL runs in these threads; more of them than database connections would only wait for each other.
+    anyio.to_thread.current_default_thread_limiter().total_tokens = ENDPOINT_THREADS
+    yield
+    if app.state.mlflow is not None:
+        await app.state.mlflow.aclose()
 
 
 def create_app(market: Market) -> ServingApp:
     """The whole application: the data plane answers `/v2`, `/v1` and `/metrics` before any framework sees them."""
     if market.dataplane is None or market.ports is None:
         raise RuntimeError("a market is served with its data plane; see marketplace.start.open_dataplane")
-    native: Any = None
-    if importlib.util.find_spec("serving.protocols.native") is None:
-        from serving.protocols.oip import OpenInference
-
-        native = OpenInference(market.dataplane, market.ports, "0")
-    return ServingApp(market.dataplane, market.ports, inner=RequestIds(create_api(market)), native=native)
+    return ServingApp(market.dataplane, market.ports, inner=RequestIds(create_api(market)))
 
 
 class RequestIds:

@@ -23,7 +23,9 @@ def open_database(url: str) -> Engine:
     """An engine with the right settings for its dialect."""
     if not url.startswith("sqlite"):
         return create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_size=8, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000})
+    arguments = {"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000}
+    pool = {} if ":memory:" in url or url == "sqlite://" else {"pool_size": 16, "max_overflow": 32}
+    engine = create_engine(url, connect_args=arguments, **pool)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -41,10 +43,14 @@ def open_database(url: str) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
-        with Session(bind=connection, expire_on_commit=False) as session:
-            yield session
-            session.flush()
+    """One writing transaction: commits at the end, rolls back on any exception."""
+    with (
+        engine.connect().execution_options(writes=True) as connection,
+        connection.begin(),
+        Session(bind=connection, expire_on_commit=False) as session,
+    ):
+        yield session
+        session.flush()
 
 
 @contextmanager
@@ -58,5 +64,5 @@ def reading(engine: Engine) -> Iterator[Session]:
 
 
 def create_tables(engine: Engine) -> None:
-    """Create all tables on an empty database without migrations: for tests. A market runs Alembic (marketplace.migrations)."""
+    """All tables on an empty database without migrations: for tests. A market runs Alembic (marketplace.migrations)."""
     SQLModel.metadata.create_all(engine)

@@ -7,6 +7,7 @@ or `reading(market.engine)` themselves: one request, one transaction.
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,21 @@ from marketplace.catalogue.tables import ModelVersion
 from marketplace.settings import Settings
 from model_store.blobs import Blobs
 from model_store.bundle import unpack
+from model_store.errors import Unavailable
 
 if TYPE_CHECKING:
+    from marketplace.tracking.supervisor import MlflowChild
     from model_store.store import ModelStore
     from serving.dataplane import DataPlane
     from serving.ports import Adapting, Admission, Chooser, Ports
 
 _log = logging.getLogger("algomart.market")
+
+
+def _set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 @dataclass(slots=True)
@@ -50,13 +59,26 @@ class Market:
     chooser: Chooser | None = None
     adapting: Adapting | None = None
     ports: Ports | None = None
-    mlflow: Any = None  # the MLflow child (marketplace.tracking), None where a foreign MLflow is used
+    mlflow: MlflowChild | None = None  # None where a foreign MLflow is used
+    registry_settled: threading.Event = field(default_factory=_set)  # what a crash left half-published is settled
     extra: dict[str, Any] = field(default_factory=dict)
 
     def catalogue_changed(self, listing_id: str | None = None) -> None:
         """Call after the commit of anything that changes what is served or found: one listing, or all of them."""
         self.bundles.refresh(listing_id)
         self.search.refresh(self.engine, listing_id)
+
+    def await_registry(self, timeout_s: float = 60.0) -> None:
+        """Call before anything is published: the registry comes up seconds after the market. `Unavailable`."""
+        if not self.registry_settled.wait(timeout_s):
+            raise Unavailable(
+                "REGISTRY_UNAVAILABLE",
+                zh="模型登记服务尚未就绪, 暂时不能发布",
+                en="the model registry is not up yet; nothing can be published now",
+                remedy_zh="请稍后重试; 调用不受影响",
+                remedy_en="try again in a moment; calls go on meanwhile",
+                retry_after_s=10,
+            )
 
     def keys_changed(self, *key_ids: str) -> None:
         """Call after the commit of a revocation, rotation or suspension: nodes forget these (all, if none given)."""

@@ -12,16 +12,17 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from marketplace.adapting.service import MarketAdapting
 from marketplace.app import create_app
 from marketplace.catalogue.publishing import reconcile
+from marketplace.choosing.service import MarketChooser
 from marketplace.db import open_database, transaction
 from marketplace.demo import KEYS_FILE, LOGINS_FILE, seed_organisations
 from marketplace.demo_voucher import seed_voucher
@@ -53,7 +54,8 @@ _log = logging.getLogger("algomart.start")
 def run_market(settings: Settings) -> int:
     """Run a market in the foreground until SIGINT or SIGTERM. Answers the exit status; a `Refusal` is printed."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
@@ -88,7 +90,8 @@ def open_market(settings: Settings, stack: ExitStack) -> Market:
     market = assemble(settings, engine, FolderBlobs(settings.home / "blobs"), store)
     market.mlflow = child
     open_dataplane(market, stack)
-    settle_publications(market)
+    market.registry_settled.clear()
+    threading.Thread(target=settle_publications, args=(market,), name="settle", daemon=True).start()
     prepare_data(market)
     return market
 
@@ -105,13 +108,7 @@ def open_dataplane(market: Market, stack: ExitStack) -> None:
     ingest.start()
     stack.callback(ingest.stop)
     adapting = MarketAdapting(market)
-    chooser: Any = None
-    try:
-        from marketplace.choosing.service import MarketChooser
-
-        chooser = MarketChooser(market)
-    except ModuleNotFoundError as error:
-        _log.warning("choose is not there yet: %s", error)
+    chooser = MarketChooser(market)
     ports = Ports(
         admission=admission, bundles=market.bundles, chooser=chooser, adapting=adapting, market_url=settings.url
     )
@@ -128,7 +125,7 @@ def open_dataplane(market: Market, stack: ExitStack) -> None:
 
 
 def settle_publications(market: Market) -> None:
-    """Finish or remove what a crash left half-published. Registry down: calls go on, publishing waits."""
+    """Once the registry is up, finish or remove what a crash left half-published; only then may anybody publish."""
     try:
         if market.mlflow is not None:
             market.mlflow.wait_ready()
@@ -136,8 +133,9 @@ def settle_publications(market: Market) -> None:
         if any(settled.values()):
             _log.warning("publications settled after a crash: %s", settled)
             market.catalogue_changed()
+        market.registry_settled.set()
     except Refusal as refusal:
-        _log.error("the registry is not up, publishing waits for it: %s", refusal)
+        _log.error("the registry is not up; calls go on, publishing waits for the next start: %s", refusal)
 
 
 def prepare_data(market: Market) -> None:

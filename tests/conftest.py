@@ -1,5 +1,8 @@
 """Fixtures shared by every test: an empty database, a market in this process, a client, a market in its own process.
 
+`live_market` is the real thing, `algomart up` on a free port with the demonstration market in a temporary folder, once
+for the whole session.
+
 Imports stand inside the fixtures, so that the tests of a lower package run without the hall.
 """
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from marketplace.market import Market
+    from tests.live import LiveMarket
 
 
 @pytest.fixture
@@ -61,3 +65,14 @@ def client(market: Market) -> Iterator[TestClient]:
 
     with TestClient(RequestIds(create_api(market)), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def live_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
+    """A market in its own process, with its demonstration keys."""
+    from tests.live import LiveMarket
+
+    market = LiveMarket(tmp_path_factory.mktemp("live") / "home")
+    market.start()
+    yield market
+    market.stop()

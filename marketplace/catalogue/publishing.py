@@ -134,6 +134,7 @@ def publish(
 def _carry_out(market: Market, submission: Submission, register: Register | None) -> Published:
     """The steps, each announced to `on_step` before and after its journal entry; undone where one fails."""
     bundle, name, on_step = submission.bundle, submission.bundle.manifest.name, submission.on_step
+    market.await_registry()
     with reading(market.engine) as session:
         listing = _listing_named(session, name)
         if listing is not None:

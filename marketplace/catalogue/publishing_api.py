@@ -87,6 +87,7 @@ def uploaded(market: Market, actor: Actor, file: UploadFile, name: str, golden: 
     lawful = canonical(name)
     with reading(market.engine) as session:
         check_owner(session, lawful, actor.organisation_id)
+    market.await_registry()  # until then, what lies in tmp is swept
     folder = market.settings.home / "tmp" / f"upload-{secrets.token_hex(8)}"
     folder.mkdir(parents=True)
     try:

@@ -1,0 +1,92 @@
+"""A real market in its own process: `algomart up` on a free port, waited for, stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+START_S = 120.0
+STOP_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LiveMarket:
+    """`url`, `home`, `keys` (name → key), and an httpx client per key: `client("factory")`."""
+
+    def __init__(self, home: Path, *, demo: bool = True, **environment: str) -> None:
+        self.home, self.demo = home, demo
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.keys: dict[str, str] = {}
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ALGOMART_")}
+        self._environment |= {"ALGOMART_HOME": str(home), "ALGOMART_PORT": str(self.port)} | environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[httpx.Client] = []
+
+    @property
+    def log_path(self) -> Path:
+        return self.home.with_name(self.home.name + ".log")
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it is ready; an early end fails with its log."""
+        command = [sys.executable, "-m", "marketplace.cli", "up", "--demo" if self.demo else "--no-demo"]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_S
+        while not self.is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"the market did not start:\n{self.log}")
+            time.sleep(0.1)
+        if self.demo:
+            self.keys = json.loads((self.home / "demo-keys.json").read_text(encoding="utf-8"))
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/v2/health/ready", trust_env=False, timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for its end; answers the exit status."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(STOP_S)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is drained, sealed or said."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_S)
+
+    def client(self, name: str = "") -> httpx.Client:
+        """A client with the key of that name ("": none). Closed with the market."""
+        headers = {"Authorization": f"Bearer {self.keys[name]}"} if name else {}
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        self._clients.append(client)
+        return client
