@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 import yaml
 
-from model_store.bundle import MANIFEST, Bundle
+from model_store.bundle import MANIFEST, MODEL, Bundle
 from model_store.errors import Unavailable
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import canonical, path_name
@@ -252,7 +252,8 @@ def mlmodel_of(bundle: Bundle) -> str:
         {
             "artifact_path": "model",
             "flavors": {
-                "onnx": {"data": "model.onnx", "onnx_version": "1.23.2", "providers": ["CPUExecutionProvider"]}
+                "onnx": {"data": MODEL, "onnx_version": "1.23.2", "providers": ["CPUExecutionProvider"]},
+                "python_function": {"loader_module": "mlflow.onnx", "data": MODEL, "python_version": "3.11.0"},
             },
             "mlflow_version": "3.17.2",
             "model_uuid": bundle.digest[:32],

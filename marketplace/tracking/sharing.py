@@ -19,7 +19,7 @@ from marketplace.access import Actor
 from marketplace.catalogue.listings import may_see, versions_seen
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import reading
-from model_store.errors import Refusal
+from model_store.errors import Forbidden, Refusal
 from model_store.names import split_name
 
 _OPEN_LICENCE = re.compile(
@@ -82,7 +82,21 @@ def decide_download(shelf: Shelf, version: ModelVersion | None) -> bool:
 
 
 def may_download(engine: Engine, actor: Actor, versions: Iterable[dict[str, Any]]) -> bool:
-    """Whether any of these MLflow model versions lets the caller have the files that they cover."""
+    """Whether any of these MLflow model versions lets the caller have the files that they cover.
+
+    `Forbidden` WEIGHTS_NOT_SHARED where the caller sees one of them, but its licence keeps the files with its vendor.
+    """
     rows = [(str(row["name"]), int(row["version"])) for row in versions]
     seen = shelves(engine, actor, {name for name, _ in rows})
-    return any(name in seen and decide_download(seen[name], seen[name].versions.get(number)) for name, number in rows)
+    found = [(seen[name], seen[name].versions.get(number)) for name, number in rows if name in seen]
+    if any(decide_download(shelf, version) for shelf, version in found):
+        return True
+    if any(version is not None for _, version in found):
+        raise Forbidden(
+            "WEIGHTS_NOT_SHARED",
+            zh="该模型的许可证不允许下载权重, 可通过 API 调用",
+            en="the licence of this model does not let its weights be downloaded; it can be called through the API",
+            remedy_zh="请用 /v1/use 调用, 或向供应商索取",
+            remedy_en="call it with /v1/use, or ask its vendor",
+        )
+    return False
