@@ -31,6 +31,28 @@ def up(
     raise typer.Exit(run_market(settings))
 
 
+@app.command()
+def tour(
+    calls: Annotated[int, typer.Option(min=2, help="Calls in each settlement mode")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON")] = False,
+) -> None:
+    """Walk the whole main job on a fresh market, in both settlement modes, and print the receipt."""
+    import json
+
+    from marketplace.tour import print_receipt, run_tour
+
+    receipt = run_tour(calls=calls, say=(lambda line: None) if as_json else print)
+    if as_json:
+        print(json.dumps(receipt, ensure_ascii=False))
+    else:
+        print_receipt(receipt)
+    raise typer.Exit(0 if receipt["ledger_balanced"] else 1)
+
+
 def main() -> None:
     """The entry point of the `algomart` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ next call starts a fresh one. Without `unshare -rn` the child keeps the network;
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -137,20 +138,16 @@ class LimitedWorker:
         status = process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
         return status
 
     def _death(self) -> Refusal:
         """Why the child is gone, as a refusal; what is left of it is cleared away."""
         process = self._process
         if process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2)
-            except subprocess.TimeoutExpired:
-                pass
         status = self._kill()
         if status == OUT_OF_MEMORY_STATUS or status == -9:
             return Unprocessable(

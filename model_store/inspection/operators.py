@@ -30,7 +30,8 @@ _FUSED = """
     Gelu FastGelu BiasGelu QuickGelu FusedMatMul FusedConv FusedGemm TransposeMatMul Attention MultiHeadAttention
     GroupQueryAttention RotaryEmbedding EmbedLayerNormalization SkipLayerNormalization BiasSoftmax BiasAdd GroupNorm
     SkipSimplifiedLayerNormalization SkipGroupNorm RelativePositionBias Inverse Trilu Unique ExpandDims Range Pad
-    GatherND GridSample CDist CropAndResize Rfft Irfft ComplexMul ComplexMulConj MurmurHash3 ConvTransposeWithDynamicPads
+    GatherND GridSample CDist CropAndResize Rfft Irfft ComplexMul ComplexMulConj MurmurHash3
+    ConvTransposeWithDynamicPads
 """
 CONTRIB_OPERATORS = frozenset((_QUANTISED + _FUSED).split())
 RANDOM_OPERATORS = frozenset(
