@@ -75,12 +75,11 @@ class Call:
             units = {**self.units, **units}
         amount = reserved.amount_for(units)
         usage_id = mint_usage_id(at_ms) if self.entry is None else self.entry.usage_id
-        served = self.served
         record = UsageRecord(
             usage_id=usage_id,
             key_id=self.principal.key_id,
             organisation=self.principal.organisation,
-            model=f"{served.name}@{served.version}",
+            model=self.statistics.label,
             adapter="",
             price_version=reserved.price_version,
             lease_id=reserved.lease_id,

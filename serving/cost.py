@@ -13,6 +13,7 @@ import onnx
 from model_store.manifest import CostModel
 
 WEIGHT_SLOWER, WEIGHT_FASTER = 0.1, 0.5  # of the newest run in the moving average; a first run is always a slow one
+OUTLIER = 8.0
 PRIOR_SAFETY = 3.0  # another machine measured it
 MAX_INLINE_FILE_BYTES = 20 << 20
 # Operators whose work or output does not follow from the size of the inputs but from their values.
@@ -32,24 +33,24 @@ _SIZED_BY: dict[str, tuple[int, ...]] = {
 class CostEstimate:
     """Milliseconds of one run by size class. Not thread-safe: called on the event loop only."""
 
-    __slots__ = ("_classes", "_prior_ms", "_prior_ms_per_row", "inline_allowed")
+    __slots__ = ("_prior_ms", "_prior_ms_per_row", "classes", "inline_allowed")
 
     def __init__(self, prior: CostModel | None, inline_allowed: bool) -> None:
         self._prior_ms = prior.b_ms if prior is not None else 0.0
         self._prior_ms_per_row = prior.a_ms_per_row if prior is not None else -1.0
-        self._classes: dict[int, float] = {}
+        self.classes: dict[int, float] = {}
         self.inline_allowed = inline_allowed
 
     def predict_ms(self, elements: int, rows: int) -> float:
         """Expected duration; infinity where nothing is known. A class not yet seen is taken from the next below it."""
         size = elements.bit_length()
-        known = self._classes.get(size)
+        known = self.classes.get(size)
         if known is not None:
             return known
-        below = self._classes.get(size - 1)
+        below = self.classes.get(size - 1)
         if below is not None:
             return below * 4  # twice the elements; attention is quadratic
-        above = self._classes.get(size + 1)
+        above = self.classes.get(size + 1)
         if above is not None:
             return above
         if self._prior_ms_per_row < 0:
@@ -59,10 +60,12 @@ class CostEstimate:
     def record(self, elements: int, took_ms: float) -> None:
         """One run of this many input elements took so long."""
         size = elements.bit_length()
-        known = self._classes.get(size)
+        known = self.classes.get(size)
         if known is not None:
+            # One run that was preempted says nothing; several slow ones in a row do.
+            took_ms = min(took_ms, known * OUTLIER)
             took_ms = known + (WEIGHT_FASTER if took_ms < known else WEIGHT_SLOWER) * (took_ms - known)
-        self._classes[size] = took_ms
+        self.classes[size] = took_ms
 
 
 def runs_in_bounded_time(model_path: Path) -> bool:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import TypeVar
 
 from model_store.bundle import open_bundle
@@ -30,6 +31,7 @@ from serving.idempotency import IdempotencyTable, key_digest, remembered_from_jo
 from serving.journal import JournalWriter
 from serving.keycache import KeyCache
 from serving.leases import LeaseBook
+from serving.metering import PriceLine, UsageRecord, rate_usage
 from serving.ports import Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
 from serving.settings import ServingSettings
@@ -140,24 +142,59 @@ class DataPlane:
         settings = self.settings
         if resident.cost.predict_ms(elements, rows) > settings.inline_ms or settings.journal_sync != "grouped":
             return None
-        self.journal.check_ready()
-        bound: dict[str, int] = {"calls": 1, "rows": rows, "ms": settings.run_deadline_ms}
-        if units:
-            bound = {**units, **bound}
-        reserved = self.leases.reserve_now(principal, served, bound, purpose)
-        if reserved is None:
+        held = self.leases.find(principal.organisation, served.listing_id, purpose)
+        at_ms = time.time_ns() // 1_000_000
+        if held is None or held.lease.expires_at_ms <= at_ms:
             return None
+        self.journal.check_ready()
+        counted = {"calls": 1, "rows": rows, "ms": settings.run_deadline_ms}
+        if units:
+            counted = {**units, **counted}
+        line: PriceLine | None = None
+        amount = 0
+        if held.kind != "free":
+            line = held.line_for(served.name, at_ms)
+            if line is None:
+                return None
+            amount = rate_usage(counted, line)
+            if not held.reserve(amount, line):
+                return None
         statistics = self.statistics.of(served.name, served.version)
-        call = Call(principal, served, statistics, rows, units, digest, purpose, reserved)
-        started = call.started
+        started = time.perf_counter()
         try:
             results = resident.graph.run(inputs, outputs, None, settings.max_output_bytes)
+            compute_ms = (time.perf_counter() - started) * 1000
+            counted["ms"] = ceil(compute_ms)
+            if line is not None and line.unit == "ms":
+                bound, amount = amount, min(amount, rate_usage(counted, line))
+                held.give_back(bound - amount, line)
+            usage_id = mint_usage_id(at_ms)
+            self.journal.usage(
+                UsageRecord(
+                    usage_id,
+                    principal.key_id,
+                    principal.organisation,
+                    statistics.label,
+                    "",
+                    "" if line is None else line.price_version,
+                    held.lease.lease_id,
+                    counted,
+                    amount,
+                    at_ms,
+                    "ok",
+                    digest,
+                    digest_of_arrays(results),
+                    purpose,
+                )
+            )
         except BaseException:
-            call.fail(self.idempotency)
+            if line is not None:
+                held.give_back(amount, line)
+            statistics.failure((time.perf_counter() - started) * 1000)
             raise
-        compute_ms = (time.perf_counter() - started) * 1000
         resident.cost.record(elements, compute_ms)
-        return call.succeed(self.journal, self.idempotency, results, digest_of_arrays(results), 0.0, compute_ms)
+        statistics.success(rows, compute_ms, 0.0, compute_ms, at_ms)
+        return Inference(results, usage_id, amount, held.kind, 0.0, compute_ms, rows)
 
     async def infer(
         self,

@@ -70,7 +70,8 @@ class JournalWriter:
         self.folder, self.node = folder, node
         self._lock = threading.Lock()
         self._syncing = threading.Lock()  # held while the kernel works on the file: it must not be closed meanwhile
-        self._more = threading.Condition(self._lock)
+        self._wake = threading.Event()
+        self._parked = False  # the syncing thread has nothing to do and waits for `_wake`
         self._waiting: deque[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
         self._closed = False
         self._broken = ""
@@ -127,8 +128,8 @@ class JournalWriter:
         self._size += written
         self.next_seq = entry.seq + 1
         self._unsynced += 1
-        if self._unsynced == 1 or self._unsynced == GROUP_RECORDS:
-            self._more.notify()
+        if self._parked:
+            self._unpark()
         return entry.seq
 
     def _take_back(self, why: str) -> None:
@@ -160,29 +161,47 @@ class JournalWriter:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:
+            if self._broken:
+                raise journal_unavailable(self._broken)
             if self._synced_size >= self._size:
                 return
             self._waiting.append((self._size, loop, future))
-            self._more.notify()
+            self._unpark()
         await future
 
+    def _unpark(self) -> None:
+        self._parked = False
+        self._wake.set()
+
     def _sync_loop(self) -> None:
+        """Sleeps and syncs while there are records, else waits to be woken.
+
+        Each wake-up of this thread costs the event loop some of the interpreter lock, so there are two a group: no
+        condition variable, and a shorter sleep where the last group was too large.
+        """
+        pause = GROUP_S
         while True:
             with self._lock:
-                while not (self._unsynced or self._waiting or self._closed):
-                    self._more.wait()
-                if self._unsynced < GROUP_RECORDS and not self._waiting and not self._closed:
-                    self._more.wait(GROUP_S)
                 if self._closed:
                     return
-            self.sync()
+                if not self._unsynced and not self._waiting:
+                    self._wake.clear()
+                    self._parked = True
+                parked = self._parked
+            if parked:
+                self._wake.wait()
+                continue
+            time.sleep(pause)
+            count = self.sync()
+            pause = GROUP_S if count <= GROUP_RECORDS else GROUP_S * GROUP_RECORDS / count
 
-    def sync(self) -> None:
-        """`fdatasync` now; a failure breaks the journal (what the kernel dropped cannot be written again)."""
+    def sync(self) -> int:
+        """`fdatasync` now, and say how many records that was; a failure breaks the journal for good (what the kernel
+        dropped cannot be written again)."""
         failure = ""
         with self._syncing:
             with self._lock:
-                size, self._unsynced = self._size, 0
+                size, count, self._unsynced = self._size, self._unsynced, 0
             try:
                 os.fdatasync(self._file)
             except OSError as error:
@@ -196,6 +215,7 @@ class JournalWriter:
             while self._waiting and (failure or self._waiting[0][0] <= size):
                 _, loop, future = self._waiting.popleft()
                 loop.call_soon_threadsafe(_finish, future, failure)
+        return count
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +264,7 @@ class JournalWriter:
             self.sync()
         with self._lock:
             self._closed = True
-            self._more.notify()
+            self._unpark()
         self._thread.join()
         os.close(self._file)
 

@@ -78,13 +78,17 @@ class HeldLease:
 
     def reserve(self, amount: int, line: PriceLine) -> bool:
         """Set `amount` micro-fen aside; False (nothing set aside) where it does not fit."""
-        if self.kind == "free":
-            return True
-        voucher, own = self._parts(amount, line)
-        if self.voucher_scaled + voucher > self.granted_scaled or self.own_scaled + own > self.credit_scaled:
-            return False
-        self.voucher_scaled += voucher
-        self.own_scaled += own
+        if self.kind == "subsidised":
+            voucher = self.voucher_scaled + amount * line.ratio_num * (self.scale // line.ratio_den)
+            own = self.own_scaled + amount * self.scale + self.voucher_scaled - voucher
+            if voucher > self.granted_scaled or own > self.credit_scaled:
+                return False
+            self.voucher_scaled, self.own_scaled = voucher, own
+        elif self.kind == "self_pay":
+            own = self.own_scaled + amount * self.scale
+            if own > self.credit_scaled:
+                return False
+            self.own_scaled = own
         return True
 
     def give_back(self, amount: int, line: PriceLine) -> None:
@@ -164,11 +168,15 @@ class LeaseBook:
         self._opening: dict[str, asyncio.Lock] = {}
         self.opened = 0
 
+    def find(self, organisation: str, listing_id: str, purpose: str) -> HeldLease | None:
+        """The lease held for an organisation's calls of a listing, expired or not."""
+        return self._held.get((organisation, listing_id, purpose))
+
     def reserve_now(
         self, principal: Principal, served: ServedVersion, bound: Mapping[str, int], purpose: str
     ) -> Reserved | None:
         """Reserve from a lease already held; None where one must be opened or extended first."""
-        held = self._held.get((principal.organisation, served.listing_id, purpose))
+        held = self.find(principal.organisation, served.listing_id, purpose)
         if held is None:
             return None
         at = now_ms()
@@ -200,7 +208,7 @@ class LeaseBook:
                 reserved = self.reserve_now(principal, served, bound, purpose)
                 if reserved is not None:
                     return reserved
-                held = self._held.get((principal.organisation, served.listing_id, purpose))
+                held = self.find(principal.organisation, served.listing_id, purpose)
                 line = None if held is None else held.line_for(served.name, now_ms())
                 amount = 0 if line is None else rate_usage(bound, line)
                 # Shielded: a caller who leaves must not strand a lease that the market has already granted.
@@ -208,7 +216,7 @@ class LeaseBook:
         reserved = self.reserve_now(principal, served, bound, purpose)
         if reserved is not None:
             return reserved
-        held = self._held.get((principal.organisation, served.listing_id, purpose))
+        held = self.find(principal.organisation, served.listing_id, purpose)
         if held is None or held.line_for(served.name, now_ms()) is None:
             raise price_missing(served.name)
         raise lease_too_small(amount)

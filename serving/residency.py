@@ -65,7 +65,7 @@ class Resident:
         self.pinned = served.pinned
         self.references = 0
         self.uses = 0
-        self.last_used = time.monotonic()
+        self.last_used = 0
 
     def rows_of(self, inputs: dict[str, Array]) -> int:
         """Rows of a call: the largest first dimension among inputs whose first dimension is free; else 1."""
@@ -138,6 +138,7 @@ class Residency:
         self._room = asyncio.Event()
         self._pool = ThreadPoolExecutor(LOADER_THREADS, "loader")
         self._dropping: set[asyncio.Future[None]] = set()
+        self._tick = 0  # the order of uses; cheaper than a clock
         self.held_bytes = 0
         self.loads = self.evictions = 0
 
@@ -146,7 +147,7 @@ class Residency:
         resident = self._residents.get((served.digest, served.trusted))
         if resident is not None:
             resident.uses += 1
-            resident.last_used = time.monotonic()
+            self._tick = resident.last_used = self._tick + 1
         return resident
 
     async def acquire(self, served: ServedVersion) -> Resident:
@@ -227,6 +228,7 @@ class Residency:
             resident.bytes = need
             resident.references = load.waiting
             resident.uses = 1
+            self._tick = resident.last_used = self._tick + 1
             self._residents[key] = resident
             self.loads += 1
             return resident

@@ -13,12 +13,13 @@ class VersionStatistics:
     """Counts and nanoseconds of one version; successes and failures apart. Updated on the event loop only."""
 
     __slots__ = (
-        "buckets", "compute_ns", "executions", "failed", "failed_ns", "last_ms", "name", "queue_ns", "rows",
+        "buckets", "compute_ns", "executions", "failed", "failed_ns", "label", "last_ms", "name", "queue_ns", "rows",
         "succeeded", "total_ns", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, version: int) -> None:
         self.name, self.version = name, version
+        self.label = f"{name}@{version}"
         self.succeeded = self.failed = self.executions = self.rows = 0
         self.total_ns = self.failed_ns = self.queue_ns = self.compute_ns = 0
         self.last_ms = 0
