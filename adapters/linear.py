@@ -13,12 +13,15 @@ from adapters import graphs
 
 Floats = npt.NDArray[np.floating[Any]]
 SAME = 1e-5  # a deviation below this share of the mean is rounding
+DEAD = 1e-20  # … and below this it is nothing in any unit
+FAINT = 1e-3  # … and beside its like, below this share of their deviation
 
 
-def fit(x: Floats, wanted: Sequence[str] | Floats, seed: int, strength: float = 1.0) -> Any:
+def fit(x: Floats, wanted: Sequence[str] | Floats, seed: int, strength: float = 1.0, one_unit: bool = False) -> Any:
     """Logistic regression where `wanted` are labels, ridge where they are numbers; columns standardised first.
 
-    `strength` is the inverse of the regularisation (scikit-learn's C; 1/alpha for ridge).
+    `strength` is the inverse of the regularisation (scikit-learn's C; 1/alpha for ridge). `one_unit`: the columns are
+    of one kind (an embedding), so that one which hardly varies beside the others is a dead one.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -26,8 +29,11 @@ def fit(x: Floats, wanted: Sequence[str] | Floats, seed: int, strength: float = 
 
     scaler = StandardScaler().fit(x)
     # A column that varies only in float32's last digits would be blown up to full size, and differently by each
-    # runtime: it counts as constant, with weight zero.
-    scaler.scale_ = np.where(scaler.scale_ > SAME * np.abs(scaler.mean_), scaler.scale_, np.inf)
+    # runtime; a dead neuron of MiniLM, at 1e-31, once got a weight of 4e30. Such a column has weight zero.
+    least = np.maximum(SAME * np.abs(scaler.mean_), DEAD)
+    if one_unit:
+        least = np.maximum(least, FAINT * np.sqrt(np.mean(scaler.scale_[scaler.var_ > 0] ** 2)))
+    scaler.scale_ = np.where((scaler.scale_ > least) & (scaler.var_ > 0), scaler.scale_, np.inf)
     standard = scaler.transform(x.astype(np.float64))
     if is_labels(wanted):
         head = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced", random_state=seed)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from model_store.processing.pipeline import Pipeline
 
 from adapters import evaluate
 from adapters.derive import generated_like
-from adapters.samples import Samples, is_normal, known_labels
+from adapters.samples import Samples, is_normal, known_labels, window_keys
 from adapters.verify import parity_failed
 from model_store.bundle import Bundle
 from model_store.manifest import Manifest, Metric
+from model_store.processing.pipeline import Pipeline
 from model_store.runtime import load_graph
 
 BATCH_ROWS = 64
@@ -27,7 +27,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def encode(bundle: Bundle, rows: list[dict[str, Any]]) -> Arrays:
     """The graph's input tensors for all rows at once."""
-    return dict(Pipeline(bundle).encode(rows))
+    return dict(Pipeline(bundle).encode(named_for(bundle.manifest, rows)))
+
+
+def named_for(manifest: Manifest, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with what this bundle takes, and nothing else: a parent and its child may want different keys."""
+    wanted = {feature.name for feature in manifest.features} | set(window_keys(manifest))
+    return [{name: cell for name, cell in row.items() if name in wanted} for row in rows]
 
 
 def outputs_of(bundle: Bundle, rows: list[dict[str, Any]]) -> Arrays:
@@ -112,6 +118,7 @@ def golden_inputs(bundle: Bundle, rows: list[dict[str, Any]], seed: int) -> Arra
 
 def encoded_batches(bundle: Bundle, rows: list[dict[str, Any]]) -> Iterator[Arrays]:
     """The graph's inputs in batches that the bundle allows."""
+    rows = named_for(bundle.manifest, rows)
     pipeline, size = Pipeline(bundle), _batch_rows(bundle.manifest, rows)
     for at in range(0, len(rows), size):
         yield dict(pipeline.encode(rows[at : at + size]))

@@ -43,7 +43,16 @@ def quantise(source: Path, target: Path, kind: Kind, batches: Iterable[Arrays]) 
 
     logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises pre-processing on the root logger
     if kind == "dynamic":
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+        # By channel: half the error on MiniLM (0.12 against 0.27 of the spread). Reduced range (7 bits): without it a
+        # CPU that lacks VNNI saturates, and answers otherwise than the one it was checked on. Gather: embeddings.
+        quantize_dynamic(
+            source,
+            target,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        )
         return
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -61,6 +70,7 @@ def quantise(source: Path, target: Path, kind: Kind, batches: Iterable[Arrays]) 
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
         per_channel=True,
+        reduce_range=True,
         op_types_to_quantize=list(WEIGHTED),
     )
 

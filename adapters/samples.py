@@ -255,9 +255,20 @@ def read_samples(context: Context, manifest: Manifest) -> Samples:
     label = find_label_column(context, manifest, table.headings)
     columns = find_columns(context, manifest.features, [name for name in table.headings if name != label])
     rows = rows_of(table, columns, extra=[name for name in window_keys(manifest) if name in table.headings])
-    raw = [row.get(label) for row in table.rows]
+    whole = [place for place, row in enumerate(rows) if is_complete(row, manifest.features)]
+    kept, raw = [rows[place] for place in whole], [table.rows[place].get(label) for place in whole]
     numeric = manifest.target is not None and manifest.target.kind == "number"
-    return valued(rows, raw) if numeric else labelled(rows, raw, manifest.labels)
+    found = valued(kept, raw) if numeric else labelled(kept, raw, manifest.labels)
+    found.dropped += len(rows) - len(whole)
+    return found
+
+
+def is_complete(row: Mapping[str, Any], features: Sequence[Feature]) -> bool:
+    """Whether every feature that a model insists on has a cell."""
+    return all(
+        row.get(feature.name) not in (None, "") or not feature.required or feature.default is not None
+        for feature in features
+    )
 
 
 def read_rows(context: Context, manifest: Manifest) -> list[dict[str, Any]]:

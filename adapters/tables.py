@@ -56,6 +56,8 @@ def describe_table(context: Context) -> Manifest:
         name=context.name, task="tabular-regression" if target.kind == "number" else "tabular-classification",
         modality="tabular", features=features, target=target, labels=labels, licence="proprietary",
         title_zh=f"{context.name} · 自训模型", title_en=f"{context.name} · own model",
+        summary_zh=f"由企业自有表格训练, 目标列为 {label}。",
+        summary_en=f"Trained on the factory's own table; predicts {label}.",
         inputs=[TensorSpec(name="features", dtype="FP32", shape=[-1, len(features)])],
         outputs=[TensorSpec(name="value", dtype="FP32", shape=[-1, 1])],
     )  # fmt: skip
@@ -66,17 +68,19 @@ def describe_column(table: Table, name: str) -> Feature | None:
     cells = [row[name] for row in table.rows if row[name] is not None]
     if not cells:
         return None
+    given = len(cells) == len(table.rows)  # a cell missing here may be missing later: it is then filled in
     if all(is_number(cell) or isinstance(cell, bool) for cell in cells):
         values = np.array(cells, np.float64)
         whole = all(not isinstance(cell, float) for cell in cells)
         if whole and len(set(cells)) == len(table.rows) and np.all(np.diff(values) == 1):
             return None  # a running number
-        return Feature(name=name, kind="number", title_zh=name, title_en=name,
+        return Feature(name=name, kind="number", title_zh=name, title_en=name, required=given,
                        example=round(float(np.median(values)), 6))  # fmt: skip
     found = sorted({label_text(cell) for cell in cells})
     if len(found) > MAX_CATEGORIES or len(found) < 2:
         return None
-    return Feature(name=name, kind="category", title_zh=name, title_en=name, categories=found, example=found[0])
+    return Feature(name=name, kind="category", title_zh=name, title_en=name, required=given, categories=found,
+                   example=found[0])  # fmt: skip
 
 
 def describe_target(context: Context, table: Table, label: str) -> tuple[Target, list[Label]]:

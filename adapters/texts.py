@@ -39,6 +39,8 @@ def base_manifest(context: Context) -> Manifest:
     return Manifest(
         name=context.name, task="text-classification", modality="text", features=[feature], target=target,
         licence="proprietary", title_zh=f"{context.name} · 文本分类", title_en=f"{context.name} · text classification",
+        summary_zh=f"由企业自有文本训练, 目标列为 {label}。",
+        summary_en=f"Trained on the factory's own texts; predicts {label}.",
         inputs=[TensorSpec(name="ngrams", dtype="FP32", shape=[-1, -1])],
         outputs=[TensorSpec(name="probabilities", dtype="FP32", shape=[-1, -1])],
     )  # fmt: skip

@@ -13,7 +13,7 @@ from onnx import helper
 
 from adapters import graphs, samples
 from adapters.export import declare_once
-from adapters.recipe import Context
+from adapters.recipe import Context, Note
 from adapters.samples import Samples, Table
 from model_store.errors import BadInput
 from model_store.manifest import Feature, Manifest, Target, TensorSpec, Window
@@ -41,6 +41,8 @@ def base_manifest(context: Context, kind: Literal["number", "category", "anomaly
         features=[Feature(name=name, kind="number", title_zh=name, title_en=name) for name in names],
         target=Target(name=label, kind=kind, title_zh=label, title_en=label),
         licence="proprietary", title_zh=f"{context.name} · 序列模型", title_en=f"{context.name} · series model",
+        summary_zh=f"由企业自有序列训练, 目标列为 {label}。",
+        summary_en=f"Trained on the factory's own series; predicts {label}.",
         inputs=[TensorSpec(name=TENSOR, dtype="FP32", shape=[-1, len(names), -1])],
         outputs=[TensorSpec(name="value", dtype="FP32", shape=[-1, 1])],
     )  # fmt: skip
@@ -63,12 +65,31 @@ def _is_channel(table: Table, name: str) -> bool:
     return bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
 
 
-def window_step(context: Context, features: list[Feature]) -> Window:
-    """The windowing that the child declares: the last `window` rows of a group up to each row, edges repeated."""
+def window_step(context: Context, features: list[Feature], rows: Samples) -> Window:
+    """The windowing that the child declares: the last `window` rows of a group up to each row, edges repeated.
+
+    An order column of numbers sorts the rows of a call; by one of dates the samples are sorted here, and callers send
+    their rows in order (`order_notes` says so).
+    """
     group, order = (str(context.params[name]).strip() or None for name in ("group", "order"))
+    if order is not None and not _numeric_order(order, rows):
+        order = None
     names = [feature.name for feature in features]
     size = int(context.params["window"])
     return Window(features=names, tensor=TENSOR, size=size, group=group, order=order, pad="edge")
+
+
+def _numeric_order(order: str, rows: Samples) -> bool:
+    return all(isinstance(row[order], int | float) for row in rows.rows)
+
+
+def order_notes(context: Context, rows: Samples) -> list[Note]:
+    """What a caller must know where the bundle cannot sort for itself."""
+    order = str(context.params["order"]).strip()
+    if order and _numeric_order(order, rows):
+        return []
+    zh, en = "调用时请按时间先后发送各行。", "Send the rows of a call in the order of time."
+    return [Note("ROWS_IN_ORDER", zh=zh, en=en)]
 
 
 def read_ordered(context: Context, base: Manifest, category: bool) -> Samples:

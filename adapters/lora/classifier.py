@@ -84,7 +84,9 @@ def start_head(model: PooledClassifier, vectors: npt.NDArray[np.float32], wanted
     """
     from adapters import linear
 
-    weights, bias = linear.head_weights(linear.fit(vectors, [f"{place:06d}" for place in wanted], seed, strength=0.1))
+    weights, bias = linear.head_weights(
+        linear.fit(vectors, [f"{place:06d}" for place in wanted], seed, strength=0.1, one_unit=True)
+    )
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
         model.head.bias.copy_(torch.from_numpy(bias))

@@ -34,7 +34,7 @@ def run(context: Context) -> Outcome:
     tensor = embedding_tensor(parent)
     x_train, x_test = (measure.outputs_of(parent, part.rows)[tensor] for part in (train, test))
     context.report(0.6, "training")
-    model = linear.fit(x_train, train.labels, context.seed, strength=float(context.params["strength"]))
+    model = linear.fit(x_train, train.labels, context.seed, strength=float(context.params["strength"]), one_unit=True)
     loss = texts.log_loss(model, x_train, train.labels)
 
     context.report(0.7, "exporting", loss=loss)

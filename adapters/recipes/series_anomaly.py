@@ -13,6 +13,7 @@ from adapters.recipe import Context, Needs, Outcome, Parameter, Recipe
 from model_store.errors import Unprocessable
 
 if TYPE_CHECKING:
+    from adapters.samples import Samples
     from model_store.manifest import Manifest
 
 MIN_NORMAL_ROWS = 40
@@ -34,7 +35,7 @@ def run(context: Context) -> Outcome:
     train, test = rows.take(parts.train), rows.take(parts.test)
 
     context.report(0.15, "windowing")
-    manifest = new_manifest(context, base, threshold=0.0)
+    manifest = new_manifest(context, base, train, threshold=0.0)
     draft = derive.draft(context, manifest)
     w_train, w_test = (measure.encode(draft, part.rows)[windows.TENSOR] for part in (train, test))
     normal = w_train[~measure.strange(base, train.labels)]
@@ -52,7 +53,7 @@ def run(context: Context) -> Outcome:
     expected = windows.strangeness(w_test, learnt)
     parity = measure.check_parity(context.out / "model.onnx", {windows.TENSOR: w_test}, expected)
     data = derive.own_data(manifest.features, train, test)
-    manifest = new_manifest(context, base, threshold).model_copy(update={"data": data})
+    manifest = new_manifest(context, base, train, threshold).model_copy(update={"data": data})
     child = seal(context.out, manifest)
 
     context.report(0.8, "evaluating")
@@ -69,7 +70,7 @@ def run(context: Context) -> Outcome:
         golden_inputs=golden,
         child=after,
         parent=before,
-        notes=split.notes(parts),
+        notes=[*split.notes(parts), *windows.order_notes(context, rows)],
         facts=facts,
     )
 
@@ -88,12 +89,12 @@ def check_normal(count: int) -> None:
     )
 
 
-def new_manifest(context: Context, base: Manifest, threshold: float) -> Manifest:
+def new_manifest(context: Context, base: Manifest, train: Samples, threshold: float) -> Manifest:
     """The child's schema: rows of a series in, a score and a verdict for the window that ends at each row."""
     from adapters import derive, windows
     from model_store.manifest import Anomaly, TensorSpec
 
-    step = windows.window_step(context, base.features)
+    step = windows.window_step(context, base.features, train)
     return derive.derived_manifest(
         context, base, RECIPE.relation, task="anomaly-detection", modality="series", pre=[step],
         post=[Anomaly(tensor="score", threshold=threshold)], labels=[],

@@ -81,7 +81,7 @@ def run(context: Context) -> Outcome:
         golden_inputs=golden,
         child=after,
         parent=before,
-        notes=split.notes(parts),
+        notes=[*split.notes(parts), *windows.order_notes(context, rows)],
         facts=facts,
     )
 
@@ -91,7 +91,7 @@ def new_manifest(context: Context, base: Manifest, train: Samples, category: boo
     from adapters import derive, texts, windows
     from model_store.manifest import Classify, PostStep, TensorSpec, Value
 
-    step = windows.window_step(context, base.features)
+    step = windows.window_step(context, base.features, train)
     names = sorted(set(train.labels))
     post: list[PostStep] = [Classify(tensor="probabilities", labels=names)] if category else [Value(tensor="value")]
     output = TensorSpec(name="probabilities" if category else "value", dtype="FP32",

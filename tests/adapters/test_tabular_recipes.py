@@ -210,13 +210,22 @@ def test_a_filed_parent_warns_and_hands_its_number_down_over_reused_weights_only
     assert [note.code for note in outcome.notes] == ["NO_WEIGHTS_REUSED"]
 
 
-def test_a_missing_cell_is_filled_as_in_training(cancer: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_cell_that_was_missing_in_training_may_be_missing_later(cancer: pd.DataFrame, tmp_path: Path) -> None:
     frame = cancer.iloc[:200].copy()
     frame.loc[frame.index[::5], "mean radius"] = np.nan
     frame["line"] = np.where(frame["mean area"] > 600, "甲线", "乙线")
-    _, bundle, _ = adapt(
-        "tabular_retrain", write_table(tmp_path / "d", frame), tmp_path / "b", label_column="diagnosis"
-    )
-    row = {feature.name: None for feature in bundle.manifest.features}
-    (answer,) = measure.answers(bundle, [{**row, "line": "丙线"}])
+    data = write_table(tmp_path / "data", frame)
+    _, bundle, _ = adapt("tabular_retrain", data, tmp_path / "bundle", label_column="diagnosis")
+    row = {**frame.iloc[0].drop(["diagnosis", "mean radius"]).to_dict(), "line": "丙线"}  # and a line never seen
+    (answer,) = measure.answers(bundle, [row])
     assert answer["label"] in ("malignant", "benign")
+
+
+def test_rows_without_what_the_parent_insists_on_are_left_out(
+    classifier: Bundle, cancer: pd.DataFrame, tmp_path: Path
+) -> None:
+    frame = cancer.iloc[280:].copy()
+    frame.loc[frame.index[:40], "mean radius"] = np.nan
+    data = write_table(tmp_path / "data", frame)
+    outcome, _, _ = adapt("tabular_calibrate", data, tmp_path / "bundle", parent=classifier)
+    assert (outcome.facts["rows"], outcome.facts["dropped"]) == (len(frame) - 40, 40)

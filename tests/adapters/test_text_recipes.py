@@ -142,7 +142,7 @@ def test_weights_that_do_not_answer_as_the_parents_graph_does_are_refused(minilm
 @needs_data
 def test_int8_of_minilm_is_a_quarter_of_its_size(minilm: Bundle, tmp_path: Path) -> None:
     data = write_table(tmp_path / "data", excavator_orders(40))
-    outcome, _, _ = adapt("quantise", data, tmp_path / "bundle", parent=minilm, columns={"text": "OriginalShorttext"},
-                          params={"max_difference": 0.5})  # fmt: skip
-    assert outcome.facts["bytes"] < 0.65 * outcome.facts["parent_bytes"]
+    outcome, _, _ = adapt("quantise", data, tmp_path / "b", parent=minilm, columns={"text": "OriginalShorttext"})
+    assert outcome.facts["bytes"] < 0.27 * outcome.facts["parent_bytes"]
+    assert outcome.facts["output_difference"] < 0.15
     assert outcome.child == []

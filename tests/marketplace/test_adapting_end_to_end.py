@@ -51,14 +51,15 @@ def shelf(market: Market, engine: Engine, tmp_path: Path) -> Market:
     made = InProcessRunner().run("vendor", spec, lambda _: None)
     assert made.state == "done", made.error
     published = publish(market, Path(made.outcome["bundle"]), organisation_id="org_acme", published_by="mem_acme",
-                        private=False)  # fmt: skip
+                        private=True)  # fmt: skip
     samples = market.settings.home / "samples" / "smp_one"
     samples.mkdir(parents=True)
     frame.iloc[280:].to_parquet(samples / "table.parquet")
     with transaction(engine) as session:
         version = session.get_one(ModelVersion, published.version_id)
         listing = session.get_one(Listing, version.listing_id)
-        version.state = listing.status = "listed"
+        version.state = listing.status = "listed"  # as a review would; the card of a made-up vendor would not pass one
+        listing.visibility = "public"
         session.add(version)
         session.add(listing)
         session.add(
