@@ -34,7 +34,7 @@ def base_manifest(context: Context) -> Manifest:
     if parent is not None:
         changes: dict[str, Any] = {"target": parent.target if same_task and parent.target else target}
         if not same_task:
-            changes["labels"] = []
+            changes |= {"labels": [], "family": ""}  # another target than the embedding's family has none
         return parent.model_copy(update={**changes, "task": "text-classification", "features": [feature]})
     return Manifest(
         name=context.name, task="text-classification", modality="text", features=[feature], target=target,

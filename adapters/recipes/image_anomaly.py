@@ -95,8 +95,8 @@ def new_manifest(context: Context, base: Manifest, threshold: float, data: list[
 
     return derive.derived_manifest(
         context, base, RECIPE.relation, task="anomaly-detection", data=data, target=base.target, labels=base.labels,
-        post=[Anomaly(tensor="score", threshold=threshold)], tier="small", adaptable="calibrate", reference={},
-        outputs=[TensorSpec(name="score", dtype="FP32", shape=[-1, 1])],
+        post=[Anomaly(tensor="score", threshold=threshold)], tier="small", family="", adaptable="calibrate",
+        reference={}, outputs=[TensorSpec(name="score", dtype="FP32", shape=[-1, 1])],
         method=f"frozen convolutional base, {str(context.params['method']).replace('_', ' ')}",
     )  # fmt: skip
 

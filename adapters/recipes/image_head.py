@@ -48,7 +48,7 @@ def run(context: Context) -> Outcome:
         labels=texts.labels_of(parent.manifest, names), post=[Classify(tensor="probabilities", labels=names)],
         target=Target(name="label", kind="category", title_zh="标签", title_en="Label"),
         outputs=[TensorSpec(name="probabilities", dtype="FP32", shape=[-1, len(names)])],
-        tier="small", adaptable="calibrate", reference={}, method="frozen convolutional base, linear head",
+        tier="small", family="", adaptable="calibrate", reference={}, method="frozen convolutional base, linear head",
     )  # fmt: skip
     child = seal(context.out, manifest)
     expected = linear.predict(model, x_test)

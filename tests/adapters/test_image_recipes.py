@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     inputs, outputs = [graphs.floats_in("image", 1, 16, 16)], [graphs.floats_in("embedding", 512)]
     graphs.save(graphs.graph_model("base", nodes, [graphs.constant("filters", filters)], inputs, outputs), folder)
     manifest = Manifest(
-        name="base/small-conv", tier="base", task="embedding", modality="image", adaptable="head",
+        name="base/small-conv", tier="base", family="parts", task="embedding", modality="image", adaptable="head",
         features=[Feature(name="image", kind="image")], post=[Vector(tensor="embedding")],
         pre=[DecodeImage(feature="image", tensor="image", mode="L", width=16, height=16)],
         inputs=[TensorSpec(name="image", dtype="FP32", shape=[-1, 1, 16, 16])],
@@ -59,6 +59,7 @@ def test_a_new_head_on_a_frozen_base_classifies_and_keeps_the_bases_weights(base
     assert bundle.manifest.parent is not None
     assert bundle.manifest.parent.relation == "finetune"
     assert filters_of(bundle) == filters_of(base)
+    assert bundle.manifest.family == ""  # it predicts what the base's family does not
     assert outcome.notes[0].code == "PARENT_BY_CENTROID"
 
 
