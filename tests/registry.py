@@ -1,4 +1,4 @@
-"""One real MLflow server for all tests of a run: started on first use, stopped at the end."""
+"""Real MLflow servers for all tests of a run: started on first use, stopped at the end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from marketplace.tracking.supervisor import MlflowChild
 
 
 @functools.cache
-def running_child() -> MlflowChild:
-    """The child, ready. Tests share it, so each takes names of its own."""
+def running_child(name: str = "shared") -> MlflowChild:
+    """The child of that name, ready. Tests share it, so each takes model names of its own."""
     home = Path(tempfile.mkdtemp(prefix="algomart-mlflow-"))
     child = MlflowChild(Settings(home=home))
     child.start()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlmodel import Session, col, select
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from marketplace.market import Market
 
 OPEN_STEPS = ("started", "blob", "registered", "visible")
+STARTED_S = time.time()  # of this process: what lies in tmp since before it is nobody's
+LEFT_BEHIND_S = 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
@@ -76,7 +80,7 @@ def reconcile(market: Market) -> dict[str, int]:
     """Finish or remove what a crash left half-published; `{"finished", "removed"}`. Run before anything is published.
 
     A visible version is confirmed in the registry. What is not visible is removed there, its row marked failed. Then
-    blobs and unpacked bundles that no version names are deleted, and half-finished uploads.
+    blobs that no version names are deleted, half uploads, and bundles that lay about unpacked for an hour.
     """
     finished = removed = 0
     with reading(market.engine) as session:
@@ -120,9 +124,19 @@ def _sweep(market: Market) -> None:
         if sha256 not in blobs:
             _log.info("removing blob %s, which no version names", sha256)
             market.blobs.delete(sha256)
-    bundles = home / "bundles"
-    for folder in list(bundles.iterdir()) if bundles.is_dir() else []:
-        partial = folder.name.startswith(".")
-        if partial or (_DIGEST.fullmatch(folder.name) and folder.name not in digests):
-            shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(home / "tmp", ignore_errors=True)
+    bundles, scratch = home / "bundles", home / "tmp"
+    left = [each for each in _children(bundles) if each.name not in digests] + _children(scratch)
+    for path in left:
+        if path.parent == bundles and not (path.name.startswith(".") or _DIGEST.fullmatch(path.name)):
+            continue
+        oldest = STARTED_S if path.parent == scratch else time.time() - LEFT_BEHIND_S
+        if path.lstat().st_ctime > oldest:
+            continue  # of somebody who is at work beside this start
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -18,32 +18,29 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, col, select
 
-from marketplace.catalogue.publication import advance, mark, open_publication, undo
+from marketplace.catalogue.publication import advance, open_publication, undo
 from marketplace.catalogue.publication import reconcile as reconcile
-from marketplace.catalogue.relations import Descent, check_lineage_kept, find_descent, has_versions, set_lineage
+from marketplace.catalogue.relations import check_lineage_kept, find_descent
+from marketplace.catalogue.submission import OnStep, Submission, listing_named, make_visible, open_to_public
+from marketplace.catalogue.submission import describe as describe
 from marketplace.catalogue.tables import Listing, ModelVersion
-from marketplace.clock import now_ms
-from marketplace.db import reading, transaction
-from marketplace.ids import new_id
-from marketplace.organisations import audit
+from marketplace.db import reading
 from marketplace.organisations.tables import Organisation
 from model_store.bundle import Bundle, open_bundle, pack
 from model_store.errors import Conflict, Forbidden, Refusal, Unprocessable
 from model_store.inspection.inspector import inspect_bundle
-from model_store.manifest import Manifest
 from model_store.names import split_name
 
 if TYPE_CHECKING:
     from marketplace.market import Market
 
 LIVE_STATES = ("draft", "inspected", "in_review", "listed")
-OnStep = Callable[[str], None]
 Register = Callable[[Bundle, str], int]
 _log = logging.getLogger(__name__)
 _LOCKS = [threading.Lock() for _ in range(64)]  # one publisher of a name at a time; names share by hash
@@ -73,21 +70,6 @@ class Published:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A bundle that may be published, with all that its row will say."""
-
-    bundle: Bundle
-    organisation_id: str
-    published_by: str
-    private: bool
-    report: dict[str, Any]
-    descent: Descent | None
-    share: float  # of the parent's weights that are in it, measured
-    is_starter: bool
-    on_step: OnStep = field(default=lambda step: None)
-
-
 def publish(
     market: Market,
     folder: Path,
@@ -113,7 +95,7 @@ def publish(
     with reading(market.engine) as session:
         check_owner(session, name, organisation_id)
         descent = find_descent(session, market, bundle, organisation_id)
-        listing = _listing_named(session, name)
+        listing = listing_named(session, name)
         known = None
         if listing is not None:
             _check_visibility(listing, private)
@@ -124,7 +106,7 @@ def publish(
     if not report["passed"]:
         raise inspection_failed(name, report)
     if known is not None:
-        return _open_to_public(market, known.id, report, published_by)
+        return _published(*open_to_public(market, known.id, report, published_by), already=True)
     share = descent.measure(bundle) if descent else 0.0
     submission = Submission(bundle, organisation_id, published_by, private, report, descent, share, is_starter, on_step)
     with _LOCKS[zlib.crc32(name.encode()) % len(_LOCKS)]:
@@ -136,7 +118,7 @@ def _carry_out(market: Market, submission: Submission, register: Register | None
     bundle, name, on_step = submission.bundle, submission.bundle.manifest.name, submission.on_step
     market.await_registry()
     with reading(market.engine) as session:
-        listing = _listing_named(session, name)
+        listing = listing_named(session, name)
         if listing is not None:
             check_lineage_kept(session, listing, submission.descent, submission.share)
             same = None if register else _same_bundle(session, listing, bundle.digest)
@@ -159,7 +141,7 @@ def _carry_out(market: Market, submission: Submission, register: Register | None
         on_step("version made")
         advance(market, publication, "registered", number=number)
         on_step("registered")
-        made = _make_visible(market, submission, publication, number, blob)
+        made = make_visible(market, submission, publication, number, blob)
     except BaseException:
         _undo(market, publication)
         raise
@@ -236,17 +218,6 @@ def keep_unpacked(home: Path, bundle: Bundle) -> Path:
     return target
 
 
-def describe(listing: Listing, manifest: Manifest) -> None:
-    """Bring a listing's searchable text up to a manifest: its newest version's, or the one that was just approved."""
-    for name in ("title_zh", "title_en", "summary_zh", "summary_en", "tier", "task", "modality", "family", "licence"):
-        setattr(listing, name, getattr(manifest, name))
-    listing.chains, listing.keywords = list(manifest.chains), list(manifest.keywords)
-    listing.links = [str(link) for link in manifest.links]
-    listing.scenarios = [str(scenario) for scenario in manifest.scenarios]
-    listing.genai_service = manifest.filing.genai_service
-    listing.updated_at_ms = now_ms()
-
-
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
@@ -257,101 +228,6 @@ def _keep_packed(market: Market, publication: str, bundle: Bundle) -> str:
         return market.blobs.put(pack(bundle, packed))
     finally:
         packed.unlink(missing_ok=True)
-
-
-def _make_visible(
-    market: Market, submission: Submission, publication: str, number: int, blob: str
-) -> tuple[Listing, ModelVersion]:
-    """One transaction: listing (made or brought up to date), version, audit, journal."""
-    manifest, descent = submission.bundle.manifest, submission.descent
-    with transaction(market.engine) as session:
-        listing = _listing_of(session, submission)
-        session.add(listing)
-        session.flush()  # the version's foreign key needs the listing's row
-        version = ModelVersion(
-            id=new_id("ver"),
-            listing_id=listing.id,
-            number=number,
-            digest=submission.bundle.digest,
-            blob=blob,
-            state="inspected",
-            manifest=manifest.model_dump(mode="json"),
-            inspection=submission.report,
-            scorecard=submission.report.get("scorecard") or {},
-            parent_version_id=descent.version_id if descent else None,
-            relation=descent.relation if descent else None,
-            size_bytes=sum(file.bytes for file in manifest.files.values()),
-            published_by=submission.published_by,
-        )
-        session.add(version)
-        mark(session, publication, "visible", number=number)
-        audit.record(
-            session,
-            actor=submission.published_by,
-            organisation_id=submission.organisation_id,
-            action="version.publish",
-            subject=f"{manifest.name}@{number}",
-            digest=submission.bundle.digest,
-            private=submission.private,
-            relation=descent.relation if descent else "",
-            reused_share=round(submission.share, 4),
-        )
-    return listing, version
-
-
-def _listing_of(session: Session, submission: Submission) -> Listing:
-    """The listing as it will be. What is on the shelf keeps its reviewed text until the next version is approved."""
-    manifest = submission.bundle.manifest
-    listing = _listing_named(session, manifest.name)
-    if listing is None:
-        listing = Listing(
-            id=new_id("lst"),
-            organisation_id=submission.organisation_id,
-            name=manifest.name,
-            visibility="private" if submission.private else "public",
-            is_starter=submission.is_starter,
-        )
-    elif listing.visibility == "private" and not submission.private:
-        _make_public(session, listing)
-    if not has_versions(session, listing):
-        set_lineage(listing, submission.descent, submission.share)
-    if listing.status != "listed":
-        describe(listing, manifest)
-        listing.status = "draft"  # also where every version was retired or withdrawn: there is one again
-    return listing
-
-
-def _make_public(session: Session, listing: Listing) -> None:
-    """Versions that passed by the private rules only have to be published again before they can be submitted."""
-    listing.visibility = "public"
-    for version in session.exec(select(ModelVersion).where(ModelVersion.listing_id == listing.id)):
-        if version.inspection.get("private", True):
-            version.inspection = {**version.inspection, "passed": False, "passed_private_rules": True}
-            session.add(version)
-
-
-def _open_to_public(market: Market, version_id: str, report: dict[str, Any], published_by: str) -> Published:
-    """The very bundle of a private listing, published as public: the same version, now with the public report."""
-    with transaction(market.engine) as session:
-        version = session.get_one(ModelVersion, version_id)
-        listing = session.get_one(Listing, version.listing_id)
-        _make_public(session, listing)
-        version.inspection, version.scorecard = report, report.get("scorecard") or {}
-        describe(listing, Manifest.model_validate(version.manifest))
-        session.add_all([listing, version])
-        audit.record(
-            session,
-            actor=published_by,
-            organisation_id=listing.organisation_id,
-            action="listing.open",
-            subject=f"{listing.name}@{version.number}",
-        )
-    market.catalogue_changed(listing.id)
-    return _published(listing, version, already=True)
-
-
-def _listing_named(session: Session, name: str) -> Listing | None:
-    return session.exec(select(Listing).where(Listing.name == name)).first()
 
 
 def _same_bundle(session: Session, listing: Listing, digest: str) -> ModelVersion | None:

@@ -93,6 +93,7 @@ class Registering:
     def register(self, actor: Actor, body: dict[str, Any], source: Source) -> dict[str, Any]:
         """Publish the model and answer as MLflow's `model-versions/create` does. Raises what `publish` raises."""
         name = canonical(str(body["name"]))
+        self._market.await_registry()
         described = self._described(source)
         scratch = self._market.settings.home / "tmp" / f"mlflow-{secrets.token_hex(8)}"
         scratch.mkdir(parents=True)

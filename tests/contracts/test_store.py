@@ -15,7 +15,7 @@ from model_store.errors import NotFound, Unavailable
 from model_store.memory_store import MemoryStore
 from model_store.mlflow_store import MlflowStore
 from model_store.store import ModelStore
-from tests.marketplace.bundles import linear_bundle
+from tests.marketplace.linear_models import linear_bundle
 from tests.registry import running_child
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlmodel import select
 
-from marketplace.catalogue import publishing
+from marketplace.catalogue import submission
 from marketplace.catalogue.publishing import publish
 from marketplace.catalogue.relations import Lineage, decide_inheritance, decide_lineage
 from marketplace.catalogue.tables import Listing, ModelVersion, Publication
@@ -20,7 +20,7 @@ from model_store.bundle import Bundle
 from model_store.errors import Conflict, Forbidden, NotFound, Refusal, Unavailable, Unprocessable
 from model_store.weights import reuse_share
 from serving.ports import Principal
-from tests.marketplace.bundles import linear_bundle, weights_of
+from tests.marketplace.linear_models import linear_bundle, weights_of
 from tests.marketplace.shelf import add_organisation
 
 Make = Callable[..., Bundle]
@@ -149,7 +149,7 @@ def test_where_the_row_cannot_be_written_the_registry_and_the_blob_are_cleared(v
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(publishing.audit, "record", broken)
+    monkeypatch.setattr(submission.audit, "record", broken)
     with pytest.raises(RuntimeError):
         published(vendors, make())
     monkeypatch.undo()

@@ -34,7 +34,7 @@ from model_store.errors import Refusal
 from model_store.mlflow_store import MlflowStore
 from model_store.runtime import load_graph
 from serving.ports import Principal
-from tests.marketplace.bundles import graph_of, linear_bundle, weights_of
+from tests.marketplace.linear_models import graph_of, linear_bundle, weights_of
 from tests.marketplace.shelf import add_organisation
 from tests.registry import running_child
 
