@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from adapters.recipe import Context, Needs, Outcome, Parameter, Recipe
 
 if TYPE_CHECKING:
+    import onnx
+
     from adapters.samples import Samples
     from model_store.manifest import Manifest
 
@@ -46,13 +48,7 @@ def run(context: Context) -> Outcome:
     statistics = windows.statistics_graph(w_train.shape[1], w_train.shape[2])
     x_train, x_test = (measure.run_model(statistics, {windows.TENSOR: w})[STATISTICS] for w in (w_train, w_test))
     context.report(0.2, "training")
-    wanted: Any = train.labels if category else train.values
-    if context.params["method"] == "linear":
-        model: Any = linear.fit(x_train, wanted, context.seed)
-        head = linear.export(model, STATISTICS)
-    else:
-        model = trees.fit(x_train, wanted, context.params, context.seed, context.report)
-        head = trees.export(model, x_train.shape[1], STATISTICS)
+    model, head = fit_head(context, x_train, train.labels if category else train.values)
 
     context.report(0.7, "verifying")
     graphs.save(windows.behind_statistics(statistics, head), context.out)
@@ -84,6 +80,17 @@ def run(context: Context) -> Outcome:
         notes=[*split.notes(parts), *windows.order_notes(context, rows)],
         facts=facts,
     )
+
+
+def fit_head(context: Context, x_train: Any, wanted: Any) -> tuple[Any, onnx.ModelProto]:
+    """The model on window statistics, and its graph."""
+    from adapters import linear, trees
+
+    if context.params["method"] == "linear":
+        model = linear.fit(x_train, wanted, context.seed)
+        return model, linear.export(model, STATISTICS)
+    model = trees.fit(x_train, wanted, context.params, context.seed, context.report)
+    return model, trees.export(model, x_train.shape[1], STATISTICS)
 
 
 def new_manifest(context: Context, base: Manifest, train: Samples, category: bool) -> Manifest:
