@@ -1,21 +1,28 @@
-"""Publishing over HTTP: an upload is streamed to disk under limits, made a bundle, inspected, published or refused
-whole.
+"""Publishing over HTTP: an upload is counted while it comes in, made a bundle, inspected, published or refused whole.
+
+The form is read here and not by the framework, so that a body over the limit is refused before it fills the disk, and
+only after the caller is known to be allowed to publish.
 """
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from fastapi import APIRouter, Depends, File, Form, UploadFile
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Request
 from sqlmodel import select
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.types import Message
 
 from marketplace.access import Actor, market_of, require
-from marketplace.catalogue.listings import find_version
+from marketplace.catalogue.listings import find_version, may_see
 from marketplace.catalogue.publishing import check_owner, inspect, publish
 from marketplace.catalogue.source import model_not_found
 from marketplace.catalogue.tables import Listing, ModelVersion
@@ -23,48 +30,121 @@ from marketplace.db import reading
 from marketplace.market import Market
 from model_store.archive import extract
 from model_store.bundle import Bundle, Limits, bare_bundle, seal, unpack
-from model_store.errors import TooLarge, Unprocessable
+from model_store.errors import BadInput, TooLarge, Unprocessable
 from model_store.names import canonical
 
 router = APIRouter(tags=["publishing"])
-CHUNK_BYTES = 1 << 20
+PUBLISHER = require(scope="publish")
+FORM_BYTES = 1 << 20  # what a form may weigh beside its files
 ZIP_MAGIC = b"PK\x03\x04"
+_TRUE = frozenset({"true", "1", "on", "yes"})
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "A zip of a bundle, or a .onnx"},
+                        "name": {"type": "string", "description": "vendor/name; a bundle has one of its own"},
+                        "private": {"type": "boolean", "default": False},
+                        "golden": {"type": "string", "format": "binary", "description": "A zip of samples for a .onnx"},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
-@router.post("/publish", status_code=201)
-def publish_upload(
-    file: UploadFile = File(description="A zip of a bundle, or a bare model.onnx"),
-    name: str = Form(description="vendor/name"),
-    private: bool = Form(default=False),
-    golden: UploadFile | None = File(default=None, description="A zip of golden samples, for a bare model.onnx"),
-    actor: Actor = Depends(require(scope="publish")),
-    market: Market = Depends(market_of),
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A form as it came: its files lie spooled on disk and go when the request ends."""
+
+    file: BinaryIO
+    name: str
+    private: bool
+    golden: BinaryIO | None
+
+
+async def received(
+    request: Request, actor: Actor = Depends(PUBLISHER), market: Market = Depends(market_of)
+) -> AsyncIterator[Upload]:
+    """The form, read under `max_upload_bytes`; `TooLarge` UPLOAD_TOO_LARGE, `BadInput` REQUEST_INVALID."""
+    limit = market.settings.max_upload_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit + FORM_BYTES:
+        raise _too_large(limit)
+    left = limit + FORM_BYTES
+
+    async def counted() -> Message:
+        nonlocal left
+        message = await request.receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise _too_large(limit)
+        return message
+
+    bounded = Request(request.scope, counted)
+    try:
+        form = await bounded.form(max_files=2, max_fields=8)
+    except MultiPartException as error:
+        raise _form_invalid("file", str(error.message)) from error
+    try:
+        yield _upload_of(form)
+    finally:
+        await form.close()
+
+
+def _upload_of(form: FormData) -> Upload:
+    file, golden = form.get("file"), form.get("golden")
+    if not isinstance(file, UploadFile):
+        raise _form_invalid("file", "the multipart form has no file field")
+    if golden is not None and not isinstance(golden, UploadFile):
+        raise _form_invalid("golden", "golden is a zip file")
+    return Upload(
+        file=file.file,
+        name=str(form.get("name") or ""),
+        private=str(form.get("private") or "").lower() in _TRUE,
+        golden=golden.file if golden is not None else None,
+    )
+
+
+@router.post("/publish", status_code=201, openapi_extra=_FORM)
+async def publish_upload(
+    upload: Upload = Depends(received), actor: Actor = Depends(PUBLISHER), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
     """Inspect and publish. 201 with `{name, version, version_id, state, report}`; INSPECTION_FAILED carries the
     report.
     """
-    with uploaded(market, actor, file, name, golden) as bundle:
-        return publish(
-            market,
-            bundle.path,
-            organisation_id=actor.organisation_id,
-            published_by=actor.id,
-            private=private,
-        ).as_dict()
+
+    def work() -> dict[str, Any]:
+        with uploaded(market, actor, upload) as bundle:
+            return publish(
+                market,
+                bundle.path,
+                organisation_id=actor.organisation_id,
+                published_by=actor.id,
+                private=upload.private,
+            ).as_dict()
+
+    return await anyio.to_thread.run_sync(work)
 
 
-@router.post("/inspect")
-def inspect_upload(
-    file: UploadFile = File(),
-    name: str = Form(),
-    private: bool = Form(default=False),
-    golden: UploadFile | None = File(default=None),
-    actor: Actor = Depends(require(scope="publish")),
-    market: Market = Depends(market_of),
+@router.post("/inspect", openapi_extra=_FORM)
+async def inspect_upload(
+    upload: Upload = Depends(received), actor: Actor = Depends(PUBLISHER), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
     """The report that publishing would give; nothing is kept."""
-    with uploaded(market, actor, file, name, golden) as bundle:
-        return {"name": bundle.manifest.name, "digest": bundle.digest, "report": inspect(bundle.path, private=private)}
+
+    def work() -> dict[str, Any]:
+        with uploaded(market, actor, upload) as bundle:
+            report = inspect(bundle.path, private=upload.private)
+            return {"name": bundle.manifest.name, "digest": bundle.digest, "report": report}
+
+    return await anyio.to_thread.run_sync(work)
 
 
 @router.get("/versions/{version_id}/report")
@@ -74,27 +154,27 @@ def get_report(
     """The inspection report of a version that the caller may see."""
     with reading(market.engine) as session:
         row = session.exec(select(ModelVersion).where(ModelVersion.id == version_id)).first()
-        if row is None:
+        listing = session.get_one(Listing, row.listing_id) if row is not None else None
+        if row is None or listing is None or not may_see(listing, actor):
             raise model_not_found(version_id)
-        listing = session.get_one(Listing, row.listing_id)
         version = find_version(session, listing, row.number, actor)
         return {"name": listing.name, "version": version.number, "state": version.state, "report": version.inspection}
 
 
 @contextmanager
-def uploaded(market: Market, actor: Actor, file: UploadFile, name: str, golden: UploadFile | None) -> Iterator[Bundle]:
+def uploaded(market: Market, actor: Actor, upload: Upload) -> Iterator[Bundle]:
     """The upload as a sealed bundle in a folder of its own, gone afterwards whatever happens."""
-    lawful = canonical(name)
-    with reading(market.engine) as session:
-        check_owner(session, lawful, actor.organisation_id)
-    market.await_registry()  # until then, what lies in tmp is swept
+    lawful = canonical(upload.name) if upload.name else ""
+    if lawful:
+        with reading(market.engine) as session:
+            check_owner(session, lawful, actor.organisation_id)
     folder = market.settings.home / "tmp" / f"upload-{secrets.token_hex(8)}"
     folder.mkdir(parents=True)
     try:
-        saved = _save(file, folder / "upload", market.settings.max_upload_bytes, "file")
+        saved = _save(upload.file, folder / "upload", market.settings.max_upload_bytes, "file")
         samples = None
-        if golden is not None:
-            archive = _save(golden, folder / "golden.zip", market.settings.max_upload_bytes, "golden")
+        if upload.golden is not None:
+            archive = _save(upload.golden, folder / "golden.zip", market.settings.max_upload_bytes, "golden")
             samples = folder / "golden"
             samples.mkdir()
             extract(archive, samples, Limits())
@@ -108,6 +188,8 @@ def _as_bundle(saved: Path, name: str, folder: Path, golden: Path | None) -> Bun
     with saved.open("rb") as file:
         is_zip = file.read(4) == ZIP_MAGIC
     if not is_zip:
+        if not name:
+            raise _form_invalid("name", "a bare .onnx has no name of its own: give vendor/name")
         return bare_bundle(saved, name, folder, golden)
     bundle = unpack(saved, folder, seal_if_unsealed=True)
     if golden is not None:
@@ -119,25 +201,39 @@ def _as_bundle(saved: Path, name: str, folder: Path, golden: Path | None) -> Bun
             remedy_en="put the samples into the bundle's golden/ folder",
             field="golden",
         )
-    if bundle.manifest.name != name:
+    if name and bundle.manifest.name != name:
         # The name is the publisher's to choose: a bundle that was exported elsewhere is sealed again under it.
         return seal(bundle.path, bundle.manifest.model_copy(update={"name": name}))
     return bundle
 
 
-def _save(upload: UploadFile, target: Path, limit: int, field: str) -> Path:
-    written = 0
+def _save(source: BinaryIO, target: Path, limit: int, field: str) -> Path:
+    source.seek(0, 2)
+    if source.tell() > limit:
+        raise _too_large(limit, field)
+    source.seek(0)
     with target.open("wb") as out:
-        while chunk := upload.file.read(CHUNK_BYTES):
-            written += len(chunk)
-            if written > limit:
-                raise TooLarge(
-                    "UPLOAD_TOO_LARGE",
-                    zh=f"上传文件超过上限 {limit} 字节",
-                    en=f"the upload is over the limit of {limit} bytes",
-                    remedy_zh="请减小模型包, 或请运营方调整 ALGOMART_MAX_UPLOAD_BYTES",
-                    remedy_en="make the bundle smaller, or ask the operator to raise ALGOMART_MAX_UPLOAD_BYTES",
-                    field=field,
-                )
-            out.write(chunk)
+        shutil.copyfileobj(source, out, 1 << 20)
     return target
+
+
+def _form_invalid(field: str, why: str) -> BadInput:
+    return BadInput(
+        "REQUEST_INVALID",
+        zh=f"上传表单中的“{field}”有误: {why[:200]}",
+        en=f"the upload form's {field!r} is wrong: {why[:200]}",
+        remedy_zh="请以 multipart/form-data 提交 file (及 name、private、golden)",
+        remedy_en="send multipart/form-data with file (and name, private, golden)",
+        field=field,
+    )
+
+
+def _too_large(limit: int, field: str = "file") -> TooLarge:
+    return TooLarge(
+        "UPLOAD_TOO_LARGE",
+        zh=f"上传文件超过上限 {limit} 字节",
+        en=f"the upload is over the limit of {limit} bytes",
+        remedy_zh="请减小模型包, 或请运营方调整 ALGOMART_MAX_UPLOAD_BYTES",
+        remedy_en="make the bundle smaller, or ask the operator to raise ALGOMART_MAX_UPLOAD_BYTES",
+        field=field,
+    )
