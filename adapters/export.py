@@ -7,7 +7,7 @@ answers "probabilities" [N, K] in the order of `classes_`, a regressor "value" [
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -50,8 +50,14 @@ def sklearn_graph(estimator: Any, width: int, tensor: str = "features") -> onnx.
     return result
 
 
-def torch_graph(module: Any, example: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """A torch module as ONNX, the first dimension of every tensor dynamic.
+def torch_graph(
+    module: Any,
+    example: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> onnx.ModelProto:
+    """A torch module as ONNX, the first dimension of every tensor dynamic, and those that `dynamic` names.
 
     `example`: a tensor or a tuple of tensors with a batch of two. The older exporter: it takes seconds instead of half
     a minute and keeps a zero bias (the newer one drops it); batch normalisation is folded into the convolutions.
@@ -66,7 +72,7 @@ def torch_graph(module: Any, example: Any, inputs: Sequence[str], outputs: Seque
         content,
         input_names=list(inputs),
         output_names=list(outputs),
-        dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
+        dynamic_axes={name: {0: "N", **(dynamic or {}).get(name, {})} for name in (*inputs, *outputs)},
         opset_version=graphs.OPSET,
         dynamo=False,
     )

@@ -94,34 +94,32 @@ FAMILY = Family(
         Entrant(
             name="lingnan/machine-failure-linear",
             title_zh="铣床故障预警·线性", title_en="Milling failure, linear",
-            summary_zh="由五个读数判断铣床是否将发生故障; 逻辑回归, 最小最快, 精度一般, 可作基线。",
-            summary_en="Milling-machine failure from five readings by logistic regression: smallest and fastest, a"
-            " baseline in precision.",
+            summary_zh="由产品等级与五个读数判断铣床是否故障; 逻辑回归, 体积最小, 可作基线。",
+            summary_en="Milling-machine failure from grade and five readings by logistic regression: the smallest, a"
+            " baseline.",
             method="logistic regression", price=Price("rows", 120_000, 60_000), fit=models.logistic(1.0),
         ),
         Entrant(
             name="dongzhi/machine-failure-boosting",
             title_zh="铣床故障预警·梯度提升", title_en="Milling failure, gradient boosting",
-            summary_zh="由五个读数判断铣床是否将发生故障; 梯度提升树, 本系列中精度最高。",
-            summary_en="Milling-machine failure from five readings by gradient boosting: the most precise of its"
-            " family.",
+            summary_zh="由产品等级与五个读数判断铣床是否故障; 梯度提升树。",
+            summary_en="Milling-machine failure from grade and five readings by gradient boosting.",
             method="gradient boosting", price=Price("rows", 370_000, 150_000),
             fit=models.boosting(rounds=120, rate=0.08, leaves=12, least=12, l2=1.0), demo_filing=True,
         ),
         Entrant(
             name="pearl/machine-failure-forest",
             title_zh="铣床故障预警·随机森林", title_en="Milling failure, random forest",
-            summary_zh="由五个读数判断铣床是否将发生故障; 小型随机森林, 概率平稳。",
-            summary_en="Milling-machine failure from five readings by a small random forest with steady probabilities.",
+            summary_zh="由产品等级与五个读数判断铣床是否故障; 小型随机森林。",
+            summary_en="Milling-machine failure from grade and five readings by a small random forest.",
             method="random forest", price=Price("rows", 300_000, 120_000),
             fit=models.forest(trees=60, depth=10, leaf=3),
         ),
         Entrant(
             name="lingnan/machine-failure-network",
             title_zh="铣床故障预警·神经网络", title_en="Milling failure, neural network",
-            summary_zh="由五个读数判断铣床是否将发生故障; 两层小型神经网络, 体积小, 精度居中。",
-            summary_en="Milling-machine failure from five readings by a small neural network: compact, in between in"
-            " precision.",
+            summary_zh="由产品等级与五个读数判断铣床是否故障; 两层小型神经网络, 体积小。",
+            summary_en="Milling-machine failure from grade and five readings by a small neural network: compact.",
             method="neural network", price=Price("rows", 200_000, 90_000),
             fit=models.perceptron((32, 16), epochs=400, rate=5e-3),
         ),

@@ -132,14 +132,14 @@ FAMILY = Family(
         Entrant(
             name="lingnan/bearing-spectrum-linear",
             title_zh="轴承故障诊断·频谱线性", title_en="Bearing condition, spectrum and linear",
-            summary_zh="64 个频带的振动频谱加逻辑回归; 几千字节, 适合边缘设备。",
-            summary_en="A 64-band spectrum and logistic regression: a few kilobytes, fit for the edge.",
+            summary_zh="64 个频带的振动频谱加逻辑回归; 模型仅几千字节。",
+            summary_en="A 64-band spectrum and logistic regression: a graph of a few kilobytes.",
             method="spectrum, logistic regression", price=Price("rows", 150_000, 70_000), fit=models.logistic(10.0),
         ),
         Entrant(
             name="pearl/bearing-spectrum-forest",
             title_zh="轴承故障诊断·频谱随机森林", title_en="Bearing condition, spectrum and forest",
-            summary_zh="64 个频带的振动频谱加小型随机森林, 对幅值变化不敏感。",
+            summary_zh="64 个频带的振动频谱加小型随机森林。",
             summary_en="A 64-band spectrum and a small random forest.",
             method="spectrum, random forest", price=Price("rows", 250_000, 100_000),
             fit=models.forest(trees=40, depth=10, leaf=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from adapters.recipes.shelf import boards, nets
 from adapters.recipes.shelf.family import Arrays, Entrant, Family, Lesson, Parts, Price, Text, Trained
 from model_store.manifest import Anomaly, Label, Target
 
-EPOCHS = 16
+EPOCHS = 12
 OVERKILL = 0.05
 LABELS = [
     Label(name="ok", title_zh="正常", title_en="Flawless", aliases=["OK", "正常", "良品", "good"]),
@@ -50,20 +51,29 @@ def turned(batch: Any, generator: Any) -> Any:
     return batch + 0.03 * torch.randn(batch.shape, generator=generator)
 
 
-def backbone(
-    lesson: Lesson, widths: Sequence[int], embedding: int, classes: Sequence[int], epochs: int = EPOCHS
-) -> Any:
+_LEARNT: dict[str, tuple[Any, Any]] = {}  # the base is the trunk of a classifier: one training serves both
+
+
+def backbone(lesson: Lesson, widths: Sequence[int], embedding: int, classes: Sequence[int]) -> Any:
     """(network without a head, with a head), learnt on the lesson's rows as `classes`; rare classes count more."""
+    wanted = np.asarray(classes, np.int64)
+    digest = hashlib.sha256(lesson.x.tobytes() + wanted.tobytes()).hexdigest()
+    key = f"{digest} {tuple(widths)} {embedding} {lesson.seed}"
+    if key not in _LEARNT:
+        _LEARNT[key] = _learn_backbone(lesson, widths, embedding, wanted)
+    return _LEARNT[key]
+
+
+def _learn_backbone(lesson: Lesson, widths: Sequence[int], embedding: int, wanted: Any) -> tuple[Any, Any]:
     import torch
     from torch import nn
 
     nets.prepare(lesson.seed)
     body = nets.picture_net(1, widths, embedding, lesson.x)
-    wanted = np.asarray(classes, np.int64)
     whole = nn.Sequential(body, nn.Linear(embedding, int(wanted.max()) + 1))
     counts = np.bincount(wanted)
     weights = torch.tensor((counts.mean() / np.maximum(counts, 1)) ** 0.5, dtype=torch.float32)
-    nets.learn(whole, lesson.x, wanted, epochs=epochs, rate=4e-3, seed=lesson.seed,
+    nets.learn(whole, lesson.x, wanted, epochs=EPOCHS, rate=4e-3, seed=lesson.seed,
                loss_of=nn.CrossEntropyLoss(weight=weights, label_smoothing=0.05), augment=turned)  # fmt: skip
     return body, whole
 
@@ -91,7 +101,7 @@ def distance(lesson: Lesson) -> Trained:
     """
     from adapters import anomalies, calibration, graphs
 
-    body, _ = backbone(lesson, (16, 32, 48), 32, _kinds(lesson))
+    body, _ = backbone(lesson, (12, 24, 48), 32, _kinds(lesson))
     embedded = nets.embedding_trained(body, lesson, {})
     good = lesson.x[np.array([name == "ok" for name in lesson.samples.labels])]
     aside = np.random.default_rng(lesson.seed).permutation(len(good)) < len(good) * 0.3
@@ -104,7 +114,7 @@ def distance(lesson: Lesson) -> Trained:
         return {"score": found.astype(np.float32).reshape(-1, 1)}
 
     graph = graphs.append_whitened_distance(embedded.graph, "embedding", mean, whiten)
-    params = {"widths": [16, 32, 48], "embedding": 32, "epochs": EPOCHS, "overkill": OVERKILL}
+    params = {"widths": [12, 24, 48], "embedding": 32, "epochs": EPOCHS, "overkill": OVERKILL}
     return Trained(graph, answer, params, post=[Anomaly(tensor="score", threshold=threshold)])
 
 

@@ -1,8 +1,8 @@
 """`python -m adapters.recipes.shelf.build [--data DIR] [--only NAME …] --out DIR`: the starter shelf, from the data.
 
 Trains every entrant anew, writes for each `<vendor>--<slug>.zip` and `<vendor>--<slug>.report.json` (inspection, so
-that a first start need not inspect again), and `starter.yaml` (names, prices, digests, total size). Seeded, one thread: the
-same data and packages give the same bundles on the same processor.
+that a first start need not inspect again), and `starter.yaml` (vendors, prices, sizes). Seeded, one thread: the same
+data and packages give the same bundles on the same processor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ FAMILIES = (
     "ai4i.FAMILY", "steel.FAMILY", "turbofan.FAMILY", "bearing.FAMILY", "hydraulic.FAMILY", "power.FAMILY",
     "concrete.FAMILY", "orders.FAMILY", "board_models.DEFECTS", "board_models.BASE", "board_models.ODD",
 )  # fmt: skip
+MICRO_PER_FEN = 1_000_000
 BUDGET_BYTES = 8 * 1024**2  # of all zips together: they are in the repository
 VENDORS = {
     "dongzhi": ("东智工业算法(演示)", "Dongzhi Industrial Algorithms (demonstration)"),
@@ -38,8 +40,8 @@ DEFAULT_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 HEAD = """\
 # The starter shelf: demonstration models on public data that may train what ships. Written by
 # `python -m adapters.recipes.shelf.build` (algomart catalogue rebuild); edit the families there, not this file.
-# Vendors are demonstrations, so nothing here counts in 3 / 15 / 200. Prices are demonstration values in micro-fen
-# (1 fen = 1,000,000 micro-fen) per unit. Budget of all zips together: 8 MiB.
+# Vendors are demonstrations, so nothing here counts in 3 / 15 / 200. Prices are demonstration values in fen per unit;
+# `filed` carry the demonstration filing (not a filing number). Budget of all zips together: 8 MiB (`budget_bytes`).
 """
 
 
@@ -96,35 +98,35 @@ def line_of(entrant: Entrant, made: Any, seconds: float) -> str:
 
 
 def write_index(out: Path) -> int:
-    """Write `starter.yaml` for the zips that are there; returns their total size in bytes."""
-    models: list[dict[str, Any]] = []
-    total = 0
-    for family, entrant in entrants():
-        zip_path = out / f"{entrant.vendor}--{entrant.slug}.zip"
-        if not zip_path.is_file():
-            continue
-        total += zip_path.stat().st_size
-        models.append(
-            {
-                "name": entrant.name,
-                "family": family.slug,
-                "zip": zip_path.name,
-                "report": f"{entrant.vendor}--{entrant.slug}.report.json",
-                "digest": digest_in(zip_path),
-                "bytes": zip_path.stat().st_size,
-                "price": {"unit": entrant.price.unit, "micro_per_unit": entrant.price.micro_per_unit},
-                "derivative_price": {
-                    "unit": entrant.price.unit,
-                    "micro_per_unit": entrant.price.derivative_micro_per_unit,
-                },
-                "demo_filing": entrant.demo_filing,
-            }
-        )
+    """Write `starter.yaml` (as marketplace.starter reads it) for the zips that are there; returns their total bytes."""
+    there = [
+        (family, entrant) for family, entrant in entrants() if (out / f"{entrant.vendor}--{entrant.slug}.zip").is_file()
+    ]
+    sizes = {entrant.name: (out / f"{entrant.vendor}--{entrant.slug}.zip").stat().st_size for _, entrant in there}
     vendors = {slug: {"name_zh": zh, "name_en": en} for slug, (zh, en) in VENDORS.items()}
-    content = {"budget_bytes": BUDGET_BYTES, "total_bytes": total, "vendors": vendors, "models": models}
+    content = {
+        "budget_bytes": BUDGET_BYTES,
+        "total_bytes": sum(sizes.values()),
+        "vendors": vendors,
+        "prices": {entrant.name: price_of(entrant) for _, entrant in there},
+        "filed": [entrant.name for _, entrant in there if entrant.demo_filing],
+        "models": {
+            entrant.name: {"family": family.slug, "zip_bytes": sizes[entrant.name]} for family, entrant in there
+        },
+    }
     text = HEAD + yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=120)
     (out / "starter.yaml").write_text(text, encoding="utf-8")
-    return total
+    return sum(sizes.values())
+
+
+def price_of(entrant: Entrant) -> dict[str, str]:
+    """A price in fen, as exact decimal text."""
+    price = entrant.price
+    return {
+        "unit": price.unit,
+        "fen_per_unit": str(Decimal(price.micro_per_unit) / MICRO_PER_FEN),
+        "derivative_fen_per_unit": str(Decimal(price.derivative_micro_per_unit) / MICRO_PER_FEN),
+    }
 
 
 def digest_in(zip_path: Path) -> str:

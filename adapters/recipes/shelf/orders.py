@@ -123,17 +123,17 @@ FAMILY = Family(
         Entrant(
             name="lingnan/work-order-words",
             title_zh="工单所属系统·词", title_en="Work-order system, words",
-            summary_zh="由工单短描述判断所属系统; 散列词一、二元组加逻辑回归, 最小最快。",
-            summary_en="The system of a work order from hashed words and pairs of words: smallest and fastest.",
+            summary_zh="由工单短描述判断所属系统; 散列词一、二元组加逻辑回归, 体积最小。",
+            summary_en="The system of a work order from hashed words and pairs of words: the smallest.",
             method="hashed word n-grams, logistic regression", price=Price("calls", 200_000, 90_000),
             fit=models.logistic(20.0), pre=ngrams("word", 1, 2, 2048),
         ),
         Entrant(
             name="dongzhi/work-order-characters",
             title_zh="工单所属系统·字符", title_en="Work-order system, characters",
-            summary_zh="由工单短描述判断所属系统; 散列字符 2–4 元组加逻辑回归, 不怕错拼与缩写。",
-            summary_en="The system of a work order from hashed runs of 2 to 4 characters: bears typing errors and"
-            " abbreviations.",
+            summary_zh="由工单短描述判断所属系统; 散列字符 2–4 元组加逻辑回归, 错拼与缩写的词仍有部分字符相同。",
+            summary_en="The system of a work order from hashed runs of 2 to 4 characters: a misspelt word still shares"
+            " most of them.",
             method="hashed character n-grams, logistic regression", price=Price("calls", 370_000, 150_000),
             fit=models.logistic(20.0), pre=ngrams("char", 2, 4, 8192), demo_filing=True,
         ),

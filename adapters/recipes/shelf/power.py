@@ -89,8 +89,8 @@ FAMILY = Family(
         Entrant(
             name="dongzhi/plant-load-boosting",
             title_zh="机组满负荷功率·梯度提升", title_en="Plant full load, gradient boosting",
-            summary_zh="由四个气象与真空读数估计满负荷功率; 梯度提升树, 误差最小。",
-            summary_en="Full-load power from four readings by gradient boosting: the least error.",
+            summary_zh="由四个气象与真空读数估计满负荷功率; 梯度提升树。",
+            summary_en="Full-load power from four readings by gradient boosting.",
             method="gradient boosting", price=Price("rows", 280_000, 110_000),
             fit=models.boosting(rounds=250, rate=0.1, leaves=31, least=15, l2=1.0),
         ),

@@ -105,28 +105,25 @@ FAMILY = Family(
         Entrant(
             name="dongzhi/steel-faults-boosting",
             title_zh="钢板表面缺陷分类·梯度提升", title_en="Steel-plate faults, gradient boosting",
-            summary_zh="由 27 个特征判断钢板表面缺陷的七个类别; 梯度提升树, 精度最高。",
-            summary_en="Seven kinds of steel-plate surface fault from 27 features by gradient boosting: the most"
-            " precise.",
+            summary_zh="由 27 个特征判断钢板表面缺陷的七个类别; 梯度提升树。",
+            summary_en="Seven kinds of steel-plate surface fault from 27 features by gradient boosting.",
             method="gradient boosting", price=Price("rows", 400_000, 160_000),
             fit=models.boosting(rounds=90, rate=0.1, leaves=12, least=8, l2=1.0),
         ),
         Entrant(
             name="pearl/steel-faults-forest",
             title_zh="钢板表面缺陷分类·随机森林", title_en="Steel-plate faults, random forest",
-            summary_zh="由 27 个特征判断钢板表面缺陷的七个类别; 随机森林, 少数类表现平稳。",
-            summary_en="Seven kinds of steel-plate surface fault from 27 features by a random forest, steady on rare"
-            " kinds.",
+            summary_zh="由 27 个特征判断钢板表面缺陷的七个类别; 随机森林。",
+            summary_en="Seven kinds of steel-plate surface fault from 27 features by a random forest.",
             method="random forest", price=Price("rows", 320_000, 130_000),
             fit=models.forest(trees=50, depth=12, leaf=2),
         ),
         Entrant(
             name="lingnan/steel-faults-linear",
             title_zh="钢板表面缺陷分类·线性", title_en="Steel-plate faults, linear",
-            summary_zh="由 27 个特征判断钢板表面缺陷的七个类别; 多项逻辑回归, 几千字节, 速度最快。",
+            summary_zh="由 27 个特征判断钢板表面缺陷的七个类别; 多项逻辑回归, 体积最小。",
             summary_en="Seven kinds of steel-plate surface fault from 27 features by multinomial logistic regression:"
-            " a few"
-            " kilobytes and the fastest.",
+            " the smallest.",
             method="logistic regression", price=Price("rows", 90_000, 45_000), fit=models.logistic(10.0),
         ),
         Entrant(

@@ -169,8 +169,8 @@ FAMILY = Family(
         Entrant(
             name="lingnan/turbofan-life-ridge",
             title_zh="发动机剩余寿命·岭回归", title_en="Turbofan remaining life, ridge",
-            summary_zh="由 30 个循环的窗口统计量线性估计剩余寿命; 几千字节, 最快。",
-            summary_en="Remaining life, linear in the statistics of a 30-cycle window: a few kilobytes, the fastest.",
+            summary_zh="由 30 个循环的窗口统计量线性估计剩余寿命; 模型仅几千字节。",
+            summary_en="Remaining life, linear in the statistics of a 30-cycle window: a graph of a few kilobytes.",
             method="ridge regression on window statistics", price=Price("rows", 100_000, 50_000),
             fit=on_statistics(models.ridge(0.01)),
         ),
