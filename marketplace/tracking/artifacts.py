@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from marketplace.access import Actor
+from marketplace.settings import Settings
 from marketplace.tracking.refusals import bad_request, kept, not_found, too_large
 from marketplace.tracking.sharing import may_download
 from marketplace.tracking.tenancy import Tenancy
@@ -66,10 +67,10 @@ def folder_of_source(source: str, storage: str = "") -> str:
 
 
 class Artifacts:
-    """The artifact endpoints. `max_bytes`: of one file, up or down."""
+    """The artifact endpoints; one file, up or down, is at most `settings.max_upload_bytes`."""
 
-    def __init__(self, upstream: Upstream, tenancy: Tenancy, engine: Engine, max_bytes: int) -> None:
-        self._upstream, self._tenancy, self._engine, self._max_bytes = upstream, tenancy, engine, max_bytes
+    def __init__(self, upstream: Upstream, tenancy: Tenancy, engine: Engine, settings: Settings) -> None:
+        self._upstream, self._tenancy, self._engine, self._settings = upstream, tenancy, engine, settings
         self.frozen: set[str] = set()  # folders that are being registered: what was inspected is what is kept
 
     async def get(self, actor: Actor, path: str) -> Response:
@@ -84,12 +85,12 @@ class Artifacts:
             raise not_found("artifact", place.path)  # MLflow answers 500 for a file that is not there
         headers = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
         if size := response.headers.get("content-length"):
-            if int(size) > self._max_bytes:
+            if int(size) > self._settings.max_upload_bytes:
                 await response.aclose()
-                raise too_large(self._max_bytes)
+                raise too_large(self._settings.max_upload_bytes)
             headers["Content-Length"] = size
         return StreamingResponse(
-            _relayed(response, self._max_bytes), headers=headers, media_type="application/octet-stream"
+            _relayed(response, self._settings.max_upload_bytes), headers=headers, media_type="application/octet-stream"
         )
 
     async def list_folder(self, actor: Actor, path: str) -> Response:
@@ -104,9 +105,11 @@ class Artifacts:
         place = parse_path(path)
         await self._check_write(actor, place)
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            raise too_large(self._max_bytes)
-        await self._upstream.put(place.path, _bounded(request, self._max_bytes), declared if declared.isdigit() else "")
+        if declared.isdigit() and int(declared) > self._settings.max_upload_bytes:
+            raise too_large(self._settings.max_upload_bytes)
+        await self._upstream.put(
+            place.path, _bounded(request, self._settings.max_upload_bytes), declared if declared.isdigit() else ""
+        )
         return JSONResponse({})
 
     async def delete(self, actor: Actor, path: str) -> Response:

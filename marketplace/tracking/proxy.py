@@ -49,7 +49,7 @@ class MlflowProxy:
         self._market = market
         self._upstream = Upstream(base_url, headers)
         self._tenancy = Tenancy(self._upstream)
-        self._artifacts = Artifacts(self._upstream, self._tenancy, market.engine, market.settings.max_upload_bytes)
+        self._artifacts = Artifacts(self._upstream, self._tenancy, market.engine, market.settings)
         self._registering = Registering(market, self._upstream, self._tenancy, base_url, dict(headers))
         self._tracking = TrackingRules(self._upstream, self._tenancy, self._artifacts)
         self._registry = RegistryRules(market, self._upstream, self._registering, self._artifacts)

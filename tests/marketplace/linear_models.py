@@ -17,13 +17,13 @@ def weights_of(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(16, 1)).astype(np.float32)
 
 
-def graph_of(weights: np.ndarray, bias: float = 0.5) -> onnx.ModelProto:
-    """y[n, 1] = x[n, 16] · weights + bias."""
+def graph_of(weights: np.ndarray, bias: float = 0.5, out: int = 1) -> onnx.ModelProto:
+    """y[n, out] = x[n, 16] · weights[16, out] + bias."""
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
         "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", out])],
         [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([bias], np.float32), "b")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -196,6 +196,16 @@ def test_files_logged_with_the_model_describe_it(surface: Surface, tmp_path: Pat
     assert set(version.manifest["files"]) == {"model.onnx", "card.md"}
 
 
+def test_weights_that_mlflow_keeps_beside_the_graph_come_along(surface: Surface) -> None:
+    weights = np.random.default_rng(2).normal(size=(16, 64)).astype(np.float32)
+    model = graph_of(weights, out=64)
+    mlflow.onnx.log_model(model, name="model", registered_model_name=f"{surface.acme}--wide", pip_requirements=["onnx"])
+    served = surface.market.bundles.resolve(f"{surface.acme}/wide", None, surface.principal(surface.acme))
+    assert len([file for file in served.bundle.iterdir() if file.name != "manifest.json"]) == 2
+    (answer,) = load_graph(served.bundle / "model.onnx").run({"x": ROWS}).values()
+    np.testing.assert_allclose(answer, ROWS @ weights + 0.5, rtol=1e-4)
+
+
 def test_runs_metrics_and_files_are_kept(surface: Surface) -> None:
     with mlflow.start_run() as run:
         mlflow.log_param("depth", 3)
@@ -465,13 +475,15 @@ def test_where_artifacts_go_is_not_the_clients_to_say(surface: Surface) -> None:
 
 
 def test_bodies_have_limits_both_ways(surface: Surface) -> None:
-    surface.market.settings.max_upload_bytes = 1000
     with mlflow.start_run() as run:
         pass
     with surface.http(surface.acme) as http:
         path = f"/2.0/mlflow-artifacts/artifacts/{run.info.experiment_id}/{run.info.run_id}/artifacts/big.bin"
+        assert http.put(path, content=b"x" * 2000).status_code == 200
         surface.market.settings.max_upload_bytes = 1000
-        assert http.put(path, content=b"x" * 100).status_code == 200
+        pieces = (b"x" * 400 for _ in range(5))  # its length is not declared
+        for answer in (http.put(path, content=b"x" * 2000), http.put(path, content=pieces), http.get(path)):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "MLFLOW_BODY_TOO_LARGE")
         huge = http.post("/2.0/mlflow/runs/set-tag", content=b" " * ((16 << 20) + 1))
         assert (huge.status_code, huge.json()["error"]["code"]) == (413, "MLFLOW_BODY_TOO_LARGE")
 
