@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ PENDING_TAG, DIGEST_TAG, PUBLICATION_TAG = "algomart.pending", "algomart.digest"
 PARENT_TAG, RELATION_TAG = "algomart.parent", "algomart.relation"
 MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND"})
 PAGE = 200
+_METRIC_REFUSED = re.compile(r"[^A-Za-z0-9_.: -]")
 _NUMPY_NAMES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "BF16": "float16", "FP32": "float32",
@@ -187,7 +189,10 @@ class MlflowStore:
         body = {"experiment_id": self._experiment_id(), "start_time": now_ms, "tags": tags}
         run = self._call("POST", "runs/create", body)["run"]
         run_id, root = run["info"]["run_id"], str(run["info"]["artifact_uri"])
-        metrics = [{"key": m.name, "value": m.value, "timestamp": now_ms, "step": 0} for m in bundle.manifest.metrics]
+        metrics = [
+            {"key": metric_key(metric.name), "value": metric.value, "timestamp": now_ms, "step": 0}
+            for metric in bundle.manifest.metrics
+        ]
         if metrics:
             self._call("POST", "runs/log-batch", {"run_id": run_id, "metrics": metrics})
         self._call("POST", "runs/update", {"run_id": run_id, "status": "FINISHED", "end_time": now_ms})
@@ -282,6 +287,11 @@ def version_tags(bundle: Bundle, publication: str) -> dict[str, str]:
     if parent is not None:
         tags |= {PARENT_TAG: f"{parent.name}@{parent.version}", RELATION_TAG: parent.relation}
     return tags
+
+
+def metric_key(name: str) -> str:
+    """A metric's name as MLflow takes it: what it does not allow (`miss_rate_at_5%_overkill`) becomes `_`."""
+    return _METRIC_REFUSED.sub("_", name.strip("/ ."))[:250] or "metric"
 
 
 def tag_pairs(tags: dict[str, str]) -> list[dict[str, str]]:

@@ -91,6 +91,12 @@ def test_a_version_carries_its_parent_and_relation(store: ModelStore, name: str,
     assert (version.parent, version.relation) == ("acme/base@3", "finetune")
 
 
+def test_metrics_of_any_name_are_kept(store: ModelStore, name: str, tmp_path: Path) -> None:
+    names = ["mae", "miss_rate_at_5%_overkill", "漏检率", "../x", "a/b", "x" * 400]
+    metrics = [{"name": each, "value": 0.5, "rows": 10} for each in names]
+    assert store.create_pending(name, linear_bundle(tmp_path / "m", name, metrics=metrics), publication="pub_m") == 1
+
+
 def test_a_removed_version_is_gone_with_its_aliases_and_its_number_stays_used(
     store: ModelStore, name: str, bundle: Bundle
 ) -> None:
