@@ -64,14 +64,11 @@ class HeldLease:
 
     def line_for(self, name: str, at_ms: int) -> PriceLine | None:
         """The price of a model under this lease at this instant, if its filing (where it has one) still holds."""
-        prices = self.lease.prices
-        for line in prices:
+        for line in self.lease.prices:
             if line.model == name:
                 break
         else:
-            if len(prices) != 1:
-                return None
-            line = prices[0]  # a derivative is sold at its parent listing's price
+            return None
         if self.kind == "subsidised" and at_ms > self._lapses[line.price_version]:
             return None
         return line

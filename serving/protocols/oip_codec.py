@@ -222,6 +222,8 @@ def _array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
         array = np.array(data)
         if array.dtype.kind == "O" and dtype in _FLOATS:
             array = _with_nulls_as_nan(name, data)
+        elif array.dtype.kind in "fO" and NUMPY_OF[dtype].kind in "iu" and array.size:
+            array = _exact_integers(name, data, dtype)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise tensor_data(name, "各行长度不一", "is ragged, or holds what is not a number") from error
     if array.size != count:
@@ -246,6 +248,19 @@ def _with_nulls_as_nan(name: str, data: list[Any]) -> Array:
         if item is not None and type(item) not in (int, float):
             raise tensor_data(name, f"含有 {type(item).__name__}", f"holds a {type(item).__name__}")
     return array.astype(np.float64)
+
+
+def _exact_integers(name: str, data: list[Any], dtype: OipType) -> Array:
+    """Integers that numpy would have made floats of, because they need 64 bits and some of them the sign."""
+    array = np.array(data, dtype=object)
+    bounds = np.iinfo(NUMPY_OF[dtype])
+    for item in array.flat:
+        if type(item) is not int:
+            found = "fractions" if type(item) is float else type(item).__name__
+            raise tensor_data(name, f"含有 {found}, 不是 {dtype}", f"holds {found}, not {dtype}")
+        if not bounds.min <= item <= bounds.max:
+            raise tensor_data(name, f"有值超出 {dtype} 的范围", f"holds a value outside the range of {dtype}")
+    return array.astype(NUMPY_OF[dtype])
 
 
 def _converted(name: str, array: Array, dtype: OipType) -> Array:
@@ -324,15 +339,13 @@ def _array_of_binary(name: str, tensor: Mapping[str, Any], content: memoryview) 
 def _bytes_of_binary(name: str, content: memoryview, shape: list[int], count: int) -> Array:
     items: list[bytes | str] = []
     at, end = 0, len(content)
-    while at < end:
+    while at < end and len(items) < count:
         if end - at < 4:
             raise tensor_binary(name, "长度前缀不完整", "ends inside a length")
         (length,) = _LENGTH.unpack_from(content, at)
         at += 4
         if length > end - at:
             raise tensor_binary(name, "元素超出数据末尾", "has an element that goes beyond its end")
-        if len(items) == count:
-            break
         items.append(bytes(content[at : at + length]))
         at += length
     if len(items) != count or at != end:
