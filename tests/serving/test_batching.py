@@ -1,0 +1,246 @@
+"""The run queue: every future ends, rows come back to whom they belong, bounds and turns are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_store.errors import BadInput, DeadlineExceeded, TooMany, Unavailable, Unprocessable
+from model_store.runtime import Graph, load_graph
+from serving.batching import Ran, RunQueue
+from serving.ports import ServedVersion
+from serving.residency import Resident
+from tests.serving.parts import bundle, double, gather, rows, until
+
+
+class Gate:
+    """Runs a real graph, but only when it is opened; remembers how many rows each run had."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.opened = threading.Event()
+        self.runs: list[int] = []
+
+    def run(self, inputs: dict[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        assert self.opened.wait(20)
+        self.runs.append(len(inputs["x"]))
+        return self._graph.run(inputs, *arguments, **options)
+
+
+def resident_of(folder: Path, graph: Any, name: str = "acme/m", owner: str = "org", **batching: Any) -> Resident:
+    made = bundle(folder / name.replace("/", "-"), name, graph, batching=batching)
+    loaded = load_graph(made.model_path)
+    served = ServedVersion("v", "l", name, 1, made.path, made.digest, True, owner)
+    resident = Resident(served, made.manifest, loaded, inline_allowed=False)
+    resident.runner = Gate(loaded)
+    return resident
+
+
+def queue_of(slots: int = 1, **bounds: int) -> RunQueue:
+    options = {"per_lane": slots, "per_owner": slots, "waiting_per_model": 1000, "waiting_in_all": 1000,
+               "max_output_bytes": 1 << 24} | bounds  # fmt: skip
+    return RunQueue(ThreadPoolExecutor(slots), slots, release=released, **options)
+
+
+def released(resident: Resident) -> None:
+    resident.references -= 1
+
+
+def submit(queue: RunQueue, resident: Resident, x: Any, deadline_ms: float = 20_000) -> asyncio.Future[Ran]:
+    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms).done
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 16), st.integers(1, 3))
+async def test_rows_come_back_to_whom_they_belong(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], max_rows: int, slots: int
+) -> None:
+    resident = resident_of(tmp_path_factory.mktemp("m"), double(), max_rows=max_rows)
+    queue = queue_of(slots)
+    sent = [rows(size, seed=index) for index, size in enumerate(sizes)]
+    futures = [submit(queue, resident, x) for x in sent]
+    resident.runner.opened.set()
+    for x, ran in zip(sent, await asyncio.gather(*futures), strict=True):
+        np.testing.assert_array_equal(ran.outputs["y"], 2 * x)
+    assert sum(resident.runner.runs) == sum(sizes)
+    assert all(count <= max(max_rows, *sizes) for count in resident.runner.runs)
+    assert queue.waiting == resident.references == 0
+
+
+async def test_what_gathers_while_the_model_is_busy_runs_together(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), max_rows=64)
+    queue = queue_of()
+    futures = [submit(queue, resident, rows(2)) for _ in range(20)]
+    resident.runner.opened.set()
+    await asyncio.gather(*futures)
+    assert resident.runner.runs == [2, 38]
+
+
+async def test_other_shapes_and_graphs_without_batching_never_share_a_run(tmp_path: Path) -> None:
+    queue = queue_of()
+    fixed = resident_of(tmp_path, double(), "acme/fixed", dynamic=False)
+    futures = [submit(queue, fixed, rows(2)) for _ in range(3)]
+    fixed.runner.opened.set()
+    await asyncio.gather(*futures)
+    assert fixed.runner.runs == [2, 2, 2]
+
+
+async def test_a_call_that_fails_does_not_spoil_the_others(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, gather(), max_rows=64)
+    queue = queue_of()
+    busy = submit(queue, resident, np.array([0]))
+    futures = [submit(queue, resident, np.array([index])) for index in (1, 99, 3)]
+    resident.runner.opened.set()
+    await busy
+    ended = await asyncio.gather(*futures, return_exceptions=True)
+    assert [each.outputs["y"].tolist() if isinstance(each, Ran) else type(each) for each in ended] == [
+        [1.0],
+        Unprocessable,
+        [3.0],
+    ]
+
+
+async def test_outputs_that_do_not_follow_the_rows_end_batching_and_stay_right(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), max_rows=64)
+    real = resident.runner.run
+
+    def summed(inputs: dict[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        return {"y": real(inputs, *arguments, **options)["y"].sum(axis=0, keepdims=True)}
+
+    resident.runner.run = summed
+    queue = queue_of()
+    sent = [rows(2, seed=index) for index in range(4)]
+    futures = [submit(queue, resident, x) for x in sent]
+    resident.runner.opened.set()
+    for x, ran in zip(sent, await asyncio.gather(*futures), strict=True):
+        np.testing.assert_allclose(ran.outputs["y"][0], 2 * x.sum(axis=0), rtol=1e-5)
+    assert not resident.batchable
+
+
+async def test_an_expired_call_is_answered_while_the_model_is_busy_and_never_runs(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    busy = submit(queue, resident, rows(1))
+    late = submit(queue, resident, rows(2), deadline_ms=10)
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(late, 10)
+    assert not busy.done()
+    resident.runner.opened.set()
+    await busy
+    assert resident.runner.runs == [1]
+
+
+async def test_a_cancelled_call_never_runs(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    busy, gone, last = (submit(queue, resident, rows(size)) for size in (1, 2, 3))
+    gone.cancel()
+    resident.runner.opened.set()
+    await asyncio.gather(busy, last)
+    assert resident.runner.runs == [1, 3]
+    assert queue.waiting == 0
+
+
+async def test_queues_are_bounded_per_model_and_in_all(tmp_path: Path) -> None:
+    queue = queue_of(waiting_per_model=2, waiting_in_all=3)
+    one, two = (resident_of(tmp_path, double(columns), f"acme/m{columns}", dynamic=False) for columns in (3, 4))
+    futures = [submit(queue, one, rows(1)) for _ in range(3)]  # one runs, two wait
+    with pytest.raises(TooMany) as refused:
+        submit(queue, one, rows(1))
+    assert refused.value.code == "QUEUE_FULL"
+    assert refused.value.retry_after_s
+    futures.append(submit(queue, two, rows(1, 4)))
+    with pytest.raises(TooMany):
+        submit(queue, two, rows(1, 4))
+    one.runner.opened.set()
+    two.runner.opened.set()
+    await asyncio.gather(*futures)
+    futures = [submit(queue, one, rows(1)) for _ in range(3)]
+    await asyncio.gather(*futures)
+
+
+async def test_models_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+    queue = queue_of()
+    residents = [resident_of(tmp_path, double(columns), f"acme/m{columns}", dynamic=False) for columns in (2, 3, 4)]
+    for resident in residents:
+        real = resident.runner.run
+
+        def noted(
+            inputs: dict[str, Any], *arguments: Any, real: Any = real, name: str = resident.name, **o: Any
+        ) -> Any:
+            order.append(name)
+            return real(inputs, *arguments, **o)
+
+        resident.runner.run = noted
+    futures = [submit(queue, residents[0], rows(1, 2)) for _ in range(4)]
+    for resident, columns in zip(residents[1:], (3, 4), strict=True):
+        futures.append(submit(queue, resident, rows(1, columns)))
+    for resident in residents:
+        resident.runner.opened.set()
+    await asyncio.gather(*futures)
+    assert order.index("acme/m3") <= 2
+    assert order.index("acme/m4") <= 3
+
+
+async def test_an_owner_never_takes_every_slot(tmp_path: Path) -> None:
+    queue = queue_of(3, per_lane=1, per_owner=2)
+    greedy = [resident_of(tmp_path, double(columns), f"evil/m{columns}", "evil") for columns in (2, 3, 4)]
+    futures = [submit(queue, resident, rows(1, columns)) for resident, columns in zip(greedy, (2, 3, 4), strict=True)]
+    other = resident_of(tmp_path, double(5), "acme/m", "acme")
+    other.runner.opened.set()
+    np.testing.assert_array_equal((await submit(queue, other, rows(1, 5))).outputs["y"], 2 * rows(1, 5))
+    for resident in greedy:
+        resident.runner.opened.set()
+    await asyncio.gather(*futures)
+
+
+async def test_closing_ends_every_future(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    busy, waiting = submit(queue, resident, rows(1)), submit(queue, resident, rows(2))
+    await until(lambda: queue.waiting == 1)
+    closing = asyncio.create_task(queue.close())
+    with pytest.raises(Unavailable):
+        await waiting
+    resident.runner.opened.set()
+    await closing
+    assert isinstance(await busy, Ran)
+    with pytest.raises(Unavailable):
+        submit(queue, resident, rows(1))
+    with pytest.raises((Unavailable, BadInput)):
+        submit(queue, resident, rows(1), deadline_ms=-1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["stay", "cancel", "expire"])), min_size=1, max_size=25))
+async def test_whatever_happens_to_calls_every_future_ends_and_nothing_leaks(
+    tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[int, str]]
+) -> None:
+    resident = resident_of(tmp_path_factory.mktemp("m"), double(), max_rows=6)
+    queue = queue_of(2)
+    futures = []
+    for index, (size, fate) in enumerate(calls):
+        future = submit(queue, resident, rows(size, seed=index), 1 if fate == "expire" else 20_000)
+        futures.append((future, fate, rows(size, seed=index)))
+        if fate == "cancel":
+            future.cancel()
+    await asyncio.sleep(0.005)
+    resident.runner.opened.set()
+    for future, fate, x in futures:
+        (ended,) = await asyncio.gather(future, return_exceptions=True)
+        if isinstance(ended, Ran):
+            np.testing.assert_array_equal(ended.outputs["y"], 2 * x)
+        assert isinstance(
+            ended, {"stay": Ran, "cancel": asyncio.CancelledError, "expire": (DeadlineExceeded, Ran)}[fate]
+        )
+    await until(lambda: resident.references == 0)
+    assert queue.waiting == 0
