@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
+from fastapi.staticfiles import StaticFiles
 from ulid import ULID
 
 from marketplace.catalogue import api as catalogue_api
@@ -24,6 +25,7 @@ from marketplace.tracking.proxy import PREFIX as MLFLOW_PREFIX
 from marketplace.tracking.proxy import MlflowProxy
 from marketplace.usage import api as usage_api
 from marketplace.vouchers import api as vouchers_api
+from marketplace.web import desks, pages, trying
 from serving.app import ServingApp
 
 Scope = MutableMapping[str, Any]
@@ -54,6 +56,9 @@ def create_api(market: Market) -> FastAPI:
     add_error_handlers(app)
     for router in _routers():
         app.include_router(router, prefix="/api/v1")
+    for surface in (pages, trying, desks):
+        app.include_router(surface.router)
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     if app.state.mlflow is not None:
         app.mount(MLFLOW_PREFIX, app.state.mlflow)
     return app
