@@ -28,6 +28,7 @@ from serving.protocols.oip import OpenInference
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+Deliver = Callable[[bytes, Refusal | None], None]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("algomart.serving")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -52,6 +53,7 @@ class ServingApp:
             version = "0"
         self.oip = OpenInference(dataplane, ports, version)
         self.native = native if native is not None else _native(dataplane, ports)
+        self._outbox: list[tuple[Deliver, bytes]] = []
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
 
@@ -76,6 +78,25 @@ class ServingApp:
             await self._lifespan(scope, receive, send)
         elif self.inner is not None:
             await self.inner(scope, receive, send)
+
+    # --- answers that wait for the journal ----------------------------------------------------------------------------
+
+    def deliver_later(self, deliver: Deliver, answer: bytes) -> None:
+        """Hand an answer to `deliver` once the journal holds its record, with all others of this turn of the loop."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self.deliver)
+        self._outbox.append((deliver, answer))
+
+    def deliver(self) -> None:
+        """Write the journal, then hand out every answer that waits; where it cannot be written, the refusal."""
+        outbox, self._outbox = self._outbox, []
+        refusal: Refusal | None = None
+        try:
+            self.dataplane.journal.flush()
+        except Refusal as error:
+            refusal = error
+        for deliver, answer in outbox:
+            deliver(answer, refusal)
 
     # --- one request --------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 from model_store.bundle import open_bundle
 from model_store.errors import Refusal
 from model_store.manifest import Manifest
+from model_store.runtime import check_output_bytes
 from model_store.tensors import Array
 from serving.batching import Ran, RunQueue
 from serving.calls import Call, Inference
@@ -30,17 +31,28 @@ from serving.errors import deadline_exceeded, internal_error, shutting_down
 from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
 from serving.journal import JournalWriter
 from serving.keycache import KeyCache
-from serving.leases import LeaseBook
+from serving.leases import HeldLease, LeaseBook
 from serving.metering import PriceLine, UsageRecord, rate_usage
 from serving.ports import Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
 from serving.settings import ServingSettings
-from serving.statistics import Statistics
+from serving.statistics import Statistics, VersionStatistics
 
 __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
 _log = logging.getLogger("algomart.dataplane")
 MANIFESTS_KEPT = 2048
+
+
+def _undo_of(held: HeldLease, amount: int, line: PriceLine | None, statistics: VersionStatistics) -> Callable[[], None]:
+    """What gives a call's money back if its record cannot be written after all."""
+
+    def undo() -> None:
+        if line is not None:
+            held.give_back(amount, line)
+        statistics.failure(0.0)
+
+    return undo
 
 
 class DataPlane:
@@ -127,10 +139,12 @@ class DataPlane:
         digest: str,
         units: Mapping[str, int] | None = None,
         purpose: str = "use",
+        hold: bool = False,
     ) -> Inference | None:
         """Run here and now if that is short and nothing has to be waited for; else None, with nothing done.
 
-        For calls without Idempotency-Key. Raises what `infer` raises.
+        For calls without Idempotency-Key. With `hold`, the caller answers only after `journal.flush()` has succeeded:
+        calls that came together are then written together. Raises what `infer` raises.
         """
         resident = self.residency.peek(served)
         if resident is None or resident.graph is None or not resident.cost.inline_allowed or self._stopped:
@@ -162,31 +176,38 @@ class DataPlane:
         statistics = self.statistics.of(served.name, served.version)
         started = time.perf_counter()
         try:
-            results = resident.graph.run(inputs, outputs, None, settings.max_output_bytes)
+            results = resident.graph.run(inputs, outputs)
             compute_ms = (time.perf_counter() - started) * 1000
             counted["ms"] = ceil(compute_ms)
             if line is not None and line.unit == "ms":
                 bound, amount = amount, min(amount, rate_usage(counted, line))
                 held.give_back(bound - amount, line)
+            size = 0
+            for array in results.values():
+                size += array.nbytes
+            if size > settings.max_output_bytes:
+                check_output_bytes(results, settings.max_output_bytes)
             usage_id = mint_usage_id(at_ms)
-            self.journal.usage(
-                UsageRecord(
-                    usage_id,
-                    principal.key_id,
-                    principal.organisation,
-                    statistics.label,
-                    "",
-                    "" if line is None else line.price_version,
-                    held.lease.lease_id,
-                    counted,
-                    amount,
-                    at_ms,
-                    "ok",
-                    digest,
-                    digest_of_arrays(results),
-                    purpose,
-                )
+            record = UsageRecord(
+                usage_id,
+                principal.key_id,
+                principal.organisation,
+                statistics.label,
+                "",
+                "" if line is None else line.price_version,
+                held.lease.lease_id,
+                counted,
+                amount,
+                at_ms,
+                "ok",
+                digest,
+                digest_of_arrays(results),
+                purpose,
             )
+            if hold:
+                self.journal.hold(record, _undo_of(held, amount, line, statistics))
+            else:
+                self.journal.usage(record)
         except BaseException:
             if line is not None:
                 held.give_back(amount, line)

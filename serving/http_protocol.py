@@ -25,7 +25,9 @@ MAX_PATHS = 4096
 HOLD_S = 0.004  # of one read; what more a pipelining client has sent goes the ordinary way
 _PREFIX, _SUFFIX = b"/v2/models/", b"/infer"
 # Headers that ask for more than the hot path does.
-_ORDINARY = (b"content-encoding", b"transfer-encoding", b"idempotency-key", b"x-deadline-ms", b"expect", b"upgrade")
+_ORDINARY = frozenset(
+    (b"content-encoding", b"transfer-encoding", b"idempotency-key", b"x-deadline-ms", b"expect", b"upgrade")
+)
 _OK_JSON = b"content-type: application/json\r\ncontent-length: %d\r\n"
 _OK_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n"
 _IDS = b"x-usage-id: %b\r\nx-amount-micro: %d\r\nx-request-id: %b\r\n"
@@ -45,6 +47,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._candidate: Target | None = None
         self._small_body: list[bytes] = []
+        self._waiting = 0  # answers of this connection that wait for the journal
         self._fields: dict[bytes, bytes] = {}
         self._read_at = 0.0
         self._active_at = 0.0
@@ -92,14 +95,20 @@ class _FastHttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         self.server_state.total_requests += 1
-        keep_alive = self.parser.should_keep_alive()
-        if not keep_alive:
-            answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
-        self.transport.write(answer)
-        if keep_alive:
-            self._watch_idle()
-        else:
-            self.transport.close()
+        self._waiting += 1
+        self.serving.deliver_later(self._deliver if self.parser.should_keep_alive() else self._deliver_last, answer)
+
+    def _deliver(self, answer: bytes, refusal: Refusal | None) -> None:
+        """The journal holds the record (or, with a refusal, could not be written): answer now."""
+        self._waiting -= 1
+        self.transport.write(answer if refusal is None else self._refusal(refusal))
+        self._watch_idle()
+
+    def _deliver_last(self, answer: bytes, refusal: Refusal | None) -> None:
+        self._waiting -= 1
+        answer = answer if refusal is None else self._refusal(refusal)
+        self.transport.write(answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        self.transport.close()
 
     def _target(self) -> Target | None:
         """The model this request may be answered for at once, judging by its head alone; else None."""
@@ -117,9 +126,8 @@ class _FastHttpProtocol(HttpToolsProtocol):
         length = fields.get(b"content-length", b"")
         if not length.isdigit() or len(length) > 6 or int(length) > MAX_FAST_BODY_BYTES:
             return None
-        for name in _ORDINARY:
-            if name in fields:
-                return None
+        if not _ORDINARY.isdisjoint(fields):
+            return None
         if time.perf_counter() - self._read_at > HOLD_S:
             return None
         paths = self.paths
@@ -131,11 +139,25 @@ class _FastHttpProtocol(HttpToolsProtocol):
 
     def _begin_ordinary(self) -> None:
         """Make what uvicorn makes when a message begins, and let it take the request from its head."""
+        self._keep_order()
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)  # the scope holds this very list
         super().on_headers_complete()
+
+    def _keep_order(self) -> None:
+        """Before anything else may write to this connection: the answers that are due on it."""
+        if self._waiting:
+            self.serving.deliver()
+
+    def send_400_response(self, msg: str) -> None:
+        self._keep_order()
+        super().send_400_response(msg)
+
+    def shutdown(self) -> None:
+        self._keep_order()
+        super().shutdown()
 
     # --- answering ----------------------------------------------------------------------------------------------------
 

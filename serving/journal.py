@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from model_store.errors import Unavailable
@@ -71,6 +72,8 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._syncing = threading.Lock()  # held while the kernel works on the file: it must not be closed meanwhile
         self._wake = threading.Event()
+        self._held: list[bytes] = []
+        self._undo: list[Callable[[], None]] = []
         self._parked = False  # the syncing thread has nothing to do and waits for `_wake`
         self._waiting: deque[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
         self._closed = False
@@ -113,24 +116,58 @@ class JournalWriter:
                 raise ValueError(f"sequence {entry.seq}, expected {self.next_seq}")
             return self._write(entry)
 
+    def hold(self, record: UsageRecord, undo: Callable[[], None]) -> None:
+        """Take one finished run to be written with others by `flush`; it must not be answered before.
+
+        `undo` is called, by whoever flushes, if it could not be written. Any other append flushes too.
+        """
+        with self._lock:
+            self._check_open()
+            self._held.append(frame_of(UsageEntry(self.next_seq, record)))
+            self._undo.append(undo)
+            self.next_seq += 1
+
+    def flush(self) -> None:
+        """One `write()` for all that is held. Raises `Unavailable` JOURNAL_UNAVAILABLE; all of it is undone then."""
+        if self._held:
+            with self._lock:
+                self._write_out(b"")
+
     def _write(self, entry: Entry) -> int:
+        self._check_open()
+        self._write_out(frame_of(entry))
+        self.next_seq = entry.seq + 1
+        return entry.seq
+
+    def _check_open(self) -> None:
         if self._broken or self.sealed is not None:
             raise journal_unavailable(self._broken or "sealed")
-        data = frame_of(entry)
+
+    def _write_out(self, last: bytes) -> None:
+        """Write what is held, and `last` after it, whole or not at all."""
+        count = len(self._held) + bool(last)
+        data = b"".join([*self._held, last]) if self._held else last
+        failure = ""
         try:
-            written = os.write(self._file, data)
+            if self._broken:
+                failure = self._broken
+            elif os.write(self._file, data) != len(data):
+                failure = "no space left"  # the disk filled up half-way
         except OSError as error:
-            self._take_back(str(error))
-            raise journal_unavailable(str(error)) from error
-        if written != len(data):  # the disk filled up half-way
-            self._take_back("no space left")
-            raise journal_unavailable("no space left")
-        self._size += written
-        self.next_seq = entry.seq + 1
-        self._unsynced += 1
+            failure = str(error)
+        if failure:
+            self._take_back(failure)
+            self.next_seq -= len(self._held)
+            undo, self._undo, self._held = self._undo, [], []
+            for each in undo:
+                each()
+            raise journal_unavailable(failure)
+        self._held.clear()
+        self._undo.clear()
+        self._size += len(data)
+        self._unsynced += count
         if self._parked:
             self._unpark()
-        return entry.seq
 
     def _take_back(self, why: str) -> None:
         """Cut what a failed write left; where even that fails, nothing more may be appended to this file."""
@@ -224,6 +261,8 @@ class JournalWriter:
         with self._lock:
             if self.sealed is not None:
                 return self.sealed
+            if self._held:
+                self._write_out(b"")
             count = self.next_seq - self.first_seq
             seal = SealEntry(self.next_seq - 1, count, sha256_of_prefix(self.path, self._size))
             data = frame_of(seal)

@@ -106,13 +106,14 @@ class OpenInference:
     ) -> tuple[bytes, int | None, Inference] | None:
         """A small request that needs no waiting: body, length of its JSON if binary follows, and what it came to.
 
-        None where it must wait for something (then nothing was done); raises `Refusal`.
+        The caller sends it only after `dataplane.journal.flush()` has succeeded. None where it must wait for something
+        (then nothing was done); raises `Refusal`.
         """
         _check_scope(principal, "use")
         served = self._ports.bundles.resolve(target.name, target.selector, principal)
         call = decode_request(body, header_length)
         inference = self._dataplane.infer_now(
-            principal, served, call.inputs, call.outputs, digest=digest_of_bytes(body)
+            principal, served, call.inputs, call.outputs, digest=digest_of_bytes(body), hold=True
         )
         if inference is None:
             return None
