@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -163,3 +164,14 @@ async def until(condition: Callable[[], object], give_up_s: float = 20) -> None:
 
 def rows(count: int, columns: int = 3, seed: int = 1) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).normal(size=(count, columns)).astype(np.float32)
+
+
+class FullDisk:
+    """`os` on a disk with room for ten more bytes of each write."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    @staticmethod
+    def write(file: int, data: bytes) -> int:
+        return os.write(file, data[:10])

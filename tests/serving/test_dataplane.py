@@ -266,7 +266,7 @@ async def test_a_caller_who_leaves_before_the_run_is_dropped(tmp_path: Path) -> 
             await blocker
         assert node.dataplane.queue.waiting == 0
         assert node.usage() == []
-        assert all(not resident.references for resident in node.dataplane.residency.residents())
+        await until(lambda: all(not resident.references for resident in node.dataplane.residency.residents()))
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back(tmp_path: Path) -> None:

@@ -23,13 +23,15 @@ import tritonclient.http.aio as triton_aio
 import uvicorn
 import uvloop
 
+from serving import journal
 from serving.app import ServingApp
 from serving.server import server_of
-from tests.serving.parts import (  # fmt: skip
+from tests.serving.parts import (
     KEY,
     OPERATOR_KEY,
     OTHER_KEY,
     READ_KEY,
+    FullDisk,
     Node,
     double,
     endless,
@@ -186,6 +188,25 @@ def test_the_hot_path_answers_without_asgi(served: Served) -> None:
             assert calls == ["asgi"]
     finally:
         del app._answer  # type: ignore[method-assign]
+
+
+def test_answers_wait_for_the_journal_and_are_refused_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = serve(tmp_path)
+    served = next(running)
+    served.warm()
+    (held,) = served.node.dataplane.leases.leases()
+    used, written = held.voucher_scaled, len(served.node.usage())
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "os", FullDisk())
+        many = b"".join(raw(orjson.dumps(request_of(rows(1)))) for _ in range(3))
+        answers = exchange(served, many, 3)
+    assert [(status, orjson.loads(body)["code"]) for status, body in answers] == [(503, "JOURNAL_UNAVAILABLE")] * 3
+    assert (held.voucher_scaled, len(served.node.usage())) == (used, written)
+    with served.client() as client:
+        assert client.post(PATH, json=request_of(rows(1))).status_code in (200, 503)  # space is looked at once a second
+    assert next(running, None) is None
 
 
 def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
