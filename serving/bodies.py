@@ -11,7 +11,7 @@ from serving.errors import body_encoding, body_too_large
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 _AUTOMATIC = 32 + zlib.MAX_WBITS  # gzip or zlib, by its header
-DECOMPRESS_IN_THREAD_BYTES = 32 << 10
+DECOMPRESS_IN_THREAD_BYTES = 2 << 10  # may come out a thousand times as large
 
 
 class Disconnected(Exception):

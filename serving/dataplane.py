@@ -42,6 +42,7 @@ __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
 _log = logging.getLogger("algomart.dataplane")
 MANIFESTS_KEPT = 2048
+DIGEST_IN_THREAD_BYTES = 1 << 20
 
 
 def _undo_of(held: HeldLease, amount: int, line: PriceLine | None, statistics: VersionStatistics) -> Callable[[], None]:
@@ -247,7 +248,10 @@ class DataPlane:
         if limit_ms <= 0:
             raise deadline_exceeded(limit_ms)
         if digest is None:
-            digest = digest_of_arrays(inputs)
+            if sum(array.nbytes for array in inputs.values()) > DIGEST_IN_THREAD_BYTES:
+                digest = await self.in_thread(digest_of_arrays, inputs)
+            else:
+                digest = digest_of_arrays(inputs)
         if idempotency_key is None:
             now = self.infer_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
             if now is not None:

@@ -87,12 +87,10 @@ class OpenInference:
             return json_response({"name": SERVER, "version": self._version, "extensions": EXTENSIONS})
         if path == "/v2/models/stats":
             _check_method(method, "GET")
-            served = self._ports.bundles.visible(request.principal)
-            known = [self._dataplane.statistics.known(each.name, each.version) for each in served]
-            return json_response({"model_stats": [each.as_triton() for each in known if each is not None]})
+            return await self._dataplane.in_thread(self._all_statistics, request)
         if path == "/v2/repository/index":
             _check_method(method, "POST")
-            return self._index(request)
+            return await self._dataplane.in_thread(self._index, request)  # thousands of models take milliseconds
         parts = path.split("/")
         if parts[1:4] == ["v2", "repository", "models"] and parts[-1] in ("load", "unload") and len(parts) in (6, 7):
             _check_method(method, "POST")
@@ -180,6 +178,11 @@ class OpenInference:
             )
         manifest = await self._dataplane.manifest_of(served)
         return json_response(model_config(served, manifest) if target.verb else model_metadata(served, manifest))
+
+    def _all_statistics(self, request: Request) -> Response:
+        served = self._ports.bundles.visible(request.principal)
+        known = [self._dataplane.statistics.known(each.name, each.version) for each in served]
+        return json_response({"model_stats": [each.as_triton() for each in known if each is not None]})
 
     def _index(self, request: Request) -> Response:
         if request.body.strip():  # the real client sends nothing at all where it has nothing to say

@@ -10,7 +10,7 @@ to the reference beside it. Absolute figures mean little: quote ratios and CPU m
     --peers a,b       of bentoml, litserve, mlserver; "none" for none (default all)
     --node            the lone data plane over the market in memory too
     --url U --key K   a market that is running already (with the model NAME published) instead of one of our own
-    --no-pin          leave servers and load on any core (default: servers on core 0, load on core 1)
+    --pin             servers on one core, the load on another (hard on designs with several processes)
     --out FOLDER      for bench.json and bench.md (default build/bench)
 """
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(scratch)
         model = write_tiny(folder / "tiny.onnx")
         expected = expected_outputs(model)
-        can_pin = not options.no_pin and shutil.which("taskset") and len(os.sched_getaffinity(0)) >= 2
+        can_pin = options.pin and shutil.which("taskset") and len(os.sched_getaffinity(0)) >= 2
         cores = sorted(os.sched_getaffinity(0))
         pin_server = ["taskset", "-c", str(cores[0])] if can_pin else []
         pin_load = ["taskset", "-c", str(cores[1])] if can_pin else []
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-market", action="store_true")
     parser.add_argument("--url", default="")
     parser.add_argument("--key", default="")
-    parser.add_argument("--no-pin", action="store_true")
+    parser.add_argument("--pin", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """The reference: a bare raw-ASGI application on uvicorn + uvloop + httptools + orjson + ONNX Runtime, run inline.
 
-No routing, no key, no meter, no metrics: what the market is compared with. `python -m tests.bench.reference MODEL PORT`.
+No routing, no key, no meter, no metrics: what the market is compared with. `python -m tests.bench.reference MODEL
+PORT`.
 """
 
 from __future__ import annotations
