@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import selectors
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from model_store.errors import BadInput, DeadlineExceeded, Refusal, TooLarge, Unprocessable
+from model_store.errors import BadInput, DeadlineExceeded, Refusal, TooLarge, Unavailable, Unprocessable
 from model_store.tensors import NUMPY_OF, Array, object_array, oip_of_array, tensor_bytes
 
 START_TIMEOUT_S = 30.0
 DEFAULT_DEADLINE_MS = 10_000.0
 GRACE_S = 0.25  # for an answer that is just being written when the deadline passes
 MAX_HEADER_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 1 << 30  # where the caller sets no bound: what a child may make its parent hold
 OUT_OF_MEMORY_STATUS = 3
 _LENGTH = struct.Struct("<I")
 _KINDS = {kind.__name__: kind for kind in (BadInput, DeadlineExceeded, TooLarge, Unprocessable)}
@@ -44,6 +47,7 @@ class LimitedWorker:
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline: int | None = None  # the child ends when this pipe closes, however we end
         self.isolated = False
 
     def run(
@@ -53,22 +57,30 @@ class LimitedWorker:
         deadline_ms: float | None = None,
         max_output_bytes: int | None = None,
     ) -> dict[str, Array]:
-        """Run once. Raises what `Graph.run` and `load_graph` raise, `DeadlineExceeded` DEADLINE_EXCEEDED, and
-        `Unprocessable` WORKER_OUT_OF_MEMORY or WORKER_KILLED when the graph took its child down."""
+        """Run once; `deadline_ms` counts from now, the wait for the run before included.
+
+        Raises what `Graph.run` and `load_graph` raise (MODEL_OUT_OF_MEMORY where the bound stopped one allocation),
+        `DeadlineExceeded` DEADLINE_EXCEEDED, and `Unprocessable` WORKER_OUT_OF_MEMORY or WORKER_KILLED when the graph
+        took its child down.
+        """
         limit_s = (DEFAULT_DEADLINE_MS if deadline_ms is None else deadline_ms) / 1000
         until = time.monotonic() + limit_s
         if not self._lock.acquire(timeout=max(0.0, limit_s)):
             raise _deadline(limit_s)
         try:
             process = self._child()
-            request = {"outputs": None if outputs is None else list(outputs), "deadline_ms": limit_s * 1000,
-                       "max_output_bytes": max_output_bytes}  # fmt: skip
+            left_ms = (until - time.monotonic()) * 1000
+            if left_ms <= 0:  # spent waiting for the run before this one, or for a new child
+                raise _deadline(limit_s)
+            bound = MAX_ANSWER_BYTES if max_output_bytes is None else max_output_bytes
+            request = {"outputs": None if outputs is None else list(outputs), "deadline_ms": left_ms,
+                       "max_output_bytes": bound}  # fmt: skip
             try:
-                header, arrays = self._exchange(process, request, inputs, until + GRACE_S)
+                header, arrays = self._exchange(process, request, inputs, until + GRACE_S, bound)
             except TimeoutError:
                 self._kill()
                 raise _deadline(limit_s) from None
-            except (OSError, EOFError, ValueError):
+            except (OSError, EOFError, ValueError, KeyError, TypeError):  # gone, or no longer speaking as it should
                 raise self._death() from None
             if "refusal" in header:
                 raise _refusal_of(header["refusal"])
@@ -81,8 +93,7 @@ class LimitedWorker:
         with self._lock:
             self._kill()
 
-    # --- the child's life
-    # -----------------------------------------------------------------------------------------------
+    # --- the child's life ---------------------------------------------------------------------------------------------
 
     def _child(self) -> subprocess.Popen[bytes]:
         """The living child, started (and its graph loaded) where there is none."""
@@ -91,10 +102,18 @@ class LimitedWorker:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         root = str(Path(__file__).resolve().parents[1])
         environment |= {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "model_store.worker", str(self._path), str(self._memory_bytes)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, close_fds=True,
-        )  # fmt: skip
+        held, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "model_store.worker", str(self._path), str(self._memory_bytes), str(held)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+                pass_fds=(held,),
+            )  # fmt: skip
+        except OSError as error:
+            self._drop_lifeline()
+            raise _no_child(error) from error
+        finally:
+            os.close(held)
         try:
             header, _ = _receive(self._process, time.monotonic() + START_TIMEOUT_S)
         except (OSError, EOFError, ValueError, TimeoutError):
@@ -106,7 +125,12 @@ class LimitedWorker:
         return self._process
 
     def _exchange(
-        self, process: subprocess.Popen[bytes], request: dict[str, Any], inputs: Mapping[str, Array], until: float
+        self,
+        process: subprocess.Popen[bytes],
+        request: dict[str, Any],
+        inputs: Mapping[str, Array],
+        until: float,
+        max_bytes: int,
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         """Write in a thread: a child that does not read must not hold us past the deadline."""
         assert process.stdin is not None
@@ -119,18 +143,20 @@ class LimitedWorker:
                 failed.append(error)
 
         writer: threading.Thread | None = None
-        if sum(tensor_bytes(array) for array in inputs.values()) < 32_768:  # fits in a pipe: cannot block
+        size = sum(tensor_bytes(array) + 4 * array.size for array in inputs.values())
+        if size < 32_768 and len(inputs) < 64:  # fits in a pipe: cannot block
             write(process.stdin)
         else:
             writer = threading.Thread(target=write, args=(process.stdin,), daemon=True)
             writer.start()
-        answer = _receive(process, until)
+        answer = _receive(process, until, max_bytes)
         if writer is not None:
             writer.join(1)
         return answer
 
     def _kill(self) -> int:
         process, self._process = self._process, None
+        self._drop_lifeline()
         if process is None:
             return 0
         if process.poll() is None:
@@ -142,14 +168,19 @@ class LimitedWorker:
                     stream.close()
         return status
 
+    def _drop_lifeline(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
     def _death(self) -> Refusal:
         """Why the child is gone, as a refusal; what is left of it is cleared away."""
-        process = self._process
-        if process is not None:
+        status: int | None = None  # None: it lives, but no longer speaks as it should
+        if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2)
-        status = self._kill()
-        if status == OUT_OF_MEMORY_STATUS or status == -9:
+                status = self._process.wait(2)
+        self._kill()
+        if status in (OUT_OF_MEMORY_STATUS, -signal.SIGKILL):
             return Unprocessable(
                 "WORKER_OUT_OF_MEMORY",
                 zh=f"模型用尽了允许的内存 ({self._memory_bytes >> 20} MiB), 已终止",
@@ -168,8 +199,7 @@ class LimitedWorker:
         )
 
 
-# --- frames
-# -------------------------------------------------------------------------------------------------------------
+# --- frames -----------------------------------------------------------------------------------------------------------
 
 
 def _send(stream: IO[bytes], header: dict[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -188,8 +218,10 @@ def _send(stream: IO[bytes], header: dict[str, Any], arrays: Mapping[str, Array]
     stream.flush()
 
 
-def _receive(process: subprocess.Popen[bytes], until: float) -> tuple[dict[str, Any], dict[str, Array]]:
-    """One frame from the child. `TimeoutError` past `until`, `EOFError` when the child is gone."""
+def _receive(
+    process: subprocess.Popen[bytes], until: float, max_bytes: int = 0
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """One frame from the child. `TimeoutError` past `until`, `EOFError` if it is gone, `ValueError` over the bound."""
     assert process.stdout is not None
     fd = process.stdout.fileno()
     with selectors.DefaultSelector() as selector:
@@ -208,15 +240,19 @@ def _receive(process: subprocess.Popen[bytes], until: float) -> tuple[dict[str, 
                 count -= len(part)
             return b"".join(parts)
 
-        return _read_frame(exactly)
+        return _read_frame(exactly, max_bytes)
 
 
-def _read_frame(exactly: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+def _read_frame(exactly: Callable[[int], bytes], max_bytes: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    """`max_bytes` bounds the tensors, four bytes an element of BYTES apart."""
     (size,) = _LENGTH.unpack(exactly(4))
     if size > MAX_HEADER_BYTES:
         raise ValueError("header too long")
     header: dict[str, Any] = json.loads(exactly(size))
     arrays = {}
+    announced = sum(_announced(tensor) for tensor in header.get("tensors", []))
+    if announced > max_bytes:
+        raise ValueError("tensors too large")
     for tensor in header.get("tensors", []):
         body = exactly(int(tensor["bytes"]))
         shape = tuple(int(side) for side in tensor["shape"])
@@ -226,6 +262,13 @@ def _read_frame(exactly: Any) -> tuple[dict[str, Any], dict[str, Array]]:
             else np.frombuffer(body, NUMPY_OF[tensor["dtype"]]).reshape(shape)
         )
     return header, arrays
+
+
+def _announced(tensor: Mapping[str, Any]) -> int:
+    size, lengths = int(tensor["bytes"]), 4 * math.prod(int(side) for side in tensor["shape"])
+    if size < 0 or lengths < 0:
+        raise ValueError("negative size")
+    return size - lengths if tensor["dtype"] == "BYTES" else size
 
 
 def _split(body: bytes) -> list[bytes | str]:
@@ -246,6 +289,18 @@ def _refusal_of(data: Mapping[str, Any]) -> Refusal:
     )  # fmt: skip
 
 
+def _no_child(error: OSError) -> Unavailable:
+    return Unavailable(
+        "WORKER_UNAVAILABLE",
+        zh=f"无法启动受限进程: {error.strerror}",
+        en=f"a limited process cannot be started: {error.strerror}",
+        remedy_zh="请稍后重试",
+        remedy_en="try again shortly",
+        field="model",
+        retry_after_s=1,
+    )
+
+
 def _deadline(limit_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
         "DEADLINE_EXCEEDED",
@@ -257,16 +312,16 @@ def _deadline(limit_s: float) -> DeadlineExceeded:
     )
 
 
-# --- the child
-# ----------------------------------------------------------------------------------------------------------
+# --- the child --------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """`python -m model_store.worker MODEL MEMORY_BYTES`: bound this process, load the graph, answer runs until EOF."""
-    from model_store.inspection.sandbox import die_with_parent, leave_network, mapped_bytes
+    """`python -m model_store.worker MODEL MEMORY_BYTES LIFELINE_FD`: bound this process, load the graph, answer runs
+    until EOF."""
+    from model_store.inspection.sandbox import leave_network, mapped_bytes
 
-    die_with_parent()
     isolated = leave_network()
+    threading.Thread(target=_end_with_parent, args=(int(sys.argv[3]),), daemon=True).start()
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not spoil a frame
     from model_store.runtime import load_graph
@@ -291,7 +346,7 @@ def main() -> None:
     _send(stdout, {"isolated": isolated}, {})
     while True:
         try:
-            header, inputs = _read_frame(exactly)
+            header, inputs = _read_frame(exactly, sys.maxsize)
         except EOFError:
             return
         try:
@@ -302,6 +357,12 @@ def main() -> None:
             _send(stdout, {"refusal": _as_data(refusal)}, {})
             continue
         _send(stdout, {}, result)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Not PR_SET_PDEATHSIG: that follows the *thread* that started us, and ours come and go."""
+    os.read(lifeline, 1)
+    os._exit(0)
 
 
 def _as_data(refusal: Refusal) -> dict[str, Any]:
