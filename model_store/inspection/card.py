@@ -1,4 +1,5 @@
-"""The card: whether a manifest tells a factory what it needs to know. Errors for a public version, advice for a private one.
+"""The card: whether a manifest tells a factory what it needs to know. Errors for a public version, advice for a
+private one.
 
 Pure: it reads the manifest only, so a client may run it before anything is uploaded.
 """

@@ -4,8 +4,9 @@ It leaves the network, imports what a trial needs once (0.4 s), and then forks f
 limits, tries one bundle and ends. So an inspection costs milliseconds, and nothing of one bundle reaches the next.
 
 Talk, one JSON document a line: in `{"bundle", "private", "limits", "bundle_bytes", "sealed"}`; out first `{"ready",
-"isolated"}`, then for each bundle `["stage"|"findings"|"facts"|"golden"|"cost"|"scorecard", value]` as they are known, and
-last `["end", {"signal", "status", "timed_out", "cpu_s"}]`. Ends when its input does, or after `IDLE_S` without a request.
+"isolated"}`, then for each bundle `["stage"|"findings"|"facts"|"golden"|"cost"|"scorecard", value]` as known, and
+last `["end", {"signal", "status", "timed_out", "cpu_s"}]`. Ends when its input does, or after `IDLE_S` without a
+request.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def measure_drift(
         changed = {key: perturb(array) if key in floats else array for key, array in inputs.items()}
         try:
             moved = graph.run(changed)
-            measures.append(_measure(name, title_zh, title_en, base, moved, pipeline))
+            measures.append(_measure(name, title_zh, title_en, (base, inputs), (moved, changed), pipeline))
         except Refusal as refusal:
             measures.append({"name": name, "title_zh": title_zh, "title_en": title_en, "n": 0, "value": None,
                              "note_zh": refusal.zh, "note_en": refusal.en})  # fmt: skip
@@ -102,13 +102,15 @@ def _normalisation(manifest: Manifest) -> tuple[Array, Array]:
     return np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1, 1))
 
 
+Ran = tuple[Mapping[str, Array], Mapping[str, Array]]  # outputs, and the inputs that gave them
+
+
 def _measure(
-    name: str, title_zh: str, title_en: str, base: Mapping[str, Array], moved: Mapping[str, Array],
-    pipeline: Pipeline | None,
-) -> dict[str, Any]:  # fmt: skip
+    name: str, title_zh: str, title_en: str, base: Ran, moved: Ran, pipeline: Pipeline | None
+) -> dict[str, Any]:
     measure: dict[str, Any] = {"name": name, "title_zh": title_zh, "title_en": title_en}
     if pipeline is not None:
-        before, after = pipeline.decode(dict(base)), pipeline.decode(dict(moved))
+        before, after = pipeline.decode(*base), pipeline.decode(*moved)
         key = next((key for key in ("label", "is_anomaly") if before and key in before[0]), None)
         if key is not None:
             flips = sum(a[key] != b[key] for a, b in zip(before, after, strict=True))
@@ -116,10 +118,10 @@ def _measure(
             return measure | _few(len(before)) | {
                 "n": len(before), "value": flips / len(before), "low": low, "high": high, "of": "flips",
             }  # fmt: skip
-    changes = _relative_changes(base, moved)
+    changes = _relative_changes(base[0], moved[0])
     value = float(np.median(changes)) if changes.size else None
-    high = float(np.quantile(changes, 0.95)) if changes.size else None
-    return measure | _few(len(changes)) | {"n": len(changes), "value": value, "p95": high, "of": "relative change"}
+    p95 = float(np.quantile(changes, 0.95)) if changes.size else None
+    return measure | _few(len(changes)) | {"n": len(changes), "value": value, "p95": p95, "of": "relative change"}
 
 
 def _relative_changes(base: Mapping[str, Array], moved: Mapping[str, Array]) -> Array:

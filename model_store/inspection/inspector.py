@@ -1,7 +1,7 @@
 """`inspect_bundle`: the one inspection, for publishing, the command line, the web and every client.
 
-Order: files (names, first bytes, sizes, links), manifest and hashes, card; then in a limited subprocess the graph's static
-safety, load, golden samples, processing, batches, cost, scorecard. This process never parses the graph or a sample.
+Order: files (names, first bytes, sizes, links), manifest and hashes, card; then in a limited subprocess the graph's
+static safety, load, golden samples, processing, batches, cost, scorecard. This process never parses the graph.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def inspect_bundle(
 ) -> Report:
     """Inspect the bundle folder `path`. Blocks (0.3 to 2 s for a small model); call it from a thread.
 
-    `private`: the card is advice. `on_progress(stage, fraction)` is called at the start of each of `STAGES`. Whatever is
-    wrong with the bundle, limits included, is a finding; nothing is raised for it.
+    `private`: the card is advice. `on_progress(stage, fraction)` is called at the start of each of `STAGES`.
+    Whatever is wrong with the bundle, limits included, is a finding; nothing is raised for it.
     """
     start = time.perf_counter()
 
@@ -116,7 +116,7 @@ def _judge_end(answer: Answer, limits: Limits, findings: Findings) -> None:
         findings.error(
             "GRAPH_TIMED_OUT",
             f"检验在“{stage}”阶段超过时限 ({limits.wall_s:g} 秒, CPU {limits.cpu_s} 秒), 已终止",
-            f"inspection ran past its limit ({limits.wall_s:g} s, {limits.cpu_s} CPU s) at stage {stage!r} and was ended",
+            f"inspection ran past its limit ({limits.wall_s:g} s, {limits.cpu_s} CPU s) at stage {stage!r}: ended",
             "请检查 Loop 的结束条件与计算量",
             "check the condition of its loops and how much it computes",
             "model.onnx",

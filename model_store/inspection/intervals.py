@@ -38,7 +38,9 @@ def bootstrap(
 
 
 def fit_line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """(a, b) of y = a·n + b: Theil and Sen's median of slopes, which one slow run does not bend; neither is negative."""
+    """(a, b) of y = a·n + b: Theil and Sen's median of slopes, which one slow run does not bend; neither is
+    negative.
+    """
     if len(points) < 2:
         return 0.0, max(points[0][1], 0.0) if points else 0.0
     slopes = [(y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1 :] if x2 != x1]

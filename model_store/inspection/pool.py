@@ -118,7 +118,9 @@ class Child:
 
 
 def _environment(root: str) -> dict[str, str]:
-    """Nothing of the market's environment (settings, tokens, proxies) but what finding the interpreter's files takes."""
+    """Nothing of the market's environment (settings, tokens, proxies) but what finding the interpreter's files
+    takes.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ") if name in os.environ}
     return kept | {
         "PYTHONPATH": root,

@@ -1,4 +1,6 @@
-"""The precision half of the 两高 scorecard: on a sealed set where one fits, else the vendor's own figures, said to be so."""
+"""The precision half of the 两高 scorecard: on a sealed set where one fits, else the vendor's own figures, said to
+be so.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def declared_precision(manifest: Manifest) -> dict[str, Any]:
 def sealed_precision(
     manifest: Manifest, name: str, answers: Sequence[dict[str, Any]], targets: Sequence[Any]
 ) -> dict[str, Any]:
-    """Metrics of `answers` (what `Pipeline.decode` gave, in order) against the sealed targets, each with its interval."""
+    """Metrics of `answers` (what `Pipeline.decode` gave, in order) against the sealed targets, each with its
+    interval.
+    """
     n = len(targets)
     metrics = []
     for metric, higher, statistic in _statistics(manifest, answers, targets):

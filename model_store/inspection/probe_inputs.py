@@ -1,4 +1,6 @@
-"""Inputs to try a graph with where it brings no golden samples: the features' examples, else numbers that fit the signature."""
+"""Inputs to try a graph with where it brings no golden samples: the features' examples, else numbers that fit the
+signature.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ MAX_ELEMENTS = 1 << 24
 
 
 def synthetic_inputs(specs: list[TensorSpec], rows: int, seed: int = 0) -> dict[str, Array] | None:
-    """Arrays that fit the signature, `rows` in the first dimension where it is free; None where one would be too large."""
+    """Arrays that fit the signature, `rows` in the first dimension where it is free; None where one would be too
+    large.
+    """
     random = np.random.default_rng(seed)
     inputs: dict[str, Array] = {}
     for spec in specs:

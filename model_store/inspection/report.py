@@ -58,11 +58,12 @@ class Findings:
         where: str = "",
     ) -> None:
         """Record a finding; texts are cut to their bound and stripped of control characters."""
-        self._of_code[code] += 1
-        if self._of_code[code] > MAX_FINDINGS_OF_ONE_CODE or len(self._items) >= MAX_FINDINGS:
+        if self._of_code[code] >= MAX_FINDINGS_OF_ONE_CODE or len(self._items) >= MAX_FINDINGS:
             return
-        texts = (clean_text(text) for text in (zh, en, remedy_zh, remedy_en, where))
-        self._items.append(Finding(code, severity, *texts))
+        item = Finding(code, severity, *(clean_text(text) for text in (zh, en, remedy_zh, remedy_en, where)))
+        if item not in self._items:  # a step that runs twice says the same thing once
+            self._of_code[code] += 1
+            self._items.append(item)
 
     def error(self, code: str, zh: str, en: str, remedy_zh: str = "", remedy_en: str = "", where: str = "") -> None:
         self.add(code, "error", zh, en, remedy_zh, remedy_en, where)
