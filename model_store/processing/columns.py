@@ -1,7 +1,7 @@
 """Matching a factory's column headings to a model's features: names, titles and aliases in Chinese and English, units.
 
 `转速(rpm)`, `Rotational speed [rpm]` and `rotational_speed` are one feature. A heading may carry another unit of
-the same quantity than the model wants; the match then says factor and offset: value_in_model_unit = value · factor + offset.
+the same quantity than the model wants; the match then says factor and offset: model's value = value · factor + offset.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from model_store.errors import BadInput
 from model_store.manifest import Feature
 
 How = Literal["by_hand", "exact", "alias", "normalised", "converted"]
-_UNIT_TAIL = re.compile(r"^(?P<name>.*?)[\s_]*[\(\[（【/]\s*(?P<unit>[^\)\]）】]{1,16})\s*[\)\]）】]?\s*$")
+_BRACKETED = re.compile(r"(?P<name>.*?\S)[\s_]*[(\[（【]\s*(?P<unit>[^()\[\]（）【】]{1,16}?)\s*[)\]）】]\s*")
+_TRAILING = re.compile(r"(?P<name>.*?[^\s_/])[\s_/]+(?P<unit>[^\s_]{1,8})\s*")
 _NOT_WORD = re.compile(r"[^\w]+|_+", re.UNICODE)
 
 # unit → (quantity, factor to the quantity's base unit, offset): base = value · factor + offset. SI, exact.
 _UNITS: dict[str, tuple[str, float, float]] = {
     "k": ("temperature", 1, 0), "°c": ("temperature", 1, 273.15), "c": ("temperature", 1, 273.15),
     "℃": ("temperature", 1, 273.15), "degc": ("temperature", 1, 273.15), "°f": ("temperature", 5 / 9, 459.67 * 5 / 9),
-    "w": ("power", 1, 0), "kw": ("power", 1e3, 0), "mw": ("power", 1e6, 0),
+    "w": ("power", 1, 0), "kw": ("power", 1e3, 0), "mw": ("power", 1e6, 0), "瓦": ("power", 1, 0),
+    "千瓦": ("power", 1e3, 0), "兆瓦": ("power", 1e6, 0), "摄氏度": ("temperature", 1, 273.15),
+    "毫米": ("length", 1e-3, 0), "米": ("length", 1, 0), "天": ("time", 86400, 0), "毫秒": ("time", 1e-3, 0),
     "m": ("length", 1, 0), "mm": ("length", 1e-3, 0), "cm": ("length", 1e-2, 0), "um": ("length", 1e-6, 0),
     "μm": ("length", 1e-6, 0), "km": ("length", 1e3, 0),
     "s": ("time", 1, 0), "ms": ("time", 1e-3, 0), "min": ("time", 60, 0), "h": ("time", 3600, 0),
@@ -38,6 +41,9 @@ _UNITS: dict[str, tuple[str, float, float]] = {
     "kg/m³": ("density", 1, 0), "g/cm3": ("density", 1e3, 0), "l/min": ("flow", 1, 0), "m3/h": ("flow", 1000 / 60, 0),
     "kwh": ("energy", 3.6e6, 0), "mwh": ("energy", 3.6e9, 0), "j": ("energy", 1, 0), "kj": ("energy", 1e3, 0),
 }  # fmt: skip
+
+
+_CASED_UNITS = {"mW": ("power", 1e-3, 0.0), "MV": ("voltage", 1e6, 0.0), "mPa": ("pressure", 1e-3, 0.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,27 +127,37 @@ def _match(feature: Feature, heading: str, strictness: str) -> ColumnMatch | Non
         return ColumnMatch(heading, "normalised")
     conversion = _conversion(unit, feature.unit)
     if conversion is None:  # an unknown unit is no reason to lose the column, another quantity is
-        known = _UNITS.get(unit.strip().lower()), _UNITS.get(feature.unit.strip().lower())
+        known = _unit(unit), _unit(feature.unit)
         return None if None not in known else ColumnMatch(heading, "normalised")
     factor, offset = conversion
     return ColumnMatch(heading, "normalised" if (factor, offset) == (1.0, 0.0) else "converted", factor, offset)
+
+
+def _unit(text: str) -> tuple[str, float, float] | None:
+    """Case tells milliwatts from megawatts where both occur; elsewhere it is ignored, as headings do."""
+    normal = unicodedata.normalize("NFKC", text).strip()
+    return _CASED_UNITS.get(normal) or _UNITS.get(normal.lower()) or _UNITS.get(text.strip().lower())
 
 
 def _conversion(unit: str | None, wanted: str | None) -> tuple[float, float] | None:
     """(factor, offset) from `unit` to `wanted`; None where either is unknown or they measure different things."""
     if unit is None or wanted is None:
         return None
-    one, other = _UNITS.get(unit.strip().lower()), _UNITS.get(wanted.strip().lower())
+    one, other = _unit(unit), _unit(wanted)
     if one is None or other is None or one[0] != other[0]:
         return None
     return one[1] / other[1], (one[2] - other[2]) / other[1]
 
 
 def _split_unit(heading: str) -> tuple[str, str | None]:
-    found = _UNIT_TAIL.match(heading)
-    if found is None or not found["name"].strip():
-        return heading, None
-    return found["name"], found["unit"].strip()
+    """`转速(rpm)` → (`转速`, `rpm`). Without brackets (after a slash, space or underscore) only a known unit is one."""
+    found = _BRACKETED.fullmatch(heading)
+    if found is not None:
+        return found["name"], found["unit"].strip()
+    found = _TRAILING.fullmatch(heading)
+    if found is not None and _unit(found["unit"]) is not None:
+        return found["name"], found["unit"]
+    return heading, None
 
 
 def _folded(text: str) -> str:

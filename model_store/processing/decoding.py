@@ -9,7 +9,7 @@ import numpy as np
 
 from model_store import manifest as m
 from model_store.errors import Unprocessable
-from model_store.tensors import Array
+from model_store.tensors import BFLOAT16, Array
 
 
 class Decoding:
@@ -20,6 +20,8 @@ class Decoding:
         self.tensors: dict[str, Array] = dict(outputs)
         self.inputs = inputs
         self.results: list[dict[str, Any]] = []
+        sizes = {len(array) for array in inputs.values() if array.ndim}
+        self.count = sizes.pop() if len(sizes) == 1 else None  # rows that went in, where that is known
 
     def tensor(self, name: str) -> Array:
         found = self.tensors.get(name)
@@ -32,12 +34,26 @@ class Decoding:
                 remedy_en="make the manifest's post-processing name the graph's outputs",
                 field=name,
             )
+        if found.dtype.kind not in "fiub" and found.dtype != BFLOAT16:
+            raise _misfit(name, "不是数值张量", "it holds no numbers")
+        if found.ndim == 0 or (self.count is not None and len(found) != self.count):
+            raise _misfit(
+                name,
+                f"形状 {list(found.shape)} 不是每行一个结果",
+                f"its shape {list(found.shape)} is not one result a row",
+            )
         return found
 
     def flat(self, name: str) -> Array:
         """[N] or [N, 1] → [N] float64."""
         tensor = self.tensor(name)
-        return tensor.reshape(len(tensor), -1)[:, 0].astype(np.float64)
+        if tensor.size != len(tensor):
+            raise _misfit(
+                name,
+                f"形状 {list(tensor.shape)} 应为 [N] 或 [N, 1]",
+                f"its shape {list(tensor.shape)} is not [N] or [N, 1]",
+            )
+        return tensor.reshape(len(tensor)).astype(np.float64)
 
     def merge(self, rows: list[dict[str, Any]]) -> None:
         if not self.results:
@@ -129,6 +145,17 @@ def vector(work: Decoding, step: m.Vector) -> None:
     if step.normalise:
         tensor = tensor / np.maximum(np.linalg.norm(tensor, axis=1, keepdims=True), 1e-12)
     work.merge([{"embedding": [float(number) for number in row]} for row in tensor])
+
+
+def _misfit(name: str, zh: str, en: str) -> Unprocessable:
+    return Unprocessable(
+        "OUTPUT_MISFIT",
+        zh=f"模型输出“{name}”与后处理不符: {zh}",
+        en=f"the graph's output {name!r} does not fit its post-processing: {en}",
+        remedy_zh="请让 manifest 的后处理与图的输出一致",
+        remedy_en="make the manifest's post-processing fit the graph's outputs",
+        field=name,
+    )
 
 
 STEPS: dict[type[Any], Callable[[Decoding, Any], None]] = {

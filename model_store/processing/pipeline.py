@@ -9,7 +9,8 @@ from typing import Any
 from model_store.bundle import Bundle
 from model_store.errors import BadInput, Unprocessable
 from model_store.manifest import Feature
-from model_store.processing import decoding, encoding
+from model_store.processing import decoding, steps
+from model_store.processing.encoding import Encoding
 from model_store.tensors import Array
 
 
@@ -24,7 +25,12 @@ class Pipeline:
         self._check_steps()
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-        """Rows of named features → {tensor: [N, …]}. Raises `BadInput` naming the row and the feature."""
+        """Rows of named features → {tensor: [N, …]}.
+
+        Raises `BadInput` naming the row and the feature: ROWS_EMPTY, FEATURE_UNKNOWN, FEATURE_MISSING,
+        FEATURE_NOT_NUMBER, FEATURE_OUT_OF_RANGE, CATEGORY_UNKNOWN, SERIES_TOO_SHORT, IMAGE_UNREADABLE, COLUMN_MISSING;
+        `TooLarge` INPUT_TOO_LARGE; `Unprocessable` PROCESSING_MISFIT where the manifest's own steps do not fit.
+        """
         if not rows:
             raise BadInput(
                 "ROWS_EMPTY",
@@ -38,17 +44,26 @@ class Pipeline:
             step.order for step in self.manifest.pre if step.op == "window"
         }
         self._check_names(rows, {name for name in extra if name})
-        work = encoding.Encoding(self.features, rows, self._folder)
+        work = Encoding(self.features, rows, self._folder)
         for step in self.manifest.pre:
-            encoding.STEPS[type(step)](work, step)
+            try:
+                steps.STEPS[type(step)](work, step)
+            except (ValueError, IndexError, KeyError, TypeError) as error:  # the manifest's fault: refusals pass
+                raise _misfit(step.op, error) from error
         wanted = [spec.name for spec in self.manifest.inputs]
         return {name: work.tensors[name] for name in wanted if name in work.tensors}
 
     def decode(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array] | None = None) -> list[dict[str, Any]]:
-        """Outputs by tensor name → one result per row. `inputs`: the encoded tensors, for masks in pooling."""
+        """Outputs by tensor name → one result per row. `inputs`: the encoded tensors, for masks and the count of rows.
+
+        Raises `Unprocessable` OUTPUT_MISSING, OUTPUT_MISFIT, LABELS_COUNT, PROCESSING_MISFIT.
+        """
         work = decoding.Decoding(self.manifest.target, outputs, inputs or {})
         for step in self.manifest.post:
-            decoding.STEPS[type(step)](work, step)
+            try:
+                decoding.STEPS[type(step)](work, step)
+            except (ValueError, IndexError, KeyError, TypeError) as error:
+                raise _misfit(step.op, error) from error
         if work.results or not outputs:
             return work.results
         first = next(iter(outputs.values()))
@@ -86,3 +101,14 @@ class Pipeline:
                         remedy_en="declare it among the manifest's features",
                         field=name,
                     )
+
+
+def _misfit(op: str, error: Exception) -> Unprocessable:
+    return Unprocessable(
+        "PROCESSING_MISFIT",
+        zh=f"模型包的处理步骤 {op} 无法执行: {str(error)[:200]}",
+        en=f"the bundle's processing step {op!r} cannot be carried out: {str(error)[:200]}",
+        remedy_zh="请供应商检查 manifest 的 pre 与 post",
+        remedy_en="the vendor should check the manifest's pre and post",
+        field=op,
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
+import re
 from typing import Any
 
 from model_store.errors import BadInput, Refusal, TooLarge
@@ -13,19 +15,34 @@ MAX_ROWS = 100_000
 MAX_COLUMNS = 2_000
 MAX_CELLS = 5_000_000
 PARQUET_MAGIC = b"PAR1"
+MAX_UNPACKED_BYTES = 512 * 1024 * 1024
 _ENCODINGS = ("utf-8-sig", "gb18030")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_NO_TABLES = {
+    b"PK\x03\x04": "Excel (.xlsx) or zip, 请另存为 CSV",
+    b"\xd0\xcf\x11\xe0": "Excel (.xls), 请另存为 CSV",
+    b"\x1f\x8b\x08\x00": "gzip",
+    b"%PDF": "PDF",
+}
+_CODE = re.compile(r"[+-]?0\d")  # 007 is a code, not a number
+csv.field_size_limit(4 * 1024 * 1024)  # a cell may hold a series of samples
 
 
 def read_table(
-    content: bytes, filename: str = "", *, max_rows: int = MAX_ROWS
+    content: bytes, filename: str = "", *, max_rows: int = MAX_ROWS, as_text: bool = False
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """(headings, rows). CSV cells are numbers where they read as numbers, else text; empty ones None.
+
+    `as_text` leaves CSV cells as they are written, so that a table can be given back unchanged. What the content is
+    decides how it is read; `filename` is for the message only.
 
     Raises `BadInput` TABLE_UNREADABLE, TABLE_EMPTY, HEADING_TWICE, ROW_LENGTH; `TooLarge` TABLE_TOO_LARGE.
     """
     if content[:4] == PARQUET_MAGIC:
         return _read_parquet(content, max_rows)
-    return _read_csv(content, max_rows)
+    if content[:4] in _NO_TABLES:
+        raise _unreadable(f"{filename[:80] or 'the file'}: {_NO_TABLES[content[:4]]}")
+    return _read_csv(content, max_rows, as_text)
 
 
 def write_csv(headings: list[str], rows: list[dict[str, Any]]) -> str:
@@ -47,12 +64,12 @@ def parse_cell(text: str) -> Any:
         number = float(stripped)
     except ValueError:
         return text
-    if not math.isfinite(number) or "_" in stripped:
+    if not math.isfinite(number) or "_" in stripped or _CODE.match(stripped):
         return text
     return int(stripped) if stripped.lstrip("+-").isdigit() and len(stripped) < 18 else number
 
 
-def _read_csv(content: bytes, max_rows: int) -> tuple[list[str], list[dict[str, Any]]]:
+def _read_csv(content: bytes, max_rows: int, as_text: bool) -> tuple[list[str], list[dict[str, Any]]]:
     text = _decode(content)
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
@@ -73,7 +90,7 @@ def _read_csv(content: bytes, max_rows: int) -> tuple[list[str], list[dict[str, 
                     remedy_en="check its separators and quotes",
                     field=f"line {number}",
                 )
-            rows.append(dict(zip(headings, map(parse_cell, cells), strict=True)))
+            rows.append(dict(zip(headings, cells if as_text else map(parse_cell, cells), strict=True)))
             if len(rows) > max_rows or len(rows) * len(headings) > MAX_CELLS:
                 raise _too_large(max_rows)
     except csv.Error as error:
@@ -84,6 +101,9 @@ def _read_csv(content: bytes, max_rows: int) -> tuple[list[str], list[dict[str, 
 
 
 def _decode(content: bytes) -> str:
+    if content[:2] in _UTF16_MARKS:  # what Excel calls "Unicode text"
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode("utf-16").replace("\r\n", "\n").replace("\r", "\n")
     for encoding in _ENCODINGS:
         try:
             text = content.decode(encoding)
@@ -96,13 +116,18 @@ def _decode(content: bytes) -> str:
 
 
 def _read_parquet(content: bytes, max_rows: int) -> tuple[list[str], list[dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError as error:  # a lone serving node goes without
+        raise _unreadable("this node reads CSV only, 本节点只读 CSV") from error
     try:
         file = parquet.ParquetFile(io.BytesIO(content))
         metadata = file.metadata
         if metadata.num_rows > max_rows or metadata.num_rows * metadata.num_columns > MAX_CELLS:
+            raise _too_large(max_rows)
+        groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > MAX_UNPACKED_BYTES:
             raise _too_large(max_rows)
         headings = [str(name) for name in file.schema_arrow.names]
         _check_headings(headings)
