@@ -173,7 +173,7 @@ def check_head(path: Path, where: str, findings: Findings) -> None:
         _check_archive(path, where, suffix, findings)
         return
     for magic, zh, en in _MAGIC:
-        if head.startswith(magic) and not (suffix in _RAW and len(magic) < 4):
+        if head.startswith(magic) and not (suffix in _RAW and len(magic) < 3):
             _refuse_program(where, zh, en, findings)
             return
     if suffix == ".onnx" and (not head or head[0] not in _MODEL_FIRST_BYTES):
