@@ -147,7 +147,7 @@ def _measure_determinism(subject: Subject, graph: Graph, inputs: Mapping[str, Ar
     first = graph.run(inputs)
     repeats = [compare_outputs(first, graph.run(inputs), 0, 0) for _ in range(REPEATS)]
     same = sum(all(each.within for each in differences) for differences in repeats)
-    if same < REPEATS or random:
+    if same < REPEATS:
         subject.findings.add(
             "NOT_DETERMINISTIC",
             "warning",
