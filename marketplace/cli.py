@@ -1,13 +1,24 @@
-"""The command line: `algomart up` starts a market."""
+"""The command line. `up`, `tour`, `catalogue`, `backup`, `restore` and `doctor` work on this machine; the rest on a
+market.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from marketplace.cli_client import register
+from marketplace.settings import Settings
+from model_store.errors import Refusal
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="AlgoMart 算法超市")
+catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
+app.add_typer(catalogue, name="catalogue")
+register(app)
 
 
 @app.callback()
@@ -23,7 +34,6 @@ def up(
     demo: Annotated[bool | None, typer.Option("--demo/--no-demo", help="Demonstration organisations and shelf")] = None,
 ) -> None:
     """Start the market and keep it in the foreground."""
-    from marketplace.settings import Settings
     from marketplace.start import run_market
 
     given = {"home": home, "port": port, "host": host, "demo": demo}
@@ -47,6 +57,63 @@ def tour(
     else:
         print_receipt(receipt)
     raise typer.Exit(0 if receipt["ledger_balanced"] else 1)
+
+
+@catalogue.command()
+def rebuild(
+    data: Annotated[Path, typer.Option(help="Folder of the data sets")] = Path("../shared/data"),
+    out: Annotated[Path, typer.Option(help="Where the bundles go")] = Path("marketplace/catalogue/starter"),
+    only: Annotated[str, typer.Option(help="One model only: vendor/name")] = "",
+) -> None:
+    """Train the starter shelf again from the data (minutes; needs the workshop's packages)."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "adapters.recipes.shelf.build", "--data", str(data), "--out", str(out)]
+    raise typer.Exit(subprocess.run([*command, *(["--only", only] if only else [])], check=False).returncode)
+
+
+@app.command()
+def backup(archive: Path, home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = None) -> None:
+    """Everything a market has, in one .tar with hashes; also while it runs."""
+    from marketplace.backup import backup as write
+
+    with _refusals():
+        typer.echo(write(_settings(home), archive))
+
+
+@app.command()
+def restore(archive: Path, home: Path) -> None:
+    """Unpack a backup into a new folder, every hash checked."""
+    from marketplace.backup import restore as read
+
+    with _refusals():
+        typer.echo(read(archive, home))
+
+
+@app.command()
+def doctor(home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = None) -> None:
+    """Check database, ledger, bundles, registry, disk and settings; status 1 where something is wrong."""
+    from marketplace.doctor import examine, is_sound
+
+    findings = examine(_settings(home))
+    for finding in findings:
+        typer.echo(finding)
+    raise typer.Exit(0 if is_sound(findings) else 1)
+
+
+def _settings(home: Path | None) -> Settings:
+    settings = Settings()
+    return settings if home is None else settings.model_copy(update={"home": home})
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        typer.echo(f"{refusal.code}: {refusal.zh} — {refusal.remedy_zh}\n{refusal.en} — {refusal.remedy_en}", err=True)
+        raise typer.Exit(1) from None
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The model that the tour's vendor publishes: cutting power from speed, feed and depth, fitted here on generated rows.
 
-The rows follow Kienzle's formula P = v · d · k11 · f^(1 − m) / 60,000 for C45 steel (k11 = 2,220 N/mm², m = 0.14) with 2%
+The rows follow Kienzle's formula P = v · d · k11 · f^(1 − m) / 60,000 for C45 steel (k11 = 2,220 N/mm², m = 0.14)
+with 2%
 noise, so the model is real, small, and nobody's data. A plain linear regression on logarithms: exp is in the graph.
 """
 
@@ -129,7 +130,9 @@ def _write_card(folder: Path, name: str) -> None:
     (folder / "card.md").write_text(
         f"---\nlicense: apache-2.0\ntags: [demonstration, turning]\n---\n\n# {name}\n\n"
         "## 用途\n由切削速度 (m/min)、每转进给量 (mm/r) 和切深 (mm) 估算 C45 钢车削时的主轴功率 (kW)。演示模型。\n\n"
-        "## Use\nSpindle power (kW) when turning C45 steel, from speed, feed and depth of cut. A demonstration model.\n\n"
-        "## 局限 / Limits\n仅在训练范围内有效; 未考虑刀具磨损。Valid inside the trained ranges only; tool wear is ignored.\n",
+        "## Use\nSpindle power (kW) when turning C45 steel, from speed, feed and depth of cut."
+        " A demonstration model.\n\n"
+        "## 局限 / Limits\n仅在训练范围内有效; 未考虑刀具磨损。\n"
+        "Valid inside the trained ranges only; tool wear is ignored.\n",
         encoding="utf-8",
     )

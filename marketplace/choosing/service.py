@@ -20,7 +20,7 @@ from marketplace.choosing.samples import (
     sample_set_view,
 )  # fmt: skip
 from marketplace.choosing.tables import Choice, SampleSet
-from marketplace.choosing.trial import Trial, count_trials, run_trial
+from marketplace.choosing.trial import Trial, check_trials, run_trial
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.ids import new_id
@@ -127,7 +127,7 @@ class MarketChooser:
         candidates, left_out = await self._candidates(principal, parsed, wish, label)
         bound = self._market.settings.trial_runs_per_day
         runs = parsed.count * len(candidates)
-        await asyncio.to_thread(count_trials, self._market.engine, principal.organisation, runs, bound)
+        await asyncio.to_thread(check_trials, self._market.engine, principal.organisation, runs, bound)
         tried: dict[str, tuple[Candidate, Trial]] = {}
         for place, candidate in enumerate(candidates):
             try:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from marketplace.choosing.candidates import Candidate
 from marketplace.clock import now_ms, policy_date
-from marketplace.db import transaction
+from marketplace.db import reading
 from marketplace.usage.tables import TrialCount
 from model_store.bundle import open_bundle
 from model_store.errors import TooMany
@@ -61,19 +61,20 @@ async def run_trial(plane: DataPlane, principal: Principal, candidate: Candidate
     return trial
 
 
-def count_trials(engine: Engine, organisation_id: str, runs: int, bound: int) -> None:
-    """Take `runs` from the day's free trial rows; `TooMany` TRIALS_USED_UP where they do not suffice."""
+def check_trials(engine: Engine, organisation_id: str, runs: int, bound: int) -> None:
+    """`TooMany` TRIALS_USED_UP where the day's free trial rows do not suffice for `runs`. Ingest counts what really
+    ran.
+    """
     day = policy_date(now_ms()).isoformat()
-    with transaction(engine) as session:
-        row = session.get(TrialCount, (organisation_id, day)) or TrialCount(organisation_id=organisation_id, day=day)
-        if row.runs + runs > bound:
+    with reading(engine) as session:
+        row = session.get(TrialCount, (organisation_id, day))
+        used = row.runs if row else 0
+        if used + runs > bound:
             raise TooMany(
                 "TRIALS_USED_UP",
-                zh=f"今日免费试用额度不足: 需要 {runs} 行, 剩余 {max(0, bound - row.runs)} 行",
-                en=f"today's free trials do not suffice: {runs} rows wanted, {max(0, bound - row.runs)} left",
+                zh=f"今日免费试用额度不足: 需要 {runs} 行, 剩余 {max(0, bound - used)} 行",
+                en=f"today's free trials do not suffice: {runs} rows wanted, {max(0, bound - used)} left",
                 remedy_zh="请减少样本或候选模型, 或明天再试",
                 remedy_en="send fewer samples or name fewer models, or try again tomorrow",
                 retry_after_s=3600,
             )
-        row.runs += runs
-        session.add(row)
