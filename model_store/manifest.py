@@ -39,7 +39,20 @@ Relation = Literal["adapter", "finetune", "quantized", "distilled", "calibrated"
 WEIGHT_REUSING_RELATIONS: frozenset[str] = frozenset({"adapter", "finetune", "quantized", "distilled", "calibrated"})
 Adaptable = Literal["none", "calibrate", "head", "lora"]
 OipType = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64", "BYTES"
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "BF16",
+    "FP32",
+    "FP64",
+    "BYTES",
 ]
 Link = Literal["研发设计", "中试验证", "生产制造", "运维服务", "经营管理", "安全生产", "防灾减灾"]
 Scenario = Literal[
@@ -86,7 +99,9 @@ class Feature(Model):
 
 
 class Label(Model):
-    """One class. `name` is what the API answers and what a sample's label column holds; aliases are accepted there too."""
+    """One class. `name` is what the API answers and what a sample's label column holds; aliases are accepted there
+    too.
+    """
 
     name: str
     title_zh: str = ""
@@ -135,7 +150,9 @@ class Impute(Model):
 
 
 class ScaleTensor(Model):
-    """`tensor` → (tensor - mean) / scale, broadcast over the last axis (over channels for [N, C, T] when `axis` is 1)."""
+    """`tensor` → (tensor - mean) / scale, broadcast over the last axis (over channels for [N, C, T] when `axis` is
+    1).
+    """
 
     op: Literal["scale"] = "scale"
     tensor: str

@@ -12,7 +12,8 @@ from model_store.errors import BadInput
 
 MAX_SLUG_CHARACTERS = 48
 RESERVED_VENDORS = frozenset(
-    "api v1 v2 mlflow models console vendor city static metrics docs openapi login health".split()
+    {"api", "v1", "v2", "mlflow", "models", "console", "vendor", "city", "static", "metrics", "docs", "openapi"}
+    | {"login", "health"}
 )
 RESERVED_ALIASES = frozenset({"latest"})
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9._]|-(?!-))*")
@@ -27,7 +28,7 @@ def check_slug(slug: str, *, field: str = "name") -> str:
         "NAME_INVALID",
         zh=f"“{slug[:80]}”不是有效的名称",
         en=f"{slug[:80]!r} is not a valid name",
-        remedy_zh=f"请用小写字母、数字、点、下划线和单个连字符, 最长 {MAX_SLUG_CHARACTERS} 个字符, 例如 acme/steel-faults",
+        remedy_zh=f"请用小写字母、数字、点、下划线和单个连字符, 最长 {MAX_SLUG_CHARACTERS} 个字符, 例如 acme/steel",
         remedy_en=f"use lower-case letters, digits, dots, underscores and single hyphens, at most {MAX_SLUG_CHARACTERS}"
         " characters, such as acme/steel-faults",
         field=field,

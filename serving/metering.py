@@ -74,7 +74,9 @@ class UsageRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 def rate_usage(units: Mapping[str, int], price: PriceLine) -> int:
-    """Micro-fen for `units` at `price`: units[price.unit] × micro_per_unit. Integers in, integer out, never negative."""
+    """Micro-fen for `units` at `price`: units[price.unit] × micro_per_unit. Integers in, integer out, never
+    negative.
+    """
     count = units.get(price.unit, 0)
     if count < 0:
         raise ValueError(f"negative units: {price.unit}={count}")
