@@ -116,9 +116,9 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
     if type(document) is not dict:
         raise request_field("body", "须为 JSON 对象", "must be a JSON object")
     inputs = document.get("inputs")
-    if type(inputs) is not list or not inputs or len(inputs) > MAX_TENSORS:
+    if type(inputs) is not list or len(inputs) > MAX_TENSORS:  # [] is lawful: a graph may have no inputs
         raise request_field(
-            "inputs", f"须为 1 至 {MAX_TENSORS} 个张量的列表", f"must be a list of 1 to {MAX_TENSORS} tensors"
+            "inputs", f"须为最多 {MAX_TENSORS} 个张量的列表", f"must be a list of at most {MAX_TENSORS} tensors"
         )
     arrays: dict[str, Array] = {}
     at = 0

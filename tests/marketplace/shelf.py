@@ -32,6 +32,11 @@ def add_listing(session: Session, name: str, status: str = "listed", **facts: An
 def add_version(
     session: Session, listing: Listing, number: int = 1, state: str = "listed", **facts: Any
 ) -> ModelVersion:
+    tensor = {"dtype": "FP32", "shape": [-1, 1]}
+    manifest = {
+        field: getattr(listing, field)
+        for field in ("name", "title_zh", "title_en", "summary_zh", "summary_en", "tier", "task", "modality", "family")
+    }
     given = {
         "id": f"ver_{listing.name}_{number}",
         "listing_id": listing.id,
@@ -39,6 +44,7 @@ def add_version(
         "digest": f"digest-{listing.name}-{number}",
         "state": state,
         "inspection": {"passed": True},
+        "manifest": manifest | {"inputs": [tensor | {"name": "x"}], "outputs": [tensor | {"name": "y"}]},
     }
     row = ModelVersion(**(given | facts))
     session.add(row)

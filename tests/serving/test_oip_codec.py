@@ -80,7 +80,7 @@ def test_nan_and_infinity_are_read_from_literals_and_null() -> None:
         (b"\xff\xfe", "REQUEST_JSON"),
         (b"[]", "REQUEST_FIELD"),
         (b"{}", "REQUEST_FIELD"),
-        (b'{"inputs": []}', "REQUEST_FIELD"),
+        (b'{"inputs": null}', "REQUEST_FIELD"),
         (b'{"inputs": [1]}', "REQUEST_FIELD"),
         (b'{"inputs": [{"name": ""}]}', "REQUEST_FIELD"),
         (body([1, 2], "FP31"), "REQUEST_FIELD"),
@@ -318,3 +318,7 @@ def test_bf16_is_answered_as_binary_and_refused_as_json_before_the_run() -> None
     assert refusal.value.code == "BINARY_REQUIRED"
     check_binary_needs(BINARY, {"y": "BF16"})
     check_binary_needs(InferRequest("", {}, ["z"], {}, False, None), {"y": "BF16", "z": "FP32"})
+
+
+def test_a_graph_without_inputs_can_be_called() -> None:
+    assert decode_request(b'{"inputs": []}').inputs == {}
