@@ -45,13 +45,14 @@ def up(
 def tour(
     calls: Annotated[int, typer.Option(min=2, help="Calls in each settlement mode")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON")] = False,
+    export: Annotated[Path | None, typer.Option(help="Folder for the exported usage and published prices")] = None,
 ) -> None:
     """Walk the whole main job on a fresh market, in both settlement modes, and print the receipt."""
     import json
 
     from marketplace.tour import print_receipt, run_tour
 
-    receipt = run_tour(calls=calls, say=(lambda line: None) if as_json else print)
+    receipt = run_tour(calls=calls, say=(lambda line: None) if as_json else print, export=export)
     if as_json:
         print(json.dumps(receipt, ensure_ascii=False))
     else:

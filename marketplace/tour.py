@@ -51,13 +51,20 @@ class Tour:
         return self.clients[user]
 
 
-def run_tour(*, calls: int = DEFAULT_CALLS, say: Say = print, home: Path | None = None) -> dict[str, Any]:
-    """The receipt: per mode and, at top level, in sum; `ledger_balanced` only where the market's own audit says so."""
+def run_tour(
+    *, calls: int = DEFAULT_CALLS, say: Say = print, home: Path | None = None, export: Path | None = None
+) -> dict[str, Any]:
+    """The receipt: per mode and, at top level, in sum; `ledger_balanced` only where the market's own audit says so.
+
+    `export`: a folder for what the market publishes and hands out, so that anybody can do the sums again.
+    """
     with fresh_market(home) as (url, keys):
         tour = Tour(url, keys, say)
         suspend_seeded_vouchers(tour)
         name = publish_model(tour)
         modes = {mode: run_mode(tour, mode, name, calls) for mode in PROGRAMMES}
+        if export is not None:
+            write_export(tour, export, name, modes)
         balanced = all(receipt["ledger_balanced"] for receipt in modes.values())
         total: dict[str, Any] = {key: sum(receipt[key] for receipt in modes.values()) for key in SUMMED}
         usage_ids = [usage for receipt in modes.values() for usage in receipt["usage_ids"]]
@@ -241,6 +248,19 @@ def money_of(factory: Market, contract_id: str) -> dict[str, int]:
     gross = sum(int(each["gross_fen"]) for each in row["reservations"])
     paid = sum(int(each["used_fen"]) for each in row["reservations"])
     return {"gross_fen": gross, "voucher_fen": paid, "self_paid_fen": gross - paid}
+
+
+def write_export(tour: Tour, folder: Path, name: str, modes: dict[str, dict[str, Any]]) -> None:
+    """`usage-<mode>.csv` as the factory downloads it, `prices.json` and `programmes.json` as they are published."""
+    factory = tour["factory"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for mode, receipt in modes.items():
+        query = {"format": "csv", "subscription_id": receipt["subscription_id"]}
+        (folder / f"usage-{mode}.csv").write_bytes(factory.request("GET", "/api/v1/usage", params=query).content)
+    for file, path in (("prices", f"/api/v1/models/{name}/prices"), ("programmes", "/api/v1/programmes")):
+        text = json.dumps(factory.get(path), ensure_ascii=False, indent=1)
+        (folder / f"{file}.json").write_text(text + "\n", encoding="utf-8")
+    tour.say(f"⑥ 用量与价格已导出 exported: {folder}")
 
 
 def print_receipt(receipt: dict[str, Any]) -> None:
