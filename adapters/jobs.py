@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from adapters.workshop import PACKAGES, not_ready
 from model_store.errors import Refusal
 
 LOG_TAIL_BYTES = 8_192
@@ -109,6 +110,8 @@ def error_from(exception: BaseException) -> dict[str, Any]:
             remedy_zh="请减少样本行数或批大小",
             remedy_en="use fewer rows or a smaller batch",
         )
+    if isinstance(exception, ModuleNotFoundError) and (exception.name or "").partition(".")[0] in PACKAGES:
+        return not_ready([PACKAGES[str(exception.name).partition(".")[0]]]).as_dict()
     text = f"{type(exception).__name__}: {exception}"[:500]
     return error_of(
         "JOB_FAILED",

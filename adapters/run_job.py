@@ -59,7 +59,7 @@ def limit_self(limits: JobLimits) -> None:
     os.nice(NICENESS)
 
 
-def _end_with_the_market() -> None:
+def end_with_the_market() -> None:
     """Wait on stdin, which the market holds open; when it closes, nobody wants the result any more."""
     while os.read(0, 1):
         pass
@@ -74,7 +74,7 @@ def _say(stdout: TextIO, message: dict[str, Any]) -> None:
 def main(spec_path: str) -> int:
     stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not be taken for a report
-    threading.Thread(target=_end_with_the_market, daemon=True).start()
+    threading.Thread(target=end_with_the_market, daemon=True).start()
     spec = JobSpec.from_dict(json.loads(Path(spec_path).read_text()))
     limit_self(spec.limits)
 

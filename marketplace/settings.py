@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     trial_runs_per_day: int = Field(default=20_000, description="Free trial rows per organisation and day")
     sample_ttl_hours: int = Field(default=24, description="Hours a sample set is kept")
     key_cache_entries: int = Field(default=10_000, description="Bound of the key cache")
+    build_minilm: bool = Field(
+        default=True,
+        description="Build the MiniLM text base in the background once the workshop is installed (demo only)",
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
     @property

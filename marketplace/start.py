@@ -31,6 +31,7 @@ from marketplace.housekeeping import Housekeeping
 from marketplace.keys.principals import authenticate
 from marketplace.market import Market, assemble
 from marketplace.migrations.upgrade import upgrade
+from marketplace.minilm import MiniLmBuild
 from marketplace.settings import Settings
 from marketplace.starter import seed_shelf
 from marketplace.tracking.supervisor import MlflowChild
@@ -93,6 +94,10 @@ def open_market(settings: Settings, stack: ExitStack) -> Market:
     market.registry_settled.clear()
     threading.Thread(target=settle_publications, args=(market,), name="settle", daemon=True).start()
     prepare_data(market)
+    if settings.demo and settings.build_minilm:
+        build = MiniLmBuild(market)
+        build.start()
+        stack.callback(build.stop)
     return market
 
 

@@ -79,7 +79,8 @@ def fresh_market(home: Path | None = None) -> Iterator[tuple[str, dict[str, str]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        environment = {**os.environ, "ALGOMART_HOME": str(folder), "ALGOMART_PORT": str(port), "ALGOMART_DEMO": "true"}
+        own = {"HOME": str(folder), "PORT": str(port), "DEMO": "true", "BUILD_MINILM": "false"}
+        environment = os.environ | {f"ALGOMART_{name}": value for name, value in own.items()}
         log_path = Path(temporary) / "market.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(

@@ -32,7 +32,8 @@ class LiveMarket:
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys: dict[str, str] = {}
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ALGOMART_")}
-        self._environment |= {"ALGOMART_HOME": str(home), "ALGOMART_PORT": str(self.port)} | environment
+        own = {"ALGOMART_HOME": str(home), "ALGOMART_PORT": str(self.port), "ALGOMART_BUILD_MINILM": "false"}
+        self._environment |= own | environment
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[httpx.Client] = []
 

@@ -11,6 +11,7 @@ from sqlmodel import col, select
 
 from adapters.jobs import JobRunner, SubprocessRunner
 from adapters.recipe import recipe_named, recipes
+from adapters.workshop import check_ready
 from marketplace.adapting.registration import register_derivative
 from marketplace.adapting.request import create_job, read_request
 from marketplace.adapting.tables import Job
@@ -83,6 +84,7 @@ class MarketAdapting:
 
     def _create(self, principal: Principal, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = read_request(request)
+        check_ready()
         parent: ServedVersion | None = None
         if wanted.model is not None:
             parent = self._market.bundles.resolve(wanted.model, wanted.selector, principal)

@@ -12,6 +12,7 @@ import importlib.metadata
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ import yaml
 
 from adapters import export, verify
 from adapters.derive import package_versions
+from adapters.jobs import JobLimits
 from adapters.lora.weights import PACKAGE, packaged_weights
 from adapters.recipes.shelf.family import Arrays
+from adapters.run_job import end_with_the_market, limit_self
 from model_store import golden
 from model_store.bundle import Bundle, pack, seal
 from model_store.errors import Unprocessable
@@ -205,7 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m adapters.recipes.shelf.minilm", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where zip, report and starter.yaml go")
-    out: Path = parser.parse_args(arguments).out
+    parser.add_argument("--limited", action="store_true", help="in the background: low priority, bounds on resources")
+    given = parser.parse_args(arguments)
+    out: Path = given.out
+    if given.limited:
+        threading.Thread(target=end_with_the_market, daemon=True).start()
+        limit_self(JobLimits())
     with tempfile.TemporaryDirectory(prefix="algomart-minilm-") as work:
         made = build(Path(work))
         report = inspect(made, Path(work) / f"{made.path.name}.report.json")
