@@ -22,6 +22,7 @@ from sqlmodel import select
 from adapters.workshop import missing_packages
 from marketplace.catalogue.tables import Listing
 from marketplace.db import reading
+from marketplace.demo_voucher import seed_voucher
 from marketplace.market import Market
 from marketplace.starter import seed_shelf
 
@@ -66,6 +67,7 @@ class MiniLmBuild:
                 return
             seed_shelf(self._market, self._folder)
             if self._is_on_shelf():
+                seed_voucher(self._market.engine)  # the demonstration factory takes it as it took the others
                 shutil.rmtree(self._folder, ignore_errors=True)
                 _log.info("%s is on the shelf", NAME)
         except Exception:

@@ -56,7 +56,6 @@ def test_minilm_is_built_in_the_background_and_fine_tuned_through_the_api(market
         result = job["result"]
         assert (result["name"], result["relation"]) == ("demo-factory/order-system", "finetune")
         assert result["parent"]["name"] == "pearl/minilm-l6"
-        factory.subscribe("pearl/minilm-l6", contract_fen=1_000, on_voucher_end="self_pay")
         answer = factory.use(result["name"], {"text": "replace leaking hydraulic hose"})
         assert answer["result"]["label"] in PARTS
     assert not (market.home / "starter-extra").exists()
