@@ -107,21 +107,22 @@ def _check_versions(model: onnx.ModelProto, findings: Findings) -> None:
             "set model.ir_version, or export again with a newer (older) onnx",
             "model.onnx",
         )
-    seen: set[str] = set()
+    seen: dict[str, tuple[str, int]] = {}
     imports = [("model", item) for item in model.opset_import]
     imports += [(f"function {each.name}", item) for each in model.functions for item in each.opset_import]
     for place, item in imports[:10_000]:
-        domain = domain_of(item.domain)
-        if place == "model" and domain in seen:
+        domain, said = domain_of(item.domain), (item.domain, item.version)
+        # Word for word the same twice contradicts nothing: skl2onnx writes it so for every pipeline.
+        if place == "model" and seen.get(domain, said) != said:
             findings.error(
                 "OPSET_REPEATED",
                 f"域 {domain} 的 opset 声明了两次",
                 f"the opset of domain {domain} is declared twice",
-                "请重新导出",
-                "export again",
+                "请在 model.opset_import 中每个域只保留一条",
+                "keep one entry for each domain in model.opset_import",
                 place,
             )
-        seen.add(domain)
+        seen[domain] = said
         highest = MAX_OPSET.get(domain)
         if highest is not None and not 1 <= item.version <= highest:
             findings.error(

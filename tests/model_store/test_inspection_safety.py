@@ -188,6 +188,7 @@ def test_nesting_and_size_are_bounded(tmp_path):
         ({"opsets": [("", 29)]}, "OPSET_UNSUPPORTED"),
         ({"opsets": [("", 18), ("ai.onnx.ml", 6)]}, "OPSET_UNSUPPORTED"),
         ({"opsets": [("", 18), ("ai.onnx", 18)]}, "OPSET_REPEATED"),
+        ({"opsets": [("", 18), ("", 17)]}, "OPSET_REPEATED"),
         ({"ir_version": 15}, "IR_VERSION_UNSUPPORTED"),
         ({"ir_version": 2}, "IR_VERSION_UNSUPPORTED"),
         ({"outputs": [helper.make_tensor_sequence_value_info("y", FLOAT, None)]}, "TENSOR_TYPE_UNSUPPORTED"),
@@ -195,6 +196,12 @@ def test_nesting_and_size_are_bounded(tmp_path):
 )
 def test_versions_and_types_that_cannot_be_served_are_named(tmp_path, options, code):
     assert judged(tmp_path, model_of([helper.make_node("Relu", ["x"], ["y"])], **options)) == {code}
+
+
+def test_an_opset_named_twice_in_the_same_words_is_accepted(tmp_path):
+    """As skl2onnx writes it for a pipeline."""
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], opsets=[("", 18), ("", 18)])
+    assert judged(tmp_path, model) == set()
 
 
 def test_the_checker_has_the_last_word(tmp_path):
