@@ -173,14 +173,24 @@ class MlflowStore:
     def _experiment_id(self) -> str:
         if not self._experiment:
             try:
-                found = self._call("GET", "experiments/get-by-name", {"experiment_name": EXPERIMENT})
-                self._experiment = str(found["experiment"]["experiment_id"])
+                self._experiment = self._find_experiment()
             except MlflowRefused as refused:
                 if refused.code not in MISSING:
                     raise
-                made = self._call("POST", "experiments/create", {"name": EXPERIMENT})
-                self._experiment = str(made["experiment_id"])
+                self._experiment = self._make_experiment()
         return self._experiment
+
+    def _find_experiment(self) -> str:
+        found = self._call("GET", "experiments/get-by-name", {"experiment_name": EXPERIMENT})
+        return str(found["experiment"]["experiment_id"])
+
+    def _make_experiment(self) -> str:
+        try:
+            return str(self._call("POST", "experiments/create", {"name": EXPERIMENT})["experiment_id"])
+        except MlflowRefused as refused:  # another publisher made it between our look and our create
+            if refused.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._find_experiment()
 
     def _create_run(self, name: str, bundle: Bundle, publication: str) -> tuple[str, str]:
         """A finished run that carries the manifest's metrics; its id and where the model's artifacts go."""

@@ -14,6 +14,8 @@ import pytest
 from tests.live import LiveMarket
 from tests.marketplace.bundles import linear_onnx, linear_zip
 
+PATH = "/v2/models/dongzhi--weighted/infer"
+USAGE_ID = "x-usage-id"
 CALL = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}
 
 
@@ -50,24 +52,33 @@ def sold(live_market: LiveMarket, tmp_path_factory) -> str:
     return "dongzhi/weighted"
 
 
-def test_an_unsubscribed_call_is_refused_then_a_subscribed_one_is_charged_to_the_fen(live_market, sold):
-    factory, operator = live_market.client("factory"), live_market.client("operator")
-    path = "/v2/models/dongzhi--weighted/infer"
-    refused = factory.post(path, json=CALL)
+@pytest.fixture(scope="module")
+def contract(live_market: LiveMarket, sold: str) -> dict[str, Any]:
+    """The factory's subscription to it; a call before it was refused."""
+    factory = live_market.client("factory")
+    refused = factory.post(PATH, json=CALL)
     assert (refused.status_code, refused.json()["code"]) == (402, "SUBSCRIPTION_REQUIRED")
     terms = {"listing": sold, "contract_fen": 100_000, "on_voucher_end": "refuse"}
-    contract = ok(factory.post("/api/v1/subscriptions", json=terms), 201)
+    return ok(factory.post("/api/v1/subscriptions", json=terms), 201)
+
+
+def test_subscribed_calls_are_charged_to_the_fen(live_market, sold, contract):
+    factory, operator = live_market.client("factory"), live_market.client("operator")
     assert sum(part["amount_fen"] for part in contract["reservations"]) == 33_333
-    for _ in range(30):
-        answer = ok(factory.post(path, json=CALL))
-        assert answer["outputs"][0]["data"] == [10.0]
     mine = {"model": sold, "purpose": "use"}
 
-    def all_ingested() -> list[dict[str, Any]]:
-        rows = [row for row in ok(factory.get("/api/v1/usage", params=mine))["items"] if row["model"] == f"{sold}@1"]
-        return rows if len(rows) == 30 else []
+    def usage() -> list[dict[str, Any]]:
+        return [row for row in ok(factory.get("/api/v1/usage", params=mine))["items"] if row["model"] == f"{sold}@1"]
 
-    rows = eventually(all_ingested)
+    earlier = {row["usage_id"] for row in usage()}
+    calls = [factory.post(PATH, json=CALL) for _ in range(30)]
+    assert all(ok(answer)["outputs"][0]["data"] == [10.0] for answer in calls)
+    made = {answer.headers[USAGE_ID] for answer in calls}
+    assert not made & earlier
+
+    rows = eventually(
+        lambda: (found := [row for row in usage() if row["usage_id"] in made]) and len(found) == 30 and found
+    )
     assert {row["amount_micro"] for row in rows} == {370_000}
     assert {row["lease_kind"] for row in rows} == {"subsidised"}
     trace = ok(factory.get(f"/api/v1/usage/{rows[0]['usage_id']}"))
@@ -76,7 +87,7 @@ def test_an_unsubscribed_call_is_refused_then_a_subscribed_one_is_charged_to_the
     assert balance["balanced"]
 
 
-def test_named_features_give_the_same_value(live_market, sold):
+def test_named_features_give_the_same_value(live_market, sold, contract):
     row = {"inputs": {"a": 1, "b": 1, "c": 1, "d": 2}}
     answer = ok(live_market.client("factory").post(f"/v1/use/{sold}", json=row))
     assert "14" in str(answer)
