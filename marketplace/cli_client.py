@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table
 
+from marketplace import cli_text
 from marketplace.client import Market, MarketError
 
 T = TypeVar("T")
@@ -83,18 +83,9 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(render_text(report_of(report), "en"), markup=False, highlight=False)
 
 
-def rows(title: str, columns: list[str]) -> Callable[[Any], None]:
-    """A printer of `items` as a table with these keys."""
-
-    def text(answer: Any) -> None:
-        table = Table(title=title)
-        for column in columns:
-            table.add_column(column)
-        for item in answer["items"] if isinstance(answer, dict) else answer:
-            table.add_row(*(str(item.get(column, "")) for column in columns))
-        console.print(table)
-
-    return text
+def printed(render: Callable[[Any], RenderableType]) -> Callable[[Any], None]:
+    """A printer for people of what the market answered."""
+    return cli_text.printer(console, render)
 
 
 def register(app: typer.Typer) -> None:
@@ -121,7 +112,7 @@ def search(query: Annotated[str, typer.Argument()] = "", task: str | None = None
     facets: dict[str, Any] = {name: value for name, value in (("task", task), ("scenario", scenario)) if value}
     with told(), open_client(url, key) as market:
         answer = market.search(query, **facets)
-    show(answer, as_json, rows(f"{answer['total']}", ["name", "title_zh", "title_en", "task", "tier"]))
+    show(answer, as_json, printed(cli_text.models))
 
 
 def publish(path: Path, name: Annotated[str, typer.Option(help="vendor/name")], private: bool = False,
@@ -162,7 +153,7 @@ def review(review_id: Annotated[str, typer.Argument(help="Empty: list the queue"
     """The operator's queue: list it, approve a version, or return it with a note."""
     with told(), open_client(url, key) as market:
         if not review_id:
-            show(market.get("/api/v1/reviews"), as_json, rows("审核 reviews", ["id", "name", "state", "age_ms"]))
+            show(market.get("/api/v1/reviews"), as_json, printed(cli_text.reviews))
             return
         if approve == bool(send_back):
             raise typer.BadParameter("say either --approve or --return TEXT")
@@ -200,8 +191,7 @@ def choose(samples: Path, label_column: str = "", task: str | None = None, famil
     if answer["state"] == "failed":
         with told():
             raise MarketError(422, answer["error"])
-    printer = rows("选型 choice", ["model", "value", "low", "high", "tied_with_best", "latency_ms"])
-    show(answer, as_json, lambda done: printer(done["result"]["candidates"]))
+    show(answer, as_json, printed(cli_text.choice))
 
 
 def adapt(recipe: str, model: str | None = None, samples: Annotated[Path | None, typer.Option()] = None,
@@ -215,25 +205,26 @@ def adapt(recipe: str, model: str | None = None, samples: Annotated[Path | None,
         request = {"model": model, "sample_set_id": chosen, "label_column": label_column, "name": name}
         given: dict[str, Any] = {field: value for field, value in request.items() if value is not None}
         answer = with_bar(lambda tell: market.adapt(recipe, progress=tell, **given), as_json)
-    show(answer, as_json, lambda job: console.print_json(json.dumps(job["result"], ensure_ascii=False)))
+    show(answer, as_json, printed(cli_text.adapted))
 
 
 def usage(usage_id: Annotated[str, typer.Argument(help="Empty: the latest records")] = "",
+          purpose: Annotated[str | None, typer.Option(help="use, trial or adapt only")] = None,
           url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """The usage log; with an id, from the call to its price, voucher line and posting."""
     with told(), open_client(url, key) as market:
-        answer = market.trace(usage_id) if usage_id else market.usage()
+        answer = market.trace(usage_id) if usage_id else market.usage(purpose=purpose)
     if usage_id:
         show(answer, as_json, lambda done: console.print_json(json.dumps(done, ensure_ascii=False)))
     else:
-        show(answer, as_json, rows("用量 usage", ["usage_id", "model", "amount_micro", "lease_kind", "status"]))
+        show(answer, as_json, printed(cli_text.usage))
 
 
 def voucher(url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """Your organisation's vouchers and what is left of them, in fen."""
     with told(), open_client(url, key) as market:
         answer = market.vouchers()
-    show(answer, as_json, rows("模型券 vouchers", ["id", "programme", "state", "face_fen", "remaining_fen", "use_by"]))
+    show(answer, as_json, printed(cli_text.vouchers))
 
 
 def keys(create: Annotated[str, typer.Option(help="Name of a new key")] = "",
@@ -247,4 +238,4 @@ def keys(create: Annotated[str, typer.Option(help="Name of a new key")] = "",
         elif revoke:
             show(market.revoke_key(revoke), as_json, lambda done: console.print(f"✓ {revoke}"))
         else:
-            show(market.keys(), as_json, rows("密钥 keys", ["id", "name", "prefix", "scopes", "revoked_at_ms"]))
+            show(market.keys(), as_json, printed(cli_text.keys))
