@@ -100,7 +100,8 @@ def test_the_words_follow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ids_are_never_cut(width: int) -> None:
     usage_id = "01M84VRQD1YFV5Z2E4K4X9HJQ2"
     row = {"occurred_at_ms": 1_795_459_669_409, "usage_id": usage_id, "model": f"{MODELS[1]}@1",
-           "amount_micro": 370_000, "lease_kind": "subsidised", "ratio_num": 1, "ratio_den": 3, "status": "ok"}  # fmt: skip
+           "amount_micro": 370_000, "lease_kind": "subsidised", "ratio_num": 1, "ratio_den": 3,
+           "status": "ok"}  # fmt: skip
     text = printed(cli_text.usage({"items": [row], "total": 1}), width)
     assert usage_id in text
     assert "0.37" in text
