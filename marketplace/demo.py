@@ -62,15 +62,7 @@ ORGANISATIONS = (
         {"vendor": ("vendor@demo.example", "周工", "owner")},
     ),
     DemoOrganisation(
-        "songhu", "vendor", "松湖智造(演示)", "Songhu Smart Making (demonstration)", 3, "松山湖",
-        {"vendor-songhu": ("songhu@demo.example", "吴工", "owner")},
-    ),
-    DemoOrganisation(
-        "wanjiang", "vendor", "万江数据(演示)", "Wanjiang Data (demonstration)", 4, "万江",
-        {"vendor-wanjiang": ("wanjiang@demo.example", "郑工", "owner")},
-    ),
-    DemoOrganisation(
-        "demo-factory", "enterprise", "东莞演示制造厂", "Demonstration Works, Dongguan", 5, "长安",
+        "demo-factory", "enterprise", "东莞演示制造厂", "Demonstration Works, Dongguan", 3, "长安",
         {
             "factory": ("factory@demo.example", "王厂长", "owner"),
             "engineer": ("engineer@demo.example", "李工", "member"),

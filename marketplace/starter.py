@@ -3,7 +3,7 @@
 `catalogue/starter/` holds `<anything>.zip` (a bundle), beside it `<anything>.report.json` (its inspection report,
 made when the shelf was built), and `starter.yaml`::
 
-    vendors: {wanjiang: {name_zh: 万江数据(演示), name_en: Wanjiang Data (demonstration)}}
+    vendors: {lingnan: {name_zh: 岭南智造(演示), name_en: Lingnan Smart Making (demonstration)}}
     prices:                                # by model; `default` for the rest
       default: {unit: calls, fen_per_unit: "0.20", derivative_fen_per_unit: "0.10"}
       dongzhi/steel-faults: {unit: rows, fen_per_unit: "0.37"}
