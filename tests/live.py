@@ -52,9 +52,17 @@ class LiveMarket:
 
     def start(self) -> None:
         """Start it and wait until it is ready; an early end fails with its log."""
+        self.spawn()
+        self.wait_ready()
+
+    def spawn(self) -> None:
+        """Start it and go on at once."""
         command = [sys.executable, "-m", "marketplace.cli", "up", "--demo" if self.demo else "--no-demo"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def wait_ready(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + START_S
         while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
