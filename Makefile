@@ -40,7 +40,7 @@ marketplace/web/static/vendor/.done: package.json package-lock.json
 
 # --- running ------------------------------------------------------------------------------------------------------
 up: setup-core  ## Start the market on http://127.0.0.1:8000 (the workshop's packages follow in the background)
-	@bash .ci/finish-setup & $(BIN)/algomart up
+	@bash .ci/finish-setup & exec $(BIN)/algomart up
 
 test: setup check  ## Install everything, check and pass the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
