@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +35,10 @@ class Settings(BaseSettings):
     build_minilm: bool = Field(
         default=True,
         description="Build the MiniLM text base in the background once the workshop is installed (demo only)",
+    )
+    ingest: Literal["process", "thread"] = Field(
+        default="process",
+        description="Where usage is brought into the ledger: a process of its own, or a thread of the market's",
     )
     log_level: str = Field(default="info", description="debug, info, warning or error")
 

@@ -37,11 +37,13 @@ from marketplace.starter import seed_shelf
 from marketplace.tracking.supervisor import MlflowChild
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.recovery import close_epoch, register_node
+from marketplace.usage.supervisor import IngestChild, gauges, standing
 from marketplace.vouchers.admission import MarketAdmission
 from marketplace.vouchers.rollout import load_shipped
 from model_store.blobs import FolderBlobs
 from model_store.errors import Conflict, Refusal
 from model_store.mlflow_store import MlflowStore
+from serving.app import ServingApp
 from serving.dataplane import DataPlane
 from serving.journal import JournalWriter
 from serving.ports import Ports
@@ -66,6 +68,7 @@ def run_market(settings: Settings) -> int:
             check_port(settings)
             market = open_market(settings, stack)
             app = create_app(market)
+            show_ingest(app, market)
             print(banner(settings), flush=True)
             serve(app, settings.host, settings.port, log_level=settings.log_level)
     except Refusal as refusal:
@@ -109,7 +112,7 @@ def open_dataplane(market: Market, stack: ExitStack) -> None:
     stack.callback(admission.close)
     # On the way down, after the data plane has sealed its journal: ingest the rest, settle the leases.
     stack.callback(close_epoch, engine, folder, NODE, epoch)
-    ingest = Ingest(engine, folder)
+    ingest: Ingest | IngestChild = Ingest(engine, folder) if settings.ingest == "thread" else IngestChild(settings)
     ingest.start()
     stack.callback(ingest.stop)
     adapting = MarketAdapting(market)
@@ -127,6 +130,13 @@ def open_dataplane(market: Market, stack: ExitStack) -> None:
     housekeeping = Housekeeping(market)
     housekeeping.start()
     stack.callback(housekeeping.stop)
+
+
+def show_ingest(app: ServingApp, market: Market) -> None:
+    """Readiness tells how far the ledger is behind the calls, and so do the metrics."""
+    ingest, folder = market.extra["ingest"], market.settings.home / "journal"
+    app.standing = lambda: {"ingest": standing(ingest, folder)}
+    app.gauges = lambda: gauges(ingest, folder)
 
 
 def settle_publications(market: Market) -> None:

@@ -21,7 +21,7 @@ from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Re
 from serving.dataplane import DataPlane
 from serving.digests import mint_usage_id
 from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body
-from serving.messages import JSON_TYPE, Request, Response
+from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.ports import Ports, Principal
 from serving.protocols.oip import OpenInference
 
@@ -56,6 +56,9 @@ class ServingApp:
         self._outbox: list[tuple[Deliver, bytes]] = []
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
+        # What the market adds to the answer of `/v2/health/ready`, and to `/metrics`. From memory, or nearly.
+        self.standing: Callable[[], dict[str, Any]] = dict
+        self.gauges: Callable[[], dict[str, float]] = dict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -155,7 +158,7 @@ class ServingApp:
                 ready = self.ready()
             except Refusal:
                 ready = False
-            return Response(200 if ready else 503)
+            return json_response({"ready": ready, **self.standing()}, 200 if ready else 503)
         return Response(200)
 
     # --- sending ------------------------------------------------------------------------------------------------------
@@ -201,7 +204,8 @@ class ServingApp:
         if not (_is_loopback(scope, headers) or (token and hmac.compare_digest(given, b"Bearer " + token))):
             await self._refuse(send, no_such_path("/metrics"), native_error_body, request_id_of(headers))
             return
-        body = self.dataplane.statistics.prometheus(self.dataplane.gauges())
+        body = self.dataplane.statistics.prometheus(self.dataplane.gauges() | self.gauges())
+        body += self.dataplane.loop_lag.prometheus()
         await send(
             {
                 "type": "http.response.start",

@@ -32,6 +32,7 @@ from serving.idempotency import IdempotencyTable, key_digest, remembered_from_jo
 from serving.journal import JournalWriter
 from serving.keycache import KeyCache
 from serving.leases import HeldLease, LeaseBook
+from serving.loop_lag import LoopLag
 from serving.metering import PriceLine, UsageRecord, rate_usage
 from serving.ports import Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
@@ -67,6 +68,7 @@ class DataPlane:
         self.keys = KeyCache(ports.admission, self.settings.key_cache_entries)
         self.leases = LeaseBook(ports.admission, journal.node, journal.epoch)
         self.statistics = Statistics()
+        self.loop_lag = LoopLag()
         self.residency = Residency(self.settings)
         self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
         self._restored: asyncio.Task[None] | None = None
@@ -103,12 +105,14 @@ class DataPlane:
             self._loop = asyncio.get_running_loop()
             self._loop_thread = threading.get_ident()
             self._restored = asyncio.create_task(self._restore())
+            self.loop_lag.start()
 
     async def stop(self) -> None:
         """Refuse new calls, finish what runs, unload, seal and close the journal. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
+        self.loop_lag.stop()
         if self._restored is not None:
             await asyncio.wait([self._restored])
         await self.queue.close()

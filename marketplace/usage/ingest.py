@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from sqlalchemy import Engine
 from sqlmodel import select
 
@@ -23,38 +24,66 @@ from marketplace.vouchers.tables import NodeEpoch
 from serving.journal import EndEntry, Entry, JournalUnreadable, Segment, UsageEntry, read_segment, segment_path
 from serving.metering import UsageRecord
 
-BATCH_RECORDS = 2_000
-INTERVAL_S = 0.2
+BATCH_RECORDS = 4_000
+INTERVAL_S = 0.25  # long enough for a batch that is worth its transaction, short enough to be seen at once
+BREATH_S = 0.02  # after a full batch: SQLite lets other writers in only between two transactions
 RETRY_S = 1.0
 _log = logging.getLogger("algomart.ingest")
 
 
-@dataclass(slots=True)
-class Progress:
-    """What this process ingested since it started. `lag_ms`: age of the newest usage when it was posted."""
+class Progress(msgspec.Struct):
+    """What was ingested since the start. `offsets`: journal → bytes of it that are in the ledger; `caught_up_at_ms`:
+    when nothing was left to read, last. It crosses a pipe where ingest has a process of its own (`supervisor`)."""
 
     records: int = 0
     duplicates: int = 0
     quarantined: int = 0
     postings: int = 0
     batches: int = 0
-    lag_ms: int = 0
+    last_occurred_ms: int = 0
+    caught_up_at_ms: int = 0
+    offsets: dict[str, int] = {}
+    problems: dict[str, str] = {}  # journal → what is wrong with it
     last_error: str = ""
+
+    def behind_bytes(self, folder: Path) -> int:
+        """Bytes of the journals in `folder` that are written and not in the ledger yet."""
+        left = 0
+        for name, offset in self.offsets.items():
+            try:
+                left += max(0, (folder / name).stat().st_size - offset)
+            except OSError:  # sealed and taken away meanwhile
+                continue
+        return left
+
+    def lag_ms(self, folder: Path, at_ms: int) -> int:
+        """At most so old is the oldest usage that is not in the ledger yet; 0 where none waits."""
+        if not self.behind_bytes(folder):
+            return 0
+        return max(0, at_ms - max(self.last_occurred_ms, self.caught_up_at_ms))
 
 
 class Ingest:
     """One thread that tails `journal_folder`; `node` "" takes every node whose journal lies there."""
 
     def __init__(
-        self, engine: Engine, journal_folder: Path, node: str = "", *, batch_records: int = BATCH_RECORDS
+        self,
+        engine: Engine,
+        journal_folder: Path,
+        node: str = "",
+        *,
+        batch_records: int = BATCH_RECORDS,
+        told: Callable[[Progress], None] | None = None,
     ) -> None:
+        """`told` hears of the progress after every pass of the thread."""
         self._engine, self._folder, self._node = engine, journal_folder, node
         self._batch_records = batch_records
+        self._told = told
         self._turn = threading.Lock()  # one pass at a time: the thread's, or that of whoever flushes
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.progress = Progress()
-        self.problems: dict[str, str] = {}  # journal → what is wrong with it
+        self.problems = self.progress.problems
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._tail, name="ingest", daemon=True)
@@ -76,7 +105,11 @@ class Ingest:
         with self._turn:
             with reading(self._engine) as session:
                 epochs = [(row.node, row.epoch) for row in open_epochs(session, self._node or None)]
-            return sum(self._ingest_one(node, epoch) for node, epoch in epochs)
+            self.progress.offsets = {}
+            read = sum(self._ingest_one(node, epoch) for node, epoch in epochs)
+            if not read and not self.problems:
+                self.progress.caught_up_at_ms = time.time_ns() // 1_000_000
+            return read
 
     def drain(self, node: str, epoch: int) -> None:
         """Ingest one journal to its end."""
@@ -95,12 +128,14 @@ class Ingest:
             wait = INTERVAL_S
             try:
                 if self.run_pass() >= self._batch_records:
-                    wait = 0.0
+                    wait = BREATH_S
                 self.progress.last_error = ""
             except Exception as error:  # the journal keeps what could not be posted; try again until it can be
                 self.progress.last_error = f"{type(error).__name__}: {error}"
                 _log.exception("ingest failed; trying again")
                 wait = RETRY_S
+            if self._told is not None:
+                self._told(self.progress)
             self._stop.wait(wait)
 
     def _ingest_one(self, node: str, epoch: int) -> int:
@@ -109,6 +144,7 @@ class Ingest:
             query = select(NodeEpoch).where(NodeEpoch.node == node, NodeEpoch.epoch == epoch)
             offset = session.exec(query).one().offset_bytes
         if not path.exists() or path.stat().st_size <= offset:
+            self.progress.offsets[path.name] = offset
             return 0
         try:
             segment = read_segment(path, offset, self._batch_records)
@@ -116,6 +152,7 @@ class Ingest:
             self.problems[path.name] = str(error)
             return 0
         self._note_damage(path, segment)
+        self.progress.offsets[path.name] = segment.next_offset if not segment.entries else offset
         if segment.entries:
             self._take(node, epoch, offset, segment)
         return len(segment.entries)
@@ -129,14 +166,17 @@ class Ingest:
             row.last_seq, row.offset_bytes = segment.entries[-1].seq, segment.next_offset
             session.add(row)
             outcome = ingest_batch(session, row, records, f"{node}:{epoch}:{row.last_seq}")
+            done = row.offset_bytes
         progress = self.progress
+        progress.offsets[segment_path(self._folder, node, epoch).name] = done
         progress.batches += 1
         progress.records += outcome.inserted
         progress.duplicates += outcome.duplicates
         progress.quarantined += outcome.quarantined
         progress.postings += outcome.postings
         if records:
-            progress.lag_ms = time.time_ns() // 1_000_000 - records[-1][1].occurred_at_ms
+            # a node's clock may go before ours
+            progress.last_occurred_ms = min(records[-1][1].occurred_at_ms, time.time_ns() // 1_000_000)
 
     def _note_damage(self, path: Path, segment: Segment) -> None:
         """Damage of a live journal; a frame that is still being written is none."""

@@ -335,6 +335,34 @@ def test_metrics_are_for_this_machine(served: Served) -> None:
         assert client.get("/metrics", headers={"X-Forwarded-For": "1.2.3.4"}).status_code == 404
 
 
+def test_readiness_says_what_the_market_adds_to_it(served: Served) -> None:
+    app = served.node.app
+    app.standing = lambda: {"ingest": {"lag_ms": 3}}
+    app.gauges = lambda: {"algomart_ingest_lag_ms": 3}
+    try:
+        with served.client(None) as client:
+            assert client.get("/v2/health/ready").json() == {"ready": True, "ingest": {"lag_ms": 3}}
+            assert "\nalgomart_ingest_lag_ms 3\n" in client.get("/metrics").text
+    finally:
+        app.standing = app.gauges = dict
+
+
+def test_metrics_tell_how_late_the_event_loop_was(served: Served) -> None:
+    lag = served.node.dataplane.loop_lag
+    seen = lag.count
+    held = threading.Event()
+    served.loop.call_soon_threadsafe(lambda: (time.sleep(0.2), held.set()))
+    assert held.wait(30)
+    while lag.count < seen + 2:
+        time.sleep(0.01)
+    assert lag.max_ms > 100  # the timer came due within 50 ms, and the loop was held for 200
+    with served.client(None) as client:
+        text = client.get("/metrics").text
+    assert "# TYPE algomart_event_loop_lag_ms histogram" in text
+    counted = int(text.partition('algomart_event_loop_lag_ms_bucket{le="+Inf"} ')[2].partition("\n")[0])
+    assert seen < counted <= sum(lag.buckets)
+
+
 def test_an_unknown_path_is_a_404_in_the_shape_of_the_market(served: Served) -> None:
     with served.client() as client:
         answer = client.get("/nowhere")

@@ -1,0 +1,73 @@
+"""Ingest as a process of its own: tails the journals until it is told to end, then ingests the rest and leaves.
+
+Started as `python -m marketplace.usage.child` by `supervisor`, with everything in the environment. It holds its own
+connection to the database, and gives way to the process that answers calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+
+import msgspec
+
+from marketplace.db import open_database
+from marketplace.settings import Settings
+from marketplace.usage.ingest import Ingest, Progress
+
+NICENESS = 5  # calls first: what is not posted in this second is posted in the next
+HEARTBEAT_S = 1.0
+PR_SET_PDEATHSIG = 1
+
+
+class Heartbeat:
+    """Progress as a line on standard output, once a second."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._told_at = 0.0
+        os.set_blocking(descriptor, False)
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._told_at >= HEARTBEAT_S:
+            self.tell(progress)
+
+    def tell(self, progress: Progress) -> None:
+        self._told_at = time.monotonic()
+        shown = msgspec.structs.replace(progress, last_error=progress.last_error[:500])
+        with contextlib.suppress(BlockingIOError):  # nobody reads just now: the next line says it again
+            os.write(self._descriptor, msgspec.json.encode(shown) + b"\n")
+
+
+def die_with_parent(parent: int) -> None:
+    """Never outlive the market: another one may be started on the same journals."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the market that started this is gone")
+
+
+def main() -> None:
+    die_with_parent(int(os.environ["ALGOMART_INGEST_PARENT"]))
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group: the market ends this, once all is written
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICENESS)
+    settings = Settings()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    engine = open_database(settings.sql_url)
+    heartbeat = Heartbeat(sys.stdout.fileno())
+    ingest = Ingest(engine, settings.home / "journal", told=heartbeat)
+    ingest.start()
+    os.read(sys.stdin.fileno(), 1)  # the market says so, or is gone
+    ingest.stop()
+    ingest.flush()
+    heartbeat.tell(ingest.progress)
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    main()
