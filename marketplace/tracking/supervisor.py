@@ -120,6 +120,7 @@ class MlflowChild:
             "PYTHONPATH": os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH", "")])),
             "ALGOMART_REGISTRY_TOKEN": self._token,
             "ALGOMART_REGISTRY_PORT": str(self._port),
+            "ALGOMART_REGISTRY_PARENT": str(os.getpid()),
             "_MLFLOW_SERVER_FILE_STORE": self._backend,
             "_MLFLOW_SERVER_REGISTRY_STORE": self._backend,
             "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
