@@ -28,13 +28,18 @@ Outputs = dict[str, Array]
 
 @dataclass(slots=True)
 class Ran:
-    """What one call got of a run: its own rows. Times in milliseconds; `compute_ms` is its share of the run."""
+    """What one call got of a run: its own rows. Times in milliseconds; `compute_ms` is its share of the run.
+
+    `batch_cpu_ms` is what the whole run took of its thread, without the waits for the interpreter and for a core that a
+    busy node adds: by it a model is judged to be short or long.
+    """
 
     outputs: Outputs
     digest: str
     queue_ms: float
     compute_ms: float
     batch_rows: int
+    batch_cpu_ms: float
 
 
 class Job:
@@ -279,12 +284,14 @@ def _run_alone(resident: Resident, job: Job, max_output_bytes: int) -> Ran | Bas
     left_ms = (job.deadline - started) * 1000
     if left_ms <= 0:
         return deadline_exceeded(job.deadline_ms)
+    cpu = time.thread_time()
     try:
         outputs = resident.runner.run(job.inputs, job.outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
     except Exception as error:  # handed to the call's own future
         return error
     compute_ms = (time.monotonic() - started) * 1000
-    return Ran(outputs, digest_of_arrays(outputs), (started - job.queued_at) * 1000, compute_ms, job.rows)
+    cpu_ms = (time.thread_time() - cpu) * 1000
+    return Ran(outputs, digest_of_arrays(outputs), (started - job.queued_at) * 1000, compute_ms, job.rows, cpu_ms)
 
 
 def _run_shared(
@@ -294,6 +301,7 @@ def _run_shared(
     total = sum(job.rows for job in live)
     joined = {name: np.concatenate([job.inputs[name] for job in live]) for name in live[0].inputs}
     left_ms = (max(job.deadline for job in live) - started) * 1000
+    cpu = time.thread_time()
     try:
         outputs = resident.runner.run(joined, live[0].outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
     except Refusal:
@@ -302,11 +310,12 @@ def _run_shared(
         resident.batchable = False  # the manifest promised rows that the graph does not keep
         return None
     compute_ms = (time.monotonic() - started) * 1000
+    cpu_ms = (time.thread_time() - cpu) * 1000
     results: dict[Job, Ran | BaseException] = {}
     at = 0
     for job in live:
         own = {name: array[at : at + job.rows] for name, array in outputs.items()}
         at += job.rows
         queue_ms = (started - job.queued_at) * 1000
-        results[job] = Ran(own, digest_of_arrays(own), queue_ms, compute_ms * job.rows / total, total)
+        results[job] = Ran(own, digest_of_arrays(own), queue_ms, compute_ms * job.rows / total, total, cpu_ms)
     return results

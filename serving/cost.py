@@ -57,10 +57,16 @@ class CostEstimate:
             return float("inf")
         return (self._prior_ms + self._prior_ms_per_row * rows) * PRIOR_SAFETY
 
-    def record(self, elements: int, took_ms: float) -> None:
-        """One run of this many input elements took so long."""
+    def record(self, elements: int, took_ms: float, shared: bool = False) -> None:
+        """One run of this many input elements took so long. `shared`: with others' rows, so alone at most so long.
+
+        Shared runs count too: a model thought long is queued, the queue joins its calls, and under load it would never
+        again be seen to run alone.
+        """
         size = elements.bit_length()
         known = self.classes.get(size)
+        if shared and known is not None and took_ms >= known:
+            return
         if known is not None:
             # One run that was preempted says nothing; several slow ones in a row do.
             took_ms = min(took_ms, known * OUTLIER)

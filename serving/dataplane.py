@@ -356,8 +356,7 @@ class DataPlane:
                     failure = internal_error()
             else:
                 ran = done.result()
-                if ran.batch_rows == call.rows:
-                    resident.cost.record(elements, ran.compute_ms)
+                resident.cost.record(elements, ran.batch_cpu_ms, shared=ran.batch_rows != call.rows)
                 try:
                     inference = call.succeed(
                         self.journal, self.idempotency, ran.outputs, ran.digest, ran.queue_ms, ran.compute_ms

@@ -55,6 +55,20 @@ async def test_the_same_call_gives_the_same_record_inline_and_queued(tmp_path: P
         }
 
 
+async def test_a_short_model_once_thought_long_comes_back_to_the_loop_under_load(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        served = node.add("acme/double", double(), micro=10)
+        await node.dataplane.infer(FACTORY, served, {"x": rows(1)})
+        (resident,) = node.dataplane.residency.residents()
+        resident.cost.classes = dict.fromkeys(resident.cost.classes, 50.0)  # its first run met a busy machine
+        for _ in range(6):  # never one at a time, so that the queue joins all of them
+            calls = (node.dataplane.infer(FACTORY, served, {"x": rows(1)}) for _ in range(64))
+            await asyncio.gather(*calls)
+        queued = node.dataplane.queue.runs
+        await node.dataplane.infer(FACTORY, served, {"x": rows(1)})
+        assert node.dataplane.queue.runs == queued
+
+
 async def test_rows_are_priced_as_the_engine_counts_them_and_other_units_as_the_skin_does(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         served = node.add("acme/double", double(), micro=7, unit="images")

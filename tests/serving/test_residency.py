@@ -221,3 +221,12 @@ def test_one_slow_run_does_not_move_a_model_off_the_loop_but_several_do() -> Non
         cost.record(16, 50.0)
     assert cost.predict_ms(16, 1) > 1
     assert cost.predict_ms(16 * 2, 2) > cost.predict_ms(16, 1)
+
+
+def test_a_run_shared_with_others_says_at_most_how_long_one_alone_takes() -> None:
+    cost = CostEstimate(None, inline_allowed=True)
+    cost.record(16, 0.5)
+    cost.record(16, 3.0, shared=True)
+    assert cost.predict_ms(16, 1) == 0.5
+    cost.record(16, 0.1, shared=True)
+    assert cost.predict_ms(16, 1) < 0.5
