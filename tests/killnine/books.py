@@ -159,6 +159,9 @@ def _publications(database: sqlite3.Connection) -> Iterable[str]:
     return [f"publication {publication} stands at {step}" for publication, step in rows]
 
 
+_LIVE = "current_stage <> 'Deleted_Internal'"  # MLflow keeps the row of what was deleted
+
+
 def half_published(home: Path) -> list[str]:
     """Versions and blobs that only one of the three stores knows, and versions still pending in MLflow."""
     with sqlite3.connect(f"file:{home / 'market.db'}?mode=ro", uri=True) as market:
@@ -166,8 +169,11 @@ def half_published(home: Path) -> list[str]:
         rows = market.execute(query).fetchall()
     with sqlite3.connect(f"file:{home / 'mlflow.db'}?mode=ro", uri=True) as registry:
         known = {(name.replace("--", "/"), int(number)) for name, number in
-                 registry.execute("SELECT name, version FROM model_versions")}  # fmt: skip
-        tags = registry.execute("SELECT name, version, key FROM model_version_tags WHERE key LIKE '%pending%'")
+                 registry.execute(f"SELECT name, version FROM model_versions WHERE {_LIVE}")}  # fmt: skip
+        tags = registry.execute(
+            "SELECT name, version FROM model_versions JOIN model_version_tags USING (workspace, name, version)"
+            f" WHERE key = 'algomart.pending' AND {_LIVE}"
+        )
         faults = [f"pending in MLflow: {tag}" for tag in tags]
     shown = {(name, number) for name, number, _ in rows}
     faults += [f"in MLflow only: {each}" for each in known - shown]

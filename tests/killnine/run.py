@@ -6,7 +6,9 @@ acknowledged.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -76,7 +78,7 @@ class _Run:
         self.random = random.Random(seed)
         self.verdict = Verdict(kills=kills, clients=clients, seed=seed)
         self.stop = threading.Event()
-        self.kill_instants: list[tuple[float, float]] = []  # SIGKILL sent, and the process known to be gone
+        self.kill_instants: list[tuple[float, float]] = []  # before SIGKILL was sent, and after
         work = prepare(market, folder, clients)
         self.clients = [Client(market.url, each, folder, seed, self.stop) for each in work]
         self.publisher = Publisher(market.url, market.keys["engineer"], self.stop)
@@ -118,9 +120,10 @@ class _Run:
 
     def _kill(self) -> list[psutil.Process]:
         before = family(self.market.pid)
-        sent = time.monotonic()
-        self.market.kill()
-        self.kill_instants.append((sent, time.monotonic()))
+        about_to = time.monotonic()
+        os.kill(self.market.pid, signal.SIGKILL)
+        self.kill_instants.append((about_to, time.monotonic()))
+        self.market.kill()  # waits for its end
         return before
 
     def _orphans(self, before: list[psutil.Process]) -> list[str]:
@@ -164,9 +167,9 @@ class _Run:
             faults.append(f"{name}: not one call was answered: {client.tally.refused}")
 
     def _in_flight(self, client: Client) -> int:
-        """Calls that had gone out before a kill and were never answered."""
+        """Calls that had begun before a kill and were not answered by then, nor ever."""
         return sum(
-            any(began <= gone and ended >= sent for sent, gone in self.kill_instants)
+            any(began <= killed and ended >= about_to for about_to, killed in self.kill_instants)
             for began, ended in client.tally.unanswered
         )
 
