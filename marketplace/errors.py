@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from model_store.errors import BadInput, Broken, NotFound, Refusal
@@ -111,10 +111,26 @@ def add_error_handlers(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         return refusal_response(refusal_of_http(error, request.url.path), request_id_of(request))
 
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, error: ClientDisconnect) -> Response:
+        _log.info("REQUEST_INCOMPLETE: the client hung up before its request ended, %s", request_id_of(request))
+        return refusal_response(incomplete(), request_id_of(request))
+
     @app.exception_handler(Exception)
     async def _broken(request: Request, error: Exception) -> Response:
         _log.exception("unexpected error, request %s", request_id_of(request), exc_info=error)
         return refusal_response(broken(), request_id_of(request))
+
+
+def incomplete() -> BadInput:
+    """Hardly anybody reads it; what came of the request is dropped."""
+    return BadInput(
+        "REQUEST_INCOMPLETE",
+        zh="请求未传完连接就断开了, 已丢弃",
+        en="the connection ended before the request did; what had come of it is dropped",
+        remedy_zh="请重新发送完整的请求",
+        remedy_en="send the whole request again",
+    )
 
 
 def broken() -> Broken:
