@@ -4,6 +4,7 @@ A complete, small `POST /v2/models/…/infer` with a key in the cache, on a load
 decoded, run, journalled and written in one go: no scope, no task, no queue. Everything else (and every request that is
 pipelined behind one still being answered) takes uvicorn's ordinary way, untouched. Keep-alive, pipelining, flow
 control, time-outs and shutdown stay uvicorn's.
+A head that was answered here before is not parsed again (`serving.heads`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from model_store.errors import Refusal
 from serving.app import ServingApp, request_id_of
 from serving.errors import internal_error, oip_error_body
-from serving.protocols.oip import Target, header_length_of, parse_model_path
+from serving.heads import Head, KnownHead, head_of, known_head
+from serving.protocols.oip import Target, parse_model_path
 
 _log = logging.getLogger("algomart.serving")
 MAX_FAST_BODY_BYTES = 64 << 10
@@ -49,6 +51,9 @@ class _FastHttpProtocol(HttpToolsProtocol):
         self._small_body: list[bytes] = []
         self._waiting = 0  # answers of this connection that wait for the journal
         self._fields: dict[bytes, bytes] = {}
+        self._known: KnownHead | None = None
+        self._between = True  # the parser stands between two messages
+        self._whole = b""  # what was read, while it may turn out to be one whole request
         self._read_at = 0.0
         self._active_at = 0.0
         self._idle_timer: Any = None
@@ -57,10 +62,45 @@ class _FastHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._read_at = time.perf_counter()
+        known = self._known
+        if known is not None and self._between and self._answer_known(known, data):
+            return
+        self._whole = data if self._between else b""
         super().data_received(data)
+        self._whole = b""
+
+    def _answer_known(self, known: KnownHead, data: bytes) -> bool:
+        """Answer a request whose head is known already; False where it is another, or takes the ordinary way."""
+        body = known.body_of(data)
+        if body is None or len(body) > MAX_FAST_BODY_BYTES or not self._is_free():
+            return False
+        head = known.head
+        self._fields = head.fields
+        answer = self._answer(head, body)
+        if answer is None:
+            self._known = None
+            return False
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self.server_state.total_requests += 1
+        self._waiting += 1
+        self.serving.deliver_later(self._deliver, answer)
+        return True
+
+    def _is_free(self) -> bool:
+        """Nothing else is being answered on this connection, and its answers flow."""
+        cycle = self.cycle
+        return (
+            (cycle is None or cycle.response_complete)
+            and not self.pipeline
+            and not self.flow.write_paused
+            and self.limit_concurrency is None
+            and not self.transport.is_closing()
+        )
 
     def on_message_begin(self) -> None:
         # The scope is made only when the request takes the ordinary way (`_begin_ordinary`).
+        self._between = False
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -81,6 +121,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._between = True
         target = self._candidate
         if target is None:
             super().on_message_complete()
@@ -88,7 +129,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
         self._candidate = None
         parts = self._small_body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        answer = self._answer(target, body)
+        answer, head = self._answer_parsed(target, body)
         if answer is None:
             self._begin_ordinary()
             super().on_body(body)
@@ -96,7 +137,9 @@ class _FastHttpProtocol(HttpToolsProtocol):
             return
         self.server_state.total_requests += 1
         self._waiting += 1
-        self.serving.deliver_later(self._deliver if self.parser.should_keep_alive() else self._deliver_last, answer)
+        keep = self.parser.should_keep_alive()
+        self._known = known_head(self._whole, body, head) if keep and head is not None else None
+        self.serving.deliver_later(self._deliver if keep else self._deliver_last, answer)
 
     def _deliver(self, answer: bytes, refusal: Refusal | None) -> None:
         """The journal holds the record (or, with a refusal, could not be written): answer now."""
@@ -117,10 +160,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
             return None
         if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
-        cycle = self.cycle
-        if (cycle is not None and not cycle.response_complete) or self.pipeline or self.flow.write_paused:
-            return None
-        if self.limit_concurrency is not None or self.transport.is_closing():
+        if not self._is_free():
             return None
         fields = self._fields = dict(self.headers)
         length = fields.get(b"content-length", b"")
@@ -161,25 +201,21 @@ class _FastHttpProtocol(HttpToolsProtocol):
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    def _answer(self, target: Target, body: bytes) -> bytes | None:
+    def _answer_parsed(self, target: Target, body: bytes) -> tuple[bytes | None, Head | None]:
+        try:
+            head = head_of(target, self._fields)
+        except Refusal as refusal:
+            return self._refusal(refusal), None
+        return (None, None) if head is None else (self._answer(head, body), head)
+
+    def _answer(self, head: Head, body: bytes) -> bytes | None:
         """The whole response, or None where the request must take the ordinary way (nothing has been done then)."""
-        fields = self._fields
         serving = self.serving
-        value = fields.get(b"authorization")
-        if value is not None and value[:7].lower() == b"bearer ":
-            token = value[7:].strip()
-        else:
-            token = fields.get(b"x-api-key", b"").strip()
-        if not token:
-            return None
-        principal = serving.dataplane.keys.peek(token)
+        principal = serving.dataplane.keys.peek(head.token, head.token_digest)
         if principal is None:
             return None
         try:
-            header_length = fields.get(b"inference-header-content-length")
-            found = serving.oip.infer_at_once(
-                principal, target, body, None if header_length is None else header_length_of(header_length)
-            )
+            found = serving.oip.infer_at_once(principal, head.target, body, head.header_length)
         except Refusal as refusal:
             return self._refusal(refusal)
         except Exception:
@@ -191,8 +227,8 @@ class _FastHttpProtocol(HttpToolsProtocol):
         requests = serving.dataplane.statistics.requests
         requests[200] = requests.get(200, 0) + 1
         usage_id = inference.usage_id.encode()
-        given = fields.get(b"x-request-id")
-        request_id = b"req_" + usage_id if given is None else request_id_of(fields).encode()
+        fields = head.fields
+        request_id = request_id_of(fields).encode() if b"x-request-id" in fields else b"req_" + usage_id
         size = len(content)
         kind = _OK_JSON % size if json_length is None else _OK_BINARY % (json_length, size)
         ids = _IDS % (usage_id, inference.amount_micro, request_id)

@@ -25,6 +25,11 @@ REFUSAL_S = 1.0
 MAX_TOKEN_BYTES = 512
 
 
+def digest_of_token(token: bytes) -> bytes:
+    """What a key is known by here."""
+    return hashlib.sha256(token).digest()
+
+
 class _Known:
     __slots__ = ("asked_at", "principal")
 
@@ -44,9 +49,13 @@ class KeyCache:
         self._generation = 0
         self.asked = 0
 
-    def peek(self, token: bytes) -> Principal | None:
-        """The principal if a fresh answer is held; never waits. Starts the background question when it is due."""
-        digest = hashlib.sha256(token).digest()
+    def peek(self, token: bytes, digest: bytes | None = None) -> Principal | None:
+        """The principal if a fresh answer is held; never waits. Starts the background question when it is due.
+
+        `digest`: the token's, by `digest_of_token`, where the caller has it already.
+        """
+        if digest is None:
+            digest = digest_of_token(token)
         known = self._known.get(digest)
         if known is None:
             return None
@@ -68,7 +77,7 @@ class KeyCache:
         found = self.peek(token)
         if found is not None:
             return found
-        digest = hashlib.sha256(token).digest()
+        digest = digest_of_token(token)
         refused = self._refused.get(digest)
         if refused is not None and time.monotonic() - refused[0] < REFUSAL_S:
             raise refused[1]

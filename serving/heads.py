@@ -1,0 +1,79 @@
+"""What the hot path needs of a request's head, and how it knows a head that it has seen before.
+
+A client that keeps its connection sends the same head again and again, but for the length of the body. Once such a head
+has been parsed and its request answered, the next one on this connection that is the same byte for byte, digits of its
+length aside, need not be parsed again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from serving.keycache import digest_of_token
+from serving.protocols.oip import Target, header_length_of
+
+MAX_HEAD_BYTES = 4096
+MAX_LENGTH_DIGITS = 6
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,6})(?=\r\n)", re.IGNORECASE)
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """One parsed head: which model, whose key, and its fields by lower-case name."""
+
+    target: Target
+    fields: dict[bytes, bytes]
+    token: bytes
+    token_digest: bytes
+    header_length: int | None  # `Inference-Header-Content-Length`
+
+
+def head_of(target: Target, fields: dict[bytes, bytes]) -> Head | None:
+    """None where it carries no key. Raises `BadInput` REQUEST_FIELD for a header length that is no number."""
+    token = _token(fields)
+    if not token:
+        return None
+    return Head(
+        target, fields, token, digest_of_token(token), header_length_of(fields.get(b"inference-header-content-length"))
+    )
+
+
+def _token(fields: Mapping[bytes, bytes]) -> bytes:
+    value = fields.get(b"authorization")
+    if value is not None and value[:7].lower() == b"bearer ":
+        return value[7:].strip()
+    return fields.get(b"x-api-key", b"").strip()
+
+
+class KnownHead(msgspec.Struct, frozen=True, gc=False):
+    """A head that has led to an answer: what stands before and after the digits of its length."""
+
+    before: bytes
+    after: bytes  # up to and with the empty line
+    head: Head
+
+    def body_of(self, data: bytes) -> bytes | None:
+        """The body, if `data` is one whole request under this very head; else None."""
+        before, after = self.before, self.after
+        if not data.startswith(before):
+            return None
+        at = len(before)
+        end = data.find(b"\r", at, at + MAX_LENGTH_DIGITS + 1)
+        if end < 0 or not data.startswith(after, end):
+            return None
+        digits, body = data[at:end], data[end + len(after) :]
+        return body if digits.isdigit() and int(digits) == len(body) else None
+
+
+def known_head(data: bytes, body: bytes, head: Head) -> KnownHead | None:
+    """What to know a next request by, where `data` is this one request and nothing more; else None."""
+    end = data.find(b"\r\n\r\n") + 4
+    if not 4 <= end <= MAX_HEAD_BYTES or data[end:] != body:
+        return None
+    lengths = list(_LENGTH.finditer(data, 0, end))
+    if len(lengths) != 1:
+        return None
+    (length,) = lengths
+    return KnownHead(data[: length.start(1)], data[length.end(1) : end], head)
