@@ -169,6 +169,8 @@ class DataPlane:
         counted = {"calls": 1, "rows": rows, "ms": settings.run_deadline_ms}
         if units:
             counted = {**units, **counted}
+        if resident.counts_images:
+            counted["images"] = rows
         line: PriceLine | None = None
         amount = 0
         if held.kind != "free":
@@ -237,11 +239,11 @@ class DataPlane:
     ) -> Inference:
         """Run one call, metered and paid for.
 
-        `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count ({"images": 3}); calls, rows
-        and ms are counted here. `deadline_ms` from now, at most the node's own. `digest`: the request's, by
-        `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. Raises refusals only: of the
-        graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL, `DeadlineExceeded`,
-        `Unavailable`, `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not charged.
+        `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count (tokens); calls, rows, ms
+        and, of an image model, images are counted here. `deadline_ms` from now, at most the node's own. `digest`: the
+        request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. Raises refusals
+        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL,
+        `DeadlineExceeded`, `Unavailable`, `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not charged.
         """
         if self._stopped:
             raise shutting_down()
@@ -298,6 +300,8 @@ class DataPlane:
                     if resident.graph is not None:
                         resident.graph.check_inputs(inputs)  # nothing is reserved for what cannot run
                     call.rows = resident.rows_of(inputs)
+                    if resident.counts_images:
+                        call.units = {**(call.units or {}), "images": call.rows}
                     self.journal.check_ready()
                     if not billed:
                         bound = {**(call.units or {}), "calls": 1, "rows": call.rows, "ms": int(limit_ms) + 1}

@@ -47,8 +47,8 @@ class Resident:
     """One loaded version. `references` counts calls in hand; `graph` is None for what runs in a worker process."""
 
     __slots__ = (
-        "batch_inputs", "batchable", "bytes", "cost", "digest", "graph", "last_used", "load_ms", "manifest", "max_rows",
-        "name", "owner", "pinned", "references", "runner", "trusted", "uses",
+        "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "last_used", "load_ms",
+        "manifest", "max_rows", "name", "owner", "pinned", "references", "runner", "trusted", "uses",
     )  # fmt: skip
 
     def __init__(self, served: ServedVersion, manifest: Manifest, runner: Any, inline_allowed: bool) -> None:
@@ -59,6 +59,7 @@ class Resident:
         self.batch_inputs = [spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1]
         self.batchable = self.graph is not None and manifest.batching.dynamic and _all_batched(self.graph)
         self.max_rows = max(1, manifest.batching.max_rows)
+        self.counts_images = manifest.modality == "image"  # a row is an image, also where it comes as a tensor
         self.cost = CostEstimate(manifest.cost, inline_allowed)
         self.bytes = 0
         self.load_ms = 0.0

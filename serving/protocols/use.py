@@ -104,7 +104,6 @@ class Using:
                     request.principal,
                     served,
                     tensors,
-                    units={"images": len(chunk)} if manifest.modality == "image" else None,
                     deadline_ms=deadline_ms,
                     idempotency_key=key,
                     digest=digest,

@@ -19,6 +19,7 @@ from tests.live import LiveMarket
 from tests.model_store.graphs import endless_loop, memory_bomb, save, value
 from tests.neighbours import SteadyCaller, ask, neighbour, starter
 
+pytestmark = pytest.mark.xdist_group("bombs")
 STARTER = "lingnan/steel-faults-linear"
 INT64, FLOAT, BOOL = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
 MIB = 1 << 20

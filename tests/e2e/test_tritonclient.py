@@ -24,6 +24,7 @@ from tests.live import LiveMarket
 from tests.model_store.graphs import save, value
 from tests.neighbours import ask, starter
 
+pytestmark = pytest.mark.xdist_group("tritonclient")
 SHELF = {
     "tabular": "lingnan/machine-failure-network",
     "trees": "dongzhi/steel-faults-boosting",
@@ -184,3 +185,15 @@ def test_what_is_refused_reaches_the_client_s_user_in_words(live_market, samples
             client.infer("dongzhi--nothing", inputs, headers=headers)
         with pytest.raises(InferenceServerException, match=r"KEY_MISSING: .*没有携带密钥"):
             client.infer(sample.model, inputs, outputs=outputs)
+
+
+@pytest.mark.parametrize("extra", [{}, {"Idempotency-Key": "one-image-call"}], ids=["at once", "queued"])
+def test_images_sent_as_tensors_cost_what_images_cost(live_market, samples, headers, extra):
+    """0.60 fen an image, counted by the engine: the caller of the tensor interface cannot leave them out."""
+    sample = samples["image"]
+    tensor = {"name": sample.tensor, "datatype": "FP32", "shape": [3, 1, 64, 64], "data": [0.5] * (3 * 64 * 64)}
+    factory = live_market.client("factory")
+    for _ in range(2):
+        answer = factory.post(f"/v2/models/{sample.model}/infer", json={"inputs": [tensor]}, headers=extra)
+        assert ask(answer)["outputs"][0]["shape"] == [3, 7]
+        assert answer.headers["x-amount-micro"] == "1800000"
