@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := market,postgres,registry,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-core setup-system assets up test check tour bench conformance clean
+.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,13 @@ tour: setup  ## The main job against a fresh market, with a receipt
 
 bench: setup  ## Ratios against peers and the bare reference, side by side
 	$(BIN)/python -m tests.bench
+
+kill-nine: setup  ## 20 × kill -9 under 8 clients: nothing acknowledged is lost, nothing posted twice
+	$(BIN)/python -m tests.killnine --kills 20 --clients 8 --json
+
+coverage: setup  ## Branch coverage of the ledger and the vouchers, at least 95%
+	$(BIN)/python -m pytest -q --cov=marketplace/ledger --cov=marketplace/vouchers --cov-branch --cov-fail-under=95 \
+		tests/marketplace/test_{ledger,vouchers,leases,leases_machine,programmes,ingest,usage}.py
 
 conformance: setup  ## The onnx backend cases, published and called over HTTP
 	$(BIN)/python -m tests.conformance

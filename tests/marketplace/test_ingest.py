@@ -21,6 +21,7 @@ from marketplace.usage.recovery import close_epoch, register_node
 from marketplace.usage.rounding import Meter, accumulate, decide_draws, is_covered
 from marketplace.usage.tables import SelfPayMeter, TrialCount, Usage
 from marketplace.vouchers.tables import LeaseRow, NodeEpoch, Reservation, Voucher
+from serving.digests import mint_usage_id
 from serving.journal import EndEntry, ProgressEntry, StartEntry, read_segment, segment_path
 from serving.metering import UsageRecord
 from tests.marketplace.town import Town
@@ -427,8 +428,8 @@ def test_a_stream_without_an_end_settles_at_its_last_counter_and_says_so(town):
     (record,) = node.call()
     journal = node.journal
 
-    def stream(letter: str, last: int | None, ended: bool) -> str:
-        start = msgspec.structs.replace(record, usage_id=f"{record.usage_id[:-1]}{letter}", units={"calls": 9})
+    def stream(last: int | None, ended: bool) -> str:
+        start = msgspec.structs.replace(record, usage_id=mint_usage_id(), units={"calls": 9})
         journal.append(StartEntry(journal.next_seq, start))
         if last is not None:
             journal.append(ProgressEntry(journal.next_seq, start.usage_id, {"calls": last}, last * 370_000))
@@ -437,7 +438,7 @@ def test_a_stream_without_an_end_settles_at_its_last_counter_and_says_so(town):
             journal.append(EndEntry(journal.next_seq, usage))
         return start.usage_id
 
-    broken, ended, silent = stream("X", 3, False), stream("Y", 2, True), stream("Z", None, False)
+    broken, ended, silent = stream(3, False), stream(2, True), stream(None, False)
     node.die()
     close_epoch(town.engine, town.folder, "n1", 1)
     close_epoch(town.engine, town.folder, "n1", 1)  # again, as after a crash in between
