@@ -53,6 +53,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
         self._fields: dict[bytes, bytes] = {}
         self._known: KnownHead | None = None
         self._between = True  # the parser stands between two messages
+        self._declined = False  # what is being read takes the ordinary way: it has been tried already
         self._whole = b""  # what was read, while it may turn out to be one whole request
         self._read_at = 0.0
         self._active_at = 0.0
@@ -67,7 +68,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
             return
         self._whole = data if self._between else b""
         super().data_received(data)
-        self._whole = b""
+        self._whole, self._declined = b"", False
 
     def _answer_known(self, known: KnownHead, data: bytes) -> bool:
         """Answer a request whose head is known already; False where it is another, or takes the ordinary way."""
@@ -78,7 +79,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
         self._fields = head.fields
         answer = self._answer(head, body)
         if answer is None:
-            self._known = None
+            self._declined = True
             return False
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
@@ -138,7 +139,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         self._waiting += 1
         keep = self.parser.should_keep_alive()
-        self._known = known_head(self._whole, body, head) if keep and head is not None else None
+        self._known = known_head(self._whole, body, head) if keep and head is not None else self._known
         self.serving.deliver_later(self._deliver if keep else self._deliver_last, answer)
 
     def _deliver(self, answer: bytes, refusal: Refusal | None) -> None:
@@ -156,7 +157,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
     def _target(self) -> Target | None:
         """The model this request may be answered for at once, judging by its head alone; else None."""
         url = self.url
-        if not url.startswith(_PREFIX) or not url.endswith(_SUFFIX) or self.root_path:
+        if self._declined or not url.startswith(_PREFIX) or not url.endswith(_SUFFIX) or self.root_path:
             return None
         if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None

@@ -37,6 +37,12 @@ class Entry:
     private: bool
     versions: dict[int, tuple[str, ServedVersion]] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
+    newest_listed: ServedVersion | None = field(init=False)  # what all who may see the listing get by its bare name
+
+    def __post_init__(self) -> None:
+        listed = [number for number, (state, _) in self.versions.items() if state == "listed"]
+        newest = self.versions[max(listed)][1] if listed else None
+        object.__setattr__(self, "newest_listed", newest)
 
     def seen_by(self, principal: Principal, number: int) -> bool:
         state, _ = self.versions[number]
@@ -48,10 +54,10 @@ class Entry:
 
     def latest_for(self, principal: Principal) -> ServedVersion | None:
         """The newest listed version; only where none is listed, the newest that this caller may run."""
+        if self.newest_listed is not None:
+            return self.newest_listed if not self.private or principal.organisation == self.owner else None
         seen = [number for number in self.versions if self.seen_by(principal, number)]
-        listed = [number for number in seen if self.versions[number][0] == "listed"]
-        number = max(listed or seen, default=None)
-        return None if number is None else self.versions[number][1]
+        return self.versions[max(seen)][1] if seen else None
 
 
 class CatalogueSource:
