@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -116,6 +117,12 @@ def add_error_handlers(app: FastAPI) -> None:
         _log.info("REQUEST_INCOMPLETE: the client hung up before its request ended, %s", request_id_of(request))
         return refusal_response(incomplete(), request_id_of(request))
 
+    @app.exception_handler(OverflowError)
+    @app.exception_handler(DataError)
+    async def _beyond(request: Request, error: Exception) -> Response:
+        _log.warning("a value that the database cannot hold, request %s", request_id_of(request), exc_info=error)
+        return refusal_response(out_of_range(), request_id_of(request))
+
     @app.exception_handler(Exception)
     async def _broken(request: Request, error: Exception) -> Response:
         _log.exception("unexpected error, request %s", request_id_of(request), exc_info=error)
@@ -130,6 +137,17 @@ def incomplete() -> BadInput:
         en="the connection ended before the request did; what had come of it is dropped",
         remedy_zh="请重新发送完整的请求",
         remedy_en="send the whole request again",
+    )
+
+
+def out_of_range() -> BadInput:
+    """SQLite says OverflowError, PostgreSQL DataError: beyond 64 bits, or a text with a NUL in it."""
+    return BadInput(
+        "NUMBER_OUT_OF_RANGE",
+        zh="请求中有数值超出了可表示的范围",
+        en="a number in the request is beyond what can be kept",
+        remedy_zh="请检查请求中的编号、时间与金额 (64 位整数以内)",
+        remedy_en="check numbers, instants and amounts in the request: they fit 64 bits",
     )
 
 

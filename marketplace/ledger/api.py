@@ -46,7 +46,7 @@ def get_rebuild(actor: Actor = Depends(OPERATOR), market: Market = Depends(marke
 @router.get("/accounts")
 def list_accounts(
     prefix: str = Query("", max_length=100),
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     actor: Actor = Depends(OPERATOR),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:

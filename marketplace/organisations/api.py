@@ -85,7 +85,7 @@ def register(body: Registration, market: Market = Depends(market_of)) -> dict[st
 def list_organisations(
     kind: str = "",
     status: str = "",
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     actor: Actor = Depends(require()),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def read_notices(
 def get_audit(
     action: str = "",
     subject: str = "",
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     actor: Actor = Depends(require()),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:

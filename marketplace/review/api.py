@@ -43,7 +43,7 @@ def review_view(review: Review, version: ModelVersion, listing: Listing, at_ms: 
 @router.get("/reviews")
 def list_reviews(
     state: str = "open",
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     actor: Actor = Depends(require("operator")),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class NewVoucher(BaseModel):
 
 
 @router.get("/programmes")
-def list_programmes(page: int = Query(1, ge=1), market: Market = Depends(market_of)) -> dict[str, Any]:
+def list_programmes(page: int = Query(1, ge=1, le=1_000_000), market: Market = Depends(market_of)) -> dict[str, Any]:
     """Every programme with its rules in plain words; anybody may read them."""
     with reading(market.engine) as session:
         rows, total = rollout.list_programmes(session, PAGE, (page - 1) * PAGE)
@@ -130,7 +130,7 @@ def pool(actor: Actor = Depends(require()), market: Market = Depends(market_of))
 @router.get("/applications")
 def list_applications(
     state: str = "",
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     actor: Actor = Depends(require()),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def decide(
 @router.get("/vouchers")
 def list_vouchers(
     state: str = "",
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     actor: Actor = Depends(require()),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class SubscriptionChanges(BaseModel):
 
 @router.get("/subscriptions")
 def list_subscriptions(
-    page: int = Query(1, ge=1),
+    page: int = Query(1, ge=1, le=1_000_000),
     provided: bool = Query(False, description="Those on one's own listings instead"),
     actor: Actor = Depends(require()),
     market: Market = Depends(market_of),

@@ -254,6 +254,34 @@ CALLED = [
 ]
 
 
+HUGE = "9" * 30
+
+
+def asking(name: str, path: str, code: str = "NUMBER_OUT_OF_RANGE", status: int = 400, **changes: Any) -> Bad:
+    facts: dict[str, Any] = {"method": "GET", "user": "operator"}
+    return Bad(name, status, code, path, **(facts | changes))
+
+
+ASKED = [
+    asking("instant beyond all time", f"/api/v1/usage?from_ms={HUGE}"),
+    asking("version beyond all versions", f"/api/v1/models/{TABULAR}/versions/{HUGE}"),
+    asking("transfer beyond all transfers", f"/api/v1/ledger/transfers/{HUGE}"),
+    asking("page beyond all pages", f"/api/v1/vouchers?page={HUGE}", "REQUEST_INVALID"),
+    asking("page that is no number", "/api/v1/models?page=next", "REQUEST_INVALID"),
+    asking(
+        "key that never ends",
+        "/api/v1/keys",
+        method="POST",
+        headers=JSON,
+        user="factory",
+        content=json.dumps({"name": "a", "expires_at_ms": int(HUGE)}).encode(),
+    ),
+    asking("no json", "/api/v1/keys", "REQUEST_INVALID", method="POST", headers=JSON, content=b"{"),
+    asking("wrong method", "/api/v1/pool", "METHOD_NOT_ALLOWED", 405, method="DELETE"),
+    asking("no such path", "/api/v1/nothing", "NO_SUCH_PATH", 404),
+]
+
+
 # --- who calls --------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +356,11 @@ def test_what_must_not_be_published_is_refused_whole(live_market, users, bad):
         assert errors[0]["code"] == bad.first, errors
         assert all(each[part] for each in errors for part in ("zh", "en", "remedy_zh", "remedy_en")), errors
     nothing_published(live_market, users)
+
+
+@pytest.mark.parametrize("bad", ASKED, ids=[bad.name for bad in ASKED])
+def test_a_question_that_makes_no_sense_is_answered_with_what_is_wrong(users, bad):
+    assert_clear(send(users, bad), bad.status, bad.code)
 
 
 @pytest.mark.parametrize("bad", CALLED, ids=[bad.name for bad in CALLED])
