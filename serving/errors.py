@@ -56,8 +56,8 @@ def request_json(why: str) -> BadInput:
         "REQUEST_JSON",
         zh=f"请求体不是有效的 JSON: {why[:200]}",
         en=f"the body is not valid JSON: {why[:200]}",
-        remedy_zh="请发送 Open Inference Protocol V2 的 JSON 请求",
-        remedy_en="send the JSON request of the Open Inference Protocol V2",
+        remedy_zh="请发送一个完整的 JSON 对象, 格式见 HTTP 接口文档中此路径的示例",
+        remedy_en="send one whole JSON object, as this path's example in the HTTP API's documentation has it",
         field="body",
     )
 
@@ -68,8 +68,8 @@ def request_field(field: str, zh: str, en: str) -> BadInput:
         "REQUEST_FIELD",
         zh=f"请求字段 {field[:160]} 有误: {zh}",
         en=f"{field[:160]} {en}",
-        remedy_zh="请对照 Open Inference Protocol V2 的请求格式修改",
-        remedy_en="compare the request with the Open Inference Protocol V2",
+        remedy_zh="请对照 HTTP 接口文档中此路径的示例修改",
+        remedy_en="compare the request with this path's example in the HTTP API's documentation",
         field=field[:160],
     )
 

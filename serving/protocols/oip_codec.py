@@ -248,7 +248,9 @@ def _dtype_and_shape(name: str, tensor: Mapping[str, Any]) -> tuple[OipType, lis
     count = 1
     for size in shape:
         if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
-            raise request_field(f"{name}.shape", "须为非负整数", "must hold non-negative integers")
+            raise request_field(
+                f"{name}.shape", f"须为 0 至 {MAX_ELEMENTS} 的整数", f"must hold integers from 0 to {MAX_ELEMENTS}"
+            )
         count *= size
     if count > MAX_ELEMENTS:
         raise request_field(f"{name}.shape", "元素过多", "has too many elements")

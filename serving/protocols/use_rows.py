@@ -123,8 +123,8 @@ def _rows_of_json(body: bytes, manifest: Manifest) -> Asked:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise request_field(
             "inputs",
-            "inputs 须为一行特征 {…} 或多行 [{…}, …]",
-            "inputs must be one row of features {…} or several [{…}, …]",
+            "须为一行特征 {…} 或多行 [{…}, …]",
+            "must be one row of features {…} or several [{…}, …]",
         )
     if len(rows) > MAX_ROWS:
         raise _too_many_rows(len(rows))
