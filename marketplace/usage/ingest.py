@@ -24,7 +24,7 @@ from marketplace.vouchers.tables import NodeEpoch
 from serving.journal import EndEntry, Entry, JournalUnreadable, Segment, UsageEntry, read_segment, segment_path
 from serving.metering import UsageRecord
 
-BATCH_RECORDS = 4_000
+BATCH_RECORDS = 2_000
 INTERVAL_S = 0.25  # long enough for a batch that is worth its transaction, short enough to be seen at once
 BREATH_S = 0.02  # after a full batch: SQLite lets other writers in only between two transactions
 RETRY_S = 1.0
