@@ -4,7 +4,6 @@ published, nothing is charged, and another factory's calls go on meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
@@ -19,11 +18,11 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
-import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.killnine.books import faults_of_api, half_published
+from tests.killnine.jobs import runner_of, start_job
 from tests.killnine.town import wait_until
 from tests.live import LiveMarket
 from tests.marketplace.bundles import linear_manifest, linear_onnx
@@ -516,38 +515,11 @@ def test_a_suspended_voucher_pays_nothing_until_it_is_resumed(live_market, users
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def job_of(client: httpx.Client, market: LiveMarket) -> dict[str, Any]:
-    """A real calibration on a few hundred rows, as soon as its process runs."""
-    random = np.random.default_rng(1)
-    heads = "产品类型,空气温度,过程温度,转速,扭矩,刀具磨损,故障"
-    lines = [heads]
-    for _ in range(900):
-        torque, wear = random.normal(40, 10), random.uniform(0, 250)
-        label = "failure" if torque * wear > 9_000 else "normal"
-        lines.append(f"L,{random.normal(300, 2):.1f},{random.normal(310, 1):.1f},{random.normal(1540, 180):.0f},"
-                     f"{torque:.1f},{wear:.0f},{label}")  # fmt: skip
-    files = {"file": ("rows.csv", "\n".join(lines).encode())}
-    samples = ask(client.post("/v1/sample-sets", files=files, data={"label_column": "故障"}))["id"]
-    body = {"recipe": "tabular_retrain", "sample_set_id": samples, "name": "killed", "label_column": "故障",
-            "params": {"iterations": 500}}  # fmt: skip
-    return dict(ask(client.post("/v1/adapt", json=body)))
-
-
-def runner_of(market: LiveMarket, job: str) -> psutil.Process | None:
-    """The process that trains, under whatever started it; None while there is none."""
-    for process in psutil.Process(market.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            command = process.cmdline()
-            if "adapters.run_job" in command and job in command[-1]:
-                return process
-    return None
-
-
 def test_a_job_whose_process_is_killed_fails_clearly_and_publishes_nothing(live_market, users):
     engineer = users["engineer"]
-    job = job_of(engineer, live_market)
-    wait_until(lambda: runner_of(live_market, job["id"]), 60, "the training runs")
-    runner = runner_of(live_market, job["id"])
+    job = start_job(engineer, "killed")
+    wait_until(lambda: runner_of(live_market.pid, job["id"]), 60, "the training runs")
+    runner = runner_of(live_market.pid, job["id"])
     assert runner is not None
     runner.kill()
     path = f"/v1/adapt/{job['id']}"

@@ -7,8 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
+import pytest
+
+from tests.killnine.books import half_published
+from tests.killnine.jobs import runner_of, start_job
+from tests.killnine.processes import alive, family
 from tests.killnine.run import kill_nine
+from tests.killnine.town import ok, wait_until
+from tests.live import LiveMarket
+
+pytestmark = pytest.mark.xdist_group("kill_nine")
 
 SEED = 4  # of its three kills one comes while the market starts again
 
@@ -20,6 +30,40 @@ def test_a_market_that_is_killed_under_load_loses_doubles_and_strands_nothing(tm
     assert verdict.posted_not_acknowledged <= verdict.in_flight_at_kills
     assert verdict.kills_while_starting >= 1
     assert verdict.acknowledged > 100
+
+
+def test_a_job_outlives_a_kill_of_the_market_once_and_is_given_up_after_the_second(tmp_path):
+    market = LiveMarket(tmp_path / "home")
+    market.start()
+    once, twice = (start_job(market.client("engineer"), name)["id"] for name in ("once", "twice"))
+    killed_under(market, once)
+    assert job_ended(market, once)["state"] == "done"
+    killed_under(market, twice)
+    killed_under(market, twice)
+    given_up = job_ended(market, twice)
+    assert (given_up["state"], given_up["error"]["code"]) == ("failed", "JOB_INTERRUPTED")
+    assert all(given_up["error"][part] for part in ("message", "message_zh", "remedy", "remedy_zh"))
+    engineer = market.client("engineer")
+    assert engineer.get("/api/v1/models/demo-factory/twice").status_code == 404
+    assert ok(engineer.get("/api/v1/models/demo-factory/once"))["name"] == "demo-factory/once"
+    wait_until(lambda: not half_published(market.home), 60, "publications settled")
+    market.stop()
+
+
+def killed_under(market: LiveMarket, job: str) -> None:
+    """Kill the market while that job trains, and start it again: the training of the old market has ended with it."""
+    wait_until(lambda: runner_of(market.pid, job), 120, "the training runs")
+    runner, before = runner_of(market.pid, job), family(market.pid)
+    assert runner is not None
+    market.kill()
+    market.start()
+    wait_until(lambda: not alive(before), 20, "all of the killed market is gone")
+
+
+def job_ended(market: LiveMarket, job: str) -> dict[str, Any]:
+    path, engineer = f"/v1/adapt/{job}", market.client("engineer")
+    wait_until(lambda: ok(engineer.get(path))["state"] in ("done", "failed"), 120, "the job ends")
+    return dict(ok(engineer.get(path)))
 
 
 def test_a_registry_whose_market_died_before_it_was_up_ends_itself(tmp_path):
