@@ -201,7 +201,8 @@ def _registry(engine: Engine, home: Path) -> Finding:
         return Finding("registry", "ok", "未使用内嵌 MLflow", "there is no embedded MLflow registry")
     reader = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
-        known = {(name, int(version)) for name, version in reader.execute("SELECT name, version FROM model_versions")}
+        live = "SELECT name, version FROM model_versions WHERE current_stage <> 'Deleted_Internal'"  # rows are kept
+        known = {(name, int(version)) for name, version in reader.execute(live)}
     finally:
         reader.close()
     with reading(engine) as session:

@@ -535,7 +535,7 @@ def test_a_job_whose_process_is_killed_fails_clearly_and_publishes_nothing(live_
 # --- money ------------------------------------------------------------------------------------------------------------
 
 
-def test_zz_not_one_of_these_calls_was_charged(live_market, users):
+def test_not_one_of_these_calls_was_charged(live_market, users):
     """The last of this file: one good call is found in the ledger, and of all the bad ones before it none."""
     made = ask_for_usage(users["caller"].post(V2.format(FLAT), content=GOOD, headers=JSON))
     factory, key = users["factory"], users["caller"].headers["x-key-id"]

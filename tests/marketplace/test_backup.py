@@ -151,8 +151,8 @@ def test_the_doctor_finds_a_ledger_that_does_not_balance(home):
 
 def test_the_doctor_finds_a_version_that_the_registry_does_not_know(home):
     with sqlite3.connect(home / "mlflow.db") as connection:
-        connection.execute("CREATE TABLE model_versions (name TEXT, version INTEGER)")
-        connection.execute("INSERT INTO model_versions VALUES ('acme--steel', 1)")
+        connection.execute("CREATE TABLE model_versions (name TEXT, version INTEGER, current_stage TEXT)")
+        connection.execute("INSERT INTO model_versions VALUES ('acme--steel', 1, 'None')")
     engine = open_database(f"sqlite:///{home / 'market.db'}")
     with transaction(engine) as session:
         listing = add_listing(session, "acme/steel")
@@ -161,6 +161,12 @@ def test_the_doctor_finds_a_version_that_the_registry_does_not_know(home):
     with transaction(engine) as session:
         add_version(session, listing, 2)
     assert checks(home)["registry"] == "error"
+    with sqlite3.connect(home / "mlflow.db") as connection:  # deleted there: MLflow keeps the row
+        connection.execute("INSERT INTO model_versions VALUES ('acme--steel', 2, 'Deleted_Internal')")
+    assert checks(home)["registry"] == "error"
+    with sqlite3.connect(home / "mlflow.db") as connection:
+        connection.execute("UPDATE model_versions SET current_stage = 'None'")
+    assert checks(home)["registry"] == "ok"
 
 
 def test_the_doctor_says_what_it_cannot_read(home, tmp_path):
