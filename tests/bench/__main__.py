@@ -4,14 +4,15 @@ Every server answers the same request of the same tiny model, checked against in
 interleaved, so that a machine that changes its mood changes it for all; the ratio is the median of each round's ratio
 to the reference beside it. Absolute figures mean little: quote ratios and CPU microseconds.
 
-    --seconds N       of load in each round (default 5)
-    --rounds N        (default 5)
+    --seconds N       of load in each round (default 3)
+    --rounds N        (default 9)
     --connections N   (default 32)
     --peers a,b       of bentoml, litserve, mlserver; "none" for none (default all)
     --node            the lone data plane over the market in memory too
     --url U --key K   a market that is running already (with the model NAME published) instead of one of our own
     --pin             servers on one core, the load on another (hard on designs with several processes)
-    --out FOLDER      for bench.json and bench.md (default build/bench)
+    --also a,b        of lag (the event loop's, while jobs run), ingest and search; "none" for none (default all)
+    --out FOLDER      for bench.json and bench.md, and lag.json and lag.md (default build/bench)
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tests.bench import load
-from tests.bench.market import NAME, open_market
+from tests.bench import bench_ingest, bench_search, lag, load
+from tests.bench.market import NAME, ingested, open_market, settled
 from tests.bench.servers import BODY, DATA, PACKAGES, Server, lone_node, peer, reference
 from tests.bench.tiny import write_tiny
 
@@ -55,19 +56,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for make in plan(options, model, folder, pin_server, expected):
                 servers.append(make())
                 print(f"{servers[-1].name}: first right answer after {servers[-1].start_s:.1f} s", flush=True)
-            rounds = run_rounds(servers, options, folder, pin_load)
+            rounds, lags = run_rounds(servers, options, folder, pin_load)
+            ledger = {"lag_ms_after_a_round": lags, **settled(servers[1])} if lags else {}
         finally:
             for server in servers:
                 server.stop()
-    result = summary(servers, rounds, options, bool(can_pin))
+    result = summary(servers, rounds, options, bool(can_pin)) | {"ledger": ledger}
+    result |= also(options)
     write(result, options.out)
     return 0 if result["passed"] else 1
 
 
+def also(options: argparse.Namespace) -> dict[str, Any]:
+    """What is measured beside the table, one after the other on a machine that the servers have left."""
+    wanted = options.also.replace("none", "").split(",")
+    found: dict[str, Any] = {}
+    if "search" in wanted:
+        found["search"] = bench_search.bench_search()
+    if "ingest" in wanted:
+        found["ingest"] = bench_ingest.bench_ingest()
+    if "lag" in wanted:
+        lag.main(["--out", str(options.out)])
+        found["lag"] = json.loads((options.out / "lag.json").read_text())
+    return found
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--peers", default=",".join(PACKAGES))
     parser.add_argument("--node", action="store_true")
@@ -75,6 +92,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--url", default="")
     parser.add_argument("--key", default="")
     parser.add_argument("--pin", action="store_true")
+    parser.add_argument("--also", default="lag,ingest,search")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     return parser.parse_args(arguments)
 
@@ -116,12 +134,16 @@ def running_market(url: str, key: str, folder: Path) -> Server:
 
 def run_rounds(
     servers: Sequence[Server], options: argparse.Namespace, folder: Path, pinned: Sequence[str]
-) -> dict[str, list[load.Measured]]:
+) -> tuple[dict[str, list[load.Measured]], list[int]]:
+    """Every server's rounds, and how far our own market's ledger was behind (ms) right after each of its rounds."""
+    lags: list[int] = []
     rounds: dict[str, list[load.Measured]] = {server.name: [] for server in servers}
     for number in range(options.rounds + 1):
         for server in servers:
             seconds = options.seconds if number else min(2.0, options.seconds)  # round 0 warms up
             measured = load.measure(server.target, server.root_pid, seconds, options.connections, folder, pinned)
+            if number and server.name == "algomart" and server.root_pid:
+                lags.append(ingested(server)["lag_ms"])
             if number:
                 rounds[server.name].append(measured)
                 print(
@@ -129,7 +151,7 @@ def run_rounds(
                     f"{measured.cpu_us:7.0f} µs p99 {measured.p99_ms:.1f} ms failures {measured.failures}",
                     flush=True,
                 )
-    return rounds
+    return rounds, lags
 
 
 def summary(
@@ -161,6 +183,7 @@ def summary(
                     "onnxruntime": onnxruntime.__version__, "load": "wrk" if shutil.which("wrk") else "asyncio",
                     "pinned": pinned},
         "options": {"seconds": options.seconds, "rounds": options.rounds, "connections": options.connections},
+        "peers": {name: PACKAGES[name] for name in PACKAGES if name in table},
         "servers": table,
         "times_faster_than": faster,
         "target_ratio": TARGET_RATIO,
@@ -191,20 +214,47 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"{options['seconds']:g} s, medians; {machine['cpu']}, {machine['cores']} cores"
         f"{', servers on one core and the load on another' if machine['pinned'] else ''}; {result['at']}.",
         "",
-        "| server | req/s | ratio to reference (low–high) | CPU µs a request | p50 ms | p99 ms | RSS MiB | failures |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| server | req/s | ratio to reference (low–high) | CPU µs a request | p50 ms | p99 ms | RSS MiB | "
+        "start → first answer s | failures |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in result["servers"].items():
         lines.append(
             f"| {name} | {row['requests_per_s']:,.0f} | {row['ratio']:.2f} ({row['ratio_low']:.2f}–"
             f"{row['ratio_high']:.2f}) | {row['cpu_us']:,.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | "
-            f"{row['rss_mib']:,.0f} | {row['failures']} |"
+            f"{row['rss_mib']:,.0f} | {row['start_s']:.1f} | {row['failures']} |"
         )
     if result["times_faster_than"]:
         faster = ", ".join(f"{times:g} × {name}" for name, times in result["times_faster_than"].items())
         verdict = "passed" if result["passed"] else "FAILED"
         lines += ["", f"AlgoMart answers {faster}. Target: ≥ {result['target_ratio']} of the reference: {verdict}."]
+    lines += more_lines(result)
     return "\n".join(lines) + "\n"
+
+
+def more_lines(result: dict[str, Any]) -> list[str]:
+    """What was measured beside the table, in words."""
+    lines = []
+    if ledger := result.get("ledger"):
+        lines.append(
+            f"Ledger: {ledger['journalled']:,} calls journalled, {ledger['posted']:,} posted, {ledger['quarantined']} "
+            f"quarantined; behind by at most {max(ledger['lag_ms_after_a_round'])} ms right after a round, caught up "
+            f"{ledger['caught_up_s']:g} s after the last."
+        )
+    if ingest := result.get("ingest"):
+        lines.append(
+            f"Ingest alone ({ingest['database']}): {ingest['records_per_s']:,} records/s, {ingest['cpu_us']} µs of CPU "
+            f"a record ({ingest['records']:,} records, every one charged)."
+        )
+    if search := result.get("search"):
+        worst = max(row["median_ms"] for row in search["queries"].values())
+        lines.append(
+            f"Search over {search['listings']:,} listings with all facets counted: the slowest of "
+            f"{len(search['queries'])} queries has a median of {worst:g} ms."
+        )
+    if found := result.get("lag"):
+        lines += ["", lag.as_markdown(found).rstrip()]
+    return ["", *lines] if lines else []
 
 
 if __name__ == "__main__":

@@ -53,17 +53,45 @@ def market_server(home: Path, folder: Path, pinned: Sequence[str]) -> tuple[Serv
 
 
 def open_market(home: Path, folder: Path, pinned: Sequence[str], expected: Sequence[float]) -> Server:
-    """Start the market, publish the tiny model and subscribe to it; answers once the factory's call is right."""
+    """Start the market, publish the tiny model and subscribe to it, and start it again with its data.
+
+    `start_s` is the second start's, to the first right answer, as a peer's; the first also opens the shelf.
+    """
     server, url = market_server(home, folder, pinned)
-    started = time.monotonic()
     server.launch()
     wait_ready(url, server)
-    server.start_s = time.monotonic() - started
     keys = json.loads((home / "demo-keys.json").read_text(encoding="utf-8"))
     publish(url, keys, folder)
     server.target = load.Target(server.target.url, BODY, {"Authorization": f"Bearer {keys['factory']}"})
     server.wait_right(expected)
+    server.stop()
+    server.start(expected)
     return server
+
+
+def ingested(server: Server) -> dict[str, Any]:
+    """How far the ledger is behind the calls now."""
+    url = server.target.url.partition("/v2/")[0]
+    with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=30) as answer:
+        found: dict[str, Any] = json.loads(answer.read())["ingest"]
+    return found
+
+
+def settled(server: Server) -> dict[str, Any]:
+    """Wait until every call is in the ledger: seconds that took, records journalled and posted since the start."""
+    url = server.target.url.partition("/v2/")[0]
+    started = time.monotonic()
+    while (found := ingested(server))["behind_bytes"]:
+        time.sleep(0.1)
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    journalled = next(float(line.split()[1]) for line in lines if line.startswith("algomart_journal_records_total "))
+    return {
+        "caught_up_s": round(time.monotonic() - started, 2),
+        "journalled": int(journalled),
+        "posted": found["records"],
+        "quarantined": found["quarantined"],
+    }
 
 
 def wait_ready(url: str, server: Server) -> None:

@@ -60,7 +60,7 @@ def test_the_histogram_grows_with_a_process_that_is_held(live_market: LiveMarket
         process.resume()
     while (after := loop_lag(live_market.url))["+Inf"] <= before["+Inf"]:
         time.sleep(0.05)
-    assert after["+Inf"] - after["1000"] == before["+Inf"] - before["1000"] + 1
+    assert after["+Inf"] - after["1000"] > before["+Inf"] - before["1000"]
 
 
 def test_usage_is_posted_by_a_process_beside_it(live_market: LiveMarket) -> None:
