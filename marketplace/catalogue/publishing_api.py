@@ -24,6 +24,7 @@ from starlette.types import Message
 from marketplace.access import Actor, market_of, require
 from marketplace.catalogue.listings import find_version, may_see
 from marketplace.catalogue.publishing import check_owner, inspect, publish
+from marketplace.catalogue.publishing_gate import GATE
 from marketplace.catalogue.source import model_not_found
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import reading
@@ -117,7 +118,7 @@ async def publish_upload(
     upload: Upload = Depends(received), actor: Actor = Depends(PUBLISHER), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
     """Inspect and publish. 201 with `{name, version, version_id, state, report}`; INSPECTION_FAILED carries the
-    report.
+    report; PUBLISHING_BUSY where the organisation has too many uploads under way.
     """
 
     def work() -> dict[str, Any]:
@@ -130,7 +131,8 @@ async def publish_upload(
                 private=upload.private,
             ).as_dict()
 
-    return await anyio.to_thread.run_sync(work)
+    async with GATE.turn(actor.organisation_id):
+        return await anyio.to_thread.run_sync(work)
 
 
 @router.post("/inspect", openapi_extra=_FORM)
@@ -144,7 +146,8 @@ async def inspect_upload(
             report = inspect(bundle.path, private=upload.private)
             return {"name": bundle.manifest.name, "digest": bundle.digest, "report": report}
 
-    return await anyio.to_thread.run_sync(work)
+    async with GATE.turn(actor.organisation_id):
+        return await anyio.to_thread.run_sync(work)
 
 
 @router.get("/versions/{version_id}/report")

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from marketplace.access import Actor
 from marketplace.catalogue import aliases as alias_rows
+from marketplace.catalogue.publishing_gate import GATE
 from marketplace.catalogue.source import RUNNABLE_STATES
 from marketplace.db import transaction
 from marketplace.market import Market
@@ -96,7 +97,8 @@ class RegistryRules:
         source = await self._registering.source_of(call)
         self._artifacts.frozen.add(source.folder)
         try:
-            body = await anyio.to_thread.run_sync(self._registering.register, call.actor, call.body, source)
+            async with GATE.turn(call.actor.organisation_id):
+                body = await anyio.to_thread.run_sync(self._registering.register, call.actor, call.body, source)
         finally:
             self._artifacts.frozen.discard(source.folder)
         return Answer(200, body)

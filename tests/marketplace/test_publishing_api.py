@@ -18,6 +18,7 @@ from sqlmodel import select
 from starlette.requests import ClientDisconnect
 
 from marketplace.app import create_api
+from marketplace.catalogue.publishing_gate import PublishingGate
 from marketplace.catalogue.tables import ModelVersion
 from marketplace.db import reading, transaction
 from marketplace.keys.service import create_key
@@ -233,3 +234,16 @@ def test_the_form_is_described_in_the_openapi_document(client):
     document = client.get("/openapi.json").json()
     form = document["paths"]["/api/v1/publish"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {"file", "name", "private", "golden"}
+
+
+def test_more_uploads_at_once_than_the_bound_are_refused_with_when_to_come_back(
+    client: TestClient, keys: dict[str, dict[str, str]], market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marketplace.catalogue.publishing_api.GATE", PublishingGate(at_once=0, waiting=0))
+    for path in ("/api/v1/publish", "/api/v1/inspect"):
+        answer = client.post(
+            path, files={"file": ("m.onnx", onnx_bytes())}, data={"name": "acme/m"}, headers=keys["publisher"]
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "PUBLISHING_BUSY")
+        assert answer.headers["retry-after"]
+    assert nothing_is_left(market)
