@@ -34,7 +34,8 @@ from serving.loop_lag import BUCKETS_MS, NAME
 
 CALLED = "lingnan/steel-faults-linear"
 PERIOD_S = 0.005
-ROWS = 900
+ROWS_TO_ADAPT, ROWS_TO_CHOOSE = 900, 200
+CHOICES = 60  # 20,000 rows of free trials are allowed a day
 _BUCKET = re.compile(re.escape(NAME) + r'_bucket\{le="([^"]+)"\} (\d+)')
 
 
@@ -101,8 +102,9 @@ class Probe(threading.Thread):
 class Jobs:
     """An adaptation, and inspections and choices for as long as it runs, of one factory's engineer."""
 
-    def __init__(self, url: str, key: str, folder: Path, iterations: int) -> None:
-        self._url, self._key, self._folder, self._iterations = url, key, folder, iterations
+    def __init__(self, url: str, key: str, folder: Path, iterations: int, choices: int) -> None:
+        self._url, self._key, self._folder = url, key, folder
+        self._iterations, self._choices = iterations, choices
         self._adapted = threading.Event()
         self.done = {"inspection": 0, "choice": 0, "adaptation": 0}
         self.failures: list[str] = []
@@ -114,9 +116,12 @@ class Jobs:
             self._name = f"{slug}/lag-power"
             build_tour_bundle(self._folder / "bundle", self._name)
             engineer.publish(self._folder / "bundle", self._name, private=True)
-            rows = self._folder / "rows.csv"
-            rows.write_text(own_rows(), encoding="utf-8")
-            self._samples = str(engineer.upload_samples(rows, label_column="实测功率(kW)")["id"])
+            self._many, self._few = (self._upload(engineer, rows) for rows in (ROWS_TO_ADAPT, ROWS_TO_CHOOSE))
+
+    def _upload(self, engineer: Market, rows: int) -> str:
+        path = self._folder / f"rows-{rows}.csv"
+        path.write_text(own_rows(rows), encoding="utf-8")
+        return str(engineer.upload_samples(path, label_column="实测功率(kW)")["id"])
 
     def run(self) -> None:
         """All three at once, until each has ended."""
@@ -139,7 +144,7 @@ class Jobs:
     def _adapt(self, engineer: Market) -> None:
         try:
             params = {"method": "boosting", "iterations": self._iterations}
-            job = engineer.adapt("tabular_retrain", model=self._name, sample_set_id=self._samples,
+            job = engineer.adapt("tabular_retrain", model=self._name, sample_set_id=self._many,
                                  name=f"{self._name}-own", params=params)  # fmt: skip
             if job["state"] != "done":
                 raise RuntimeError(job)
@@ -155,17 +160,17 @@ class Jobs:
             self.done["inspection"] += 1
 
     def _choose(self, engineer: Market) -> None:
-        while not self._adapted.is_set() or not self.done["choice"]:
-            choice = engineer.choose(self._samples)
+        while (not self._adapted.is_set() and self.done["choice"] < self._choices) or not self.done["choice"]:
+            choice = engineer.choose(self._few)
             if choice["state"] != "done":
                 raise RuntimeError(choice)
             self.done["choice"] += 1
 
 
-def own_rows() -> str:
+def own_rows(count: int) -> str:
     """Rows of a worn lathe that draws 15% more power than the formula says."""
     random = np.random.default_rng(11)
-    rows = np.column_stack([random.uniform(*bounds, ROWS) for bounds in RANGES.values()])
+    rows = np.column_stack([random.uniform(*bounds, count) for bounds in RANGES.values()])
     power = 1.15 * rows[:, 0] * rows[:, 2] * 2220 * rows[:, 1] ** 0.86 / 60_000
     lines = ["切削速度(m/min),每转进给量(mm/r),切削深度(mm),实测功率(kW)"]
     lines += [",".join(f"{value:.4f}" for value in (*row, each)) for row, each in zip(rows, power, strict=True)]
@@ -206,10 +211,12 @@ def during(url: str, key: str, work: Callable[[], object]) -> dict[str, Any]:
     return {"calls": calls, "health": health, "loop_lag": lag}
 
 
-def measure(url: str, keys: dict[str, str], folder: Path, seconds: float, iterations: int) -> dict[str, Any]:
+def measure(
+    url: str, keys: dict[str, str], folder: Path, seconds: float, iterations: int, choices: int = CHOICES
+) -> dict[str, Any]:
     """`alone` and `jobs`: what calls and health checks felt; `done` and `failures` of the jobs; `ratio` of calls a
     second while the jobs ran to those alone."""
-    jobs = Jobs(url, keys["engineer"], folder, iterations)
+    jobs = Jobs(url, keys["engineer"], folder, iterations, choices)
     jobs.prepare()
     alone = during(url, keys["factory"], lambda: time.sleep(seconds))
     busy = during(url, keys["factory"], jobs.run)

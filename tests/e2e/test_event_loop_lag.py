@@ -21,7 +21,8 @@ KEPT_SHARE = 0.2  # of the calls a second; on two cores, one of which the jobs k
 @pytest.fixture(scope="module")
 def measured(live_market: LiveMarket, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Calls and health checks in a steady rhythm, alone and while the three run at once."""
-    found = measure(live_market.url, live_market.keys, tmp_path_factory.mktemp("lag"), seconds=3, iterations=200)
+    folder = tmp_path_factory.mktemp("lag")
+    found = measure(live_market.url, live_market.keys, folder, seconds=3, iterations=200, choices=10)
     print(as_markdown(as_json(found)))
     return found
 
