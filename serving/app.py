@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from typing import Any, Protocol, TypeVar
 
 from model_store.errors import Refusal
-from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Receive, decompress, read_body
+from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Receive, UploadRoom, decompress, read_body
 from serving.dataplane import DataPlane
 from serving.digests import mint_usage_id
 from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body
@@ -34,6 +34,7 @@ _log = logging.getLogger("algomart.serving")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 UPLOAD_PATHS = ("/v1/sample-sets",)
+JOIN_IN_THREAD_BYTES = 8 << 20  # what is copied in a millisecond or two
 
 
 class Skin(Protocol):
@@ -54,6 +55,7 @@ class ServingApp:
         self.oip = OpenInference(dataplane, ports, version)
         self.native = native if native is not None else _native(dataplane, ports)
         self._outbox: list[tuple[Deliver, bytes]] = []
+        self._uploads = UploadRoom(dataplane.settings.max_samples_in_all_bytes)
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
         # What the market adds to the answer of `/v2/health/ready`, and to `/metrics`. From memory, or nearly.
@@ -119,11 +121,13 @@ class ServingApp:
                 response = self._health(path, scope["method"])
             else:
                 principal = await self.authenticate(headers)
-                body = await self._body(path, headers, receive)
-                request = Request(
-                    scope["method"], path, scope.get("query_string", b""), headers, body, principal, request_id
-                )
-                response = await _while_connected(skin.answer(request), receive)
+                is_upload = path.startswith(UPLOAD_PATHS)
+                with self._uploads.place() if is_upload else contextlib.nullcontext() as take:
+                    body = await self._body(headers, receive, take)
+                    request = Request(
+                        scope["method"], path, scope.get("query_string", b""), headers, body, principal, request_id
+                    )
+                    response = await _while_connected(skin.answer(request), receive)
             await self._send(send, response, request_id, receive)
         except Disconnected:
             return
@@ -137,10 +141,20 @@ class ServingApp:
         """The caller, by its key. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
         return await self.dataplane.keys.principal_of(token_of(headers))
 
-    async def _body(self, path: str, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(
+        self, headers: Mapping[bytes, bytes], receive: Receive, take: Callable[[int], None] | None
+    ) -> bytes:
+        """The body, decompressed; `take` is what an upload takes its room with, None for any other request."""
         settings = self.dataplane.settings
-        limit = settings.max_upload_bytes if path.startswith(UPLOAD_PATHS) else settings.max_body_bytes
-        body = await read_body(receive, headers, limit)
+        limit = settings.max_body_bytes if take is None else settings.max_samples_bytes
+        parts = await read_body(receive, headers, limit, take)
+        if len(parts) == 1:
+            body = parts[0]
+        elif sum(map(len, parts)) > JOIN_IN_THREAD_BYTES:
+            body = await self.dataplane.in_thread(b"".join, parts)
+        else:
+            body = b"".join(parts)
+        del parts
         encoding = headers.get(b"content-encoding")
         if encoding is None or not body:
             return body

@@ -1,12 +1,16 @@
-"""Request bodies: read to a bound, decompressed to the same bound, so that a bomb is refused and not unpacked."""
+"""Request bodies: read to a bound, decompressed to the same bound, so that a bomb is refused and not unpacked.
+
+Large uploads are held in memory while they are read and understood; `UploadRoom` bounds what all of them hold together.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
-from serving.errors import body_encoding, body_too_large
+from serving.errors import body_encoding, body_too_large, uploads_full
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -18,8 +22,41 @@ class Disconnected(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
-    """The whole body as sent. Raises `TooLarge` BODY_TOO_LARGE (by its declared length: at once), `Disconnected`."""
+class UploadRoom:
+    """Bytes that uploads hold at this moment, within a bound. Used on the event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """What takes room for one upload as it comes in (`TooMany` UPLOADS_FULL); all of it is given back at the end.
+
+        What has arrived counts, not what was announced: a slow client must not keep others out.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if self.held + size > self.limit:
+                raise uploads_full()
+            self.held += size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self.held -= taken
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], limit: int, take: Callable[[int], None] | None = None
+) -> list[bytes]:
+    """The whole body as sent, in the parts it came in; `take` is told the size of each.
+
+    Raises `TooLarge` BODY_TOO_LARGE (by its declared length: at once), `Disconnected`, and what `take` raises.
+    """
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:18]) > limit:
         raise body_too_large(limit)
@@ -33,12 +70,11 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
         size += len(part)
         if size > limit:
             raise body_too_large(limit)
+        if take is not None:
+            take(len(part))
+        parts.append(bytes(part))
         if not message.get("more_body", False):
-            if not parts:
-                return bytes(part)
-            parts.append(part)
-            return b"".join(parts)
-        parts.append(part)
+            return parts
 
 
 def decompress(content: bytes, encoding: str, limit: int) -> bytes:

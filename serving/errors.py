@@ -9,7 +9,7 @@
     NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND
     Conflict            IDEMPOTENCY_CONFLICT
     TooLarge            BODY_TOO_LARGE
-    TooMany             QUEUE_FULL
+    TooMany             QUEUE_FULL, UPLOADS_FULL
     Broken              INTERNAL_ERROR
     NotHere             NO_MARKET_HERE
     Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE
@@ -214,6 +214,18 @@ def queue_full(name: str, retry_after_s: int) -> TooMany:
         remedy_zh=f"请在 {retry_after_s} 秒后重试, 或把多行合并为一次请求",
         remedy_en=f"try again in {retry_after_s} s, or send several rows in one request",
         retry_after_s=retry_after_s,
+    )
+
+
+def uploads_full() -> TooMany:
+    return TooMany(
+        "UPLOADS_FULL",
+        zh="同时上传的样本过多, 暂时无法接收",
+        en="too many samples are being uploaded just now",
+        remedy_zh="请在 10 秒后重试",
+        remedy_en="try again in 10 s",
+        field="body",
+        retry_after_s=10,
     )
 
 

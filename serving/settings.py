@@ -13,7 +13,8 @@ class ServingSettings:
 
     memory_budget_bytes: int = 2 << 30  # what loaded models may hold together
     max_body_bytes: int = 64 << 20  # request body, also after decompression
-    max_upload_bytes: int = 1 << 30  # sample sets only
+    max_samples_bytes: int = 264 << 20  # body of a sample set: 256 MiB of pictures and the form around them
+    max_samples_in_all_bytes: int = 528 << 20  # what such bodies may hold together
     max_output_bytes: int = 64 << 20
     run_deadline_ms: int = 10_000  # from the call's arrival to its answer; X-Deadline-Ms may only shorten it
     worker_memory_bytes: int = 1 << 30

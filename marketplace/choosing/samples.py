@@ -30,6 +30,7 @@ from model_store.processing.tables import read_table
 MIN_ROWS, MAX_ROWS = 20, 1000
 MAX_IMAGE_BYTES = 8 << 20
 MAX_TOTAL_BYTES = 256 << 20
+MAX_TABLE_BYTES = 64 << 20
 MAX_COLUMNS = 500
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 UNLABELLED = "_"
@@ -74,6 +75,8 @@ def parse_upload(filename: str, content: bytes) -> Parsed:
     """A CSV or Parquet table, or a zip of images in label folders. Raises `BadInput` SAMPLES_*, `TooLarge`."""
     if content[:4] == b"PK\x03\x04":
         parsed = Parsed("images", [], [], _read_images(content))
+    elif len(content) > MAX_TABLE_BYTES:
+        raise _table_too_large()
     else:
         headings, rows = read_table(content, filename)
         parsed = Parsed("table", list(headings), list(rows), [])
@@ -305,6 +308,17 @@ def _too_large(name: str) -> TooLarge:
         en=f"the samples are over the limit (at {name[:80]}): 8 MB a picture, 256 MB in all, {MAX_ROWS} pictures",
         remedy_zh="请缩小图片或减少数量",
         remedy_en="make the pictures smaller, or send fewer",
+        field="file",
+    )
+
+
+def _table_too_large() -> TooLarge:
+    return TooLarge(
+        "SAMPLES_TOO_LARGE",
+        zh=f"样本表格超过上限 {MAX_TABLE_BYTES >> 20} MB",
+        en=f"the table of samples is over {MAX_TABLE_BYTES >> 20} MB",
+        remedy_zh=f"请只保留所需的列, 随机抽取至多 {MAX_ROWS} 行",
+        remedy_en=f"keep the columns that matter and at most {MAX_ROWS} rows, taken at random",
         field="file",
     )
 
