@@ -281,6 +281,42 @@ ASKED = [
 ]
 
 
+def sampling(name: str, content: Callable[[], bytes] | bytes, status: int, code: str, **changes: Any) -> Bad:
+    facts: dict[str, Any] = {"path": "/v1/sample-sets", "files": published(content, "rows.csv"), "user": "engineer"}
+    return Bad(name, status, code, **(facts | changes))
+
+
+def wishing(name: str, path: str, status: int, code: str, /, **wish: Any) -> Bad:
+    return Bad(name, status, code, path, content=json.dumps(wish).encode(), headers=JSON, user="engineer")
+
+
+TABLE = b"a,b\n" + b"1,2\n" * 30
+SAMPLED = [
+    sampling("too few rows", b"a,b\n1,2\n", 400, "SAMPLES_COUNT"),
+    sampling("too many rows", b"a,b\n" + b"1,2\n" * 2000, 400, "SAMPLES_COUNT"),
+    sampling("no such label", TABLE, 400, "COLUMN_MISSING", form={"label_column": "c"}),
+    sampling("a line too short", TABLE + b"1\n", 400, "ROW_LENGTH"),
+    sampling("no table", bytes(range(256)) * 10, 400, "TABLE_UNREADABLE"),
+    sampling("half a zip", lambda: bundle()[:200], 400, "SAMPLES_UNREADABLE"),
+    sampling("no pictures in it", lambda: bundle(), 400, "SAMPLES_COUNT"),
+    sampling("table too large", lambda: b"1" * (65 * MIB), 413, "SAMPLES_TOO_LARGE"),
+    sampling("no file", b"", 400, "REQUEST_FIELD", files=lambda: {"other": ("", b"")}),
+    sampling("key may not choose", TABLE, 403, "SCOPE_MISSING", user="caller"),
+    wishing("choose without samples", "/v1/choose", 400, "CHOOSE_REQUEST_INVALID"),
+    wishing("choose on unknown samples", "/v1/choose", 404, "SAMPLES_NOT_FOUND", sample_set_id="smp_nothing"),
+    wishing("adapt by an unknown recipe", "/v1/adapt", 404, "RECIPE_NOT_FOUND", recipe="alchemy"),
+    wishing(
+        "adapt on unknown samples",
+        "/v1/adapt",
+        404,
+        "SAMPLE_SET_NOT_FOUND",
+        recipe="tabular_retrain",
+        sample_set_id="smp_nothing",
+        name="x",
+    ),
+]
+
+
 # --- who calls --------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +396,13 @@ def test_what_must_not_be_published_is_refused_whole(live_market, users, bad):
 @pytest.mark.parametrize("bad", ASKED, ids=[bad.name for bad in ASKED])
 def test_a_question_that_makes_no_sense_is_answered_with_what_is_wrong(users, bad):
     assert_clear(send(users, bad), bad.status, bad.code)
+
+
+@pytest.mark.parametrize("bad", SAMPLED, ids=[bad.name for bad in SAMPLED])
+def test_samples_and_wishes_that_cannot_be_met_are_refused(live_market, users, bad):
+    kept = sorted((live_market.home / "samples").iterdir())
+    assert_clear(send(users, bad), bad.status, bad.code)
+    assert sorted((live_market.home / "samples").iterdir()) == kept
 
 
 @pytest.mark.parametrize("bad", CALLED, ids=[bad.name for bad in CALLED])
