@@ -49,7 +49,7 @@ class Progress(msgspec.Struct):
     def behind_bytes(self, folder: Path) -> int:
         """Bytes of the journals in `folder` that are written and not in the ledger yet."""
         left = 0
-        for name, offset in self.offsets.items():
+        for name, offset in list(self.offsets.items()):  # the thread that ingests may add one meanwhile
             try:
                 left += max(0, (folder / name).stat().st_size - offset)
             except OSError:  # sealed and taken away meanwhile
@@ -105,8 +105,9 @@ class Ingest:
         with self._turn:
             with reading(self._engine) as session:
                 epochs = [(row.node, row.epoch) for row in open_epochs(session, self._node or None)]
-            self.progress.offsets = {}
             read = sum(self._ingest_one(node, epoch) for node, epoch in epochs)
+            known = {segment_path(self._folder, node, epoch).name for node, epoch in epochs}
+            self.progress.offsets = {name: at for name, at in self.progress.offsets.items() if name in known}
             if not read and not self.problems:
                 self.progress.caught_up_at_ms = time.time_ns() // 1_000_000
             return read

@@ -1,6 +1,9 @@
 """The same money on PostgreSQL, with nodes, desk and ingest all at it at once."""
 
+import os
+import signal
 import threading
+import time
 from datetime import date
 
 import pytest
@@ -10,9 +13,12 @@ import serving.leases
 from marketplace.db import open_database, transaction
 from marketplace.migrations.upgrade import upgrade
 from marketplace.organisations.tables import Notice, Organisation
+from marketplace.settings import Settings
+from marketplace.usage import supervisor
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.queries import Filters, list_usage
 from marketplace.usage.statements import read_month, statement
+from marketplace.usage.supervisor import IngestChild
 from marketplace.usage.tables import Usage
 from marketplace.vouchers import closing
 from marketplace.vouchers.lease_rows import month_of
@@ -115,3 +121,30 @@ def test_kill_recover_end_and_lapse_on_postgresql(town):
     assert town.get(Voucher, voucher).returned_fen == 1_000 - 24
     assert (town.total("Q.used"), town.total("Q.lease"), town.total("Q.resv")) == (24, 0, 0)
     assert date.fromisoformat(town.get(Voucher, voucher).use_by)
+
+
+def test_a_process_of_its_own_killed_and_replaced_posts_every_call_once_on_postgresql(
+    town, postgres_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(supervisor, "MAX_BACKOFF_S", 0.01)
+    town.voucher(5_000)
+    town.subscribe()
+    node = town.node()
+    child = IngestChild(Settings(home=tmp_path, database_url=postgres_url))
+    child.start()
+    try:
+        for _ in range(3):
+            known = child.progress.records
+            node.call(count=200)
+            while child.progress.records == known:
+                time.sleep(0.01)
+            node.call(count=50)
+            os.kill(child.pid, signal.SIGKILL)
+    finally:
+        child.stop()
+    node.stop()
+    assert {row.usage_id for row in town.rows(Usage)} == {record.usage_id for record in node.acknowledged}
+    assert len(town.rows(Usage)) == 750
+    assert town.balance("M.recv.ent[org_factory]") == 750 * 37 // 100
+    town.check()
