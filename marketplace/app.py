@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
 from ulid import ULID
 
+from marketplace.body_limit import BodyLimit
 from marketplace.catalogue import api as catalogue_api
 from marketplace.catalogue import publishing_api
 from marketplace.errors import add_error_handlers
@@ -84,7 +85,7 @@ def create_app(market: Market) -> ServingApp:
     """The whole application: the data plane answers `/v2`, `/v1` and `/metrics` before any framework sees them."""
     if market.dataplane is None or market.ports is None:
         raise RuntimeError("a market is served with its data plane; see marketplace.start.open_dataplane")
-    return ServingApp(market.dataplane, market.ports, inner=RequestIds(create_api(market)))
+    return ServingApp(market.dataplane, market.ports, inner=RequestIds(BodyLimit(create_api(market))))
 
 
 class RequestIds:

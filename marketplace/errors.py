@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from model_store.errors import BadInput, Broken, NotFound, Refusal
+from serving.errors import body_too_large
 
 _log = logging.getLogger("algomart.market")
 # pydantic's error types → the rule in Chinese; `{}` takes the limit. Others fall back on pydantic's English.
@@ -86,6 +87,8 @@ def refusal_of_http(error: HTTPException, path: str) -> Refusal:
             remedy_zh="接口清单见 /openapi.json",
             remedy_en="/openapi.json lists what there is",
         )
+    if error.status_code == 413 and str(error.detail).isdigit():  # as `body_limit` says it
+        return body_too_large(int(str(error.detail)))
     refusal = BadInput(
         "METHOD_NOT_ALLOWED" if error.status_code == 405 else "REQUEST_REFUSED",
         zh=f"请求无法处理: {error.detail}",

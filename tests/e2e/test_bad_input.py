@@ -47,7 +47,7 @@ class Bad:
     status: int
     code: str
     path: str
-    content: Callable[[], bytes] | bytes | None = None
+    content: Callable[[], bytes | Iterator[bytes]] | bytes | None = None
     files: Callable[[], Files] | None = None
     form: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
@@ -274,6 +274,26 @@ ASKED = [
         headers=JSON,
         user="factory",
         content=json.dumps({"name": "a", "expires_at_ms": int(HUGE)}).encode(),
+    ),
+    asking(
+        "form far too large",
+        "/api/v1/login",
+        "BODY_TOO_LARGE",
+        413,
+        method="POST",
+        headers=JSON,
+        user="",
+        content=lambda: b" " * (3 * MIB),
+    ),
+    asking(
+        "form of unsaid length too large",
+        "/api/v1/login",
+        "BODY_TOO_LARGE",
+        413,
+        method="POST",
+        headers=JSON,
+        user="",
+        content=lambda: iter([b" " * MIB] * 3),
     ),
     asking("no json", "/api/v1/keys", "REQUEST_INVALID", method="POST", headers=JSON, content=b"{"),
     asking("wrong method", "/api/v1/pool", "METHOD_NOT_ALLOWED", 405, method="DELETE"),
