@@ -1,6 +1,6 @@
 """`python -m tests.bench`: the market against the bare reference and its peers, side by side on this machine.
 
-Every server answers the same request of the same tiny model, checked against in-process ONNX Runtime first. Rounds are
+Every server answers the same requests of the same tiny model, checked against in-process ONNX Runtime first. Rounds are
 interleaved, so that a machine that changes its mood changes it for all; the ratio is the median of each round's ratio
 to the reference beside it. Absolute figures mean little: quote ratios and CPU microseconds.
 
@@ -35,7 +35,7 @@ import onnxruntime
 
 from tests.bench import bench_ingest, bench_search, lag, load
 from tests.bench.market import NAME, ingested, open_market, settled
-from tests.bench.servers import BODY, DATA, PACKAGES, Server, lone_node, peer, reference
+from tests.bench.servers import BODIES, BODY, DATA, PACKAGES, Server, lone_node, peer, reference
 from tests.bench.tiny import write_tiny
 
 TARGET_RATIO = 0.6
@@ -128,7 +128,7 @@ def running_market(url: str, key: str, folder: Path) -> Server:
     """A market that somebody else started; its processes are not ours to measure or to end."""
     target = load.Target(f"{url.rstrip('/')}/v2/models/{NAME.replace('/', '--')}/infer", BODY, {})
     server = Server("algomart", [], target, folder)
-    server.target = load.Target(target.url, BODY, {"Authorization": f"Bearer {key}"})
+    server.target = load.Target(target.url, BODY, {"Authorization": f"Bearer {key}"}, BODIES)
     return server
 
 

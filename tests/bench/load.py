@@ -21,11 +21,13 @@ _SCALE = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send what. `headers` beside the content type."""
+    """Where to send what. `headers` beside the content type. `body` is the one that is checked; the load sends those of
+    `bodies` in turn, so that no two requests in a row are alike, nor of one length."""
 
     url: str
     body: bytes
     headers: dict[str, str]
+    bodies: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,15 @@ def _wrk(
     target: Target, seconds: float, connections: int, folder: Path, pinned: Sequence[str]
 ) -> tuple[int, int, float, float, float]:
     script = folder / f"post-{os.getpid()}.lua"
-    body = target.body.decode().replace("\\", "\\\\").replace("'", "\\'")
     headers = {"Content-Type": "application/json", **target.headers}
-    lines = ["wrk.method = 'POST'", f"wrk.body = '{body}'"]
+    bodies = ", ".join(f"[==[{body.decode()}]==]" for body in target.bodies or (target.body,))
+    lines = ["wrk.method = 'POST'"]
     lines += [f"wrk.headers['{name}'] = '{value}'" for name, value in headers.items()]
+    lines += [
+        f"local bodies, requests, at = {{{bodies}}}, {{}}, 0",
+        "init = function() for i, body in ipairs(bodies) do requests[i] = wrk.format(nil, nil, nil, body) end end",
+        "request = function() at = at % #requests + 1 return requests[at] end",
+    ]
     script.write_text("\n".join(lines) + "\n")
     command = [
         *pinned, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "--latency",
@@ -123,11 +130,14 @@ async def _generate(target: Target, seconds: float, connections: int) -> tuple[i
     headers = {
         "Host": host,
         "Content-Type": "application/json",
-        "Content-Length": str(len(target.body)),
         **target.headers,
     }
-    head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-    message = head.encode() + target.body
+    head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+    def message_of(body: bytes) -> bytes:
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    messages = [message_of(body) for body in target.bodies or (target.body,)]
     latencies: list[float] = []
     failures = 0
     until = time.perf_counter() + seconds
@@ -137,7 +147,7 @@ async def _generate(target: Target, seconds: float, connections: int) -> tuple[i
         reader, writer = await asyncio.open_connection(host, port)
         while time.perf_counter() < until:
             started = time.perf_counter()
-            writer.write(message)
+            writer.write(messages[len(latencies) % len(messages)])
             answer = await reader.readuntil(b"\r\n\r\n")
             size = re.search(rb"content-length: (\d+)", answer, re.IGNORECASE)
             await reader.readexactly(int(size[1]) if size else 0)

@@ -32,7 +32,7 @@ from model_store.manifest import (
     TensorSpec,
 )
 from tests.bench import load
-from tests.bench.servers import BODY, ROOT, START_S, Server, free_port
+from tests.bench.servers import BODIES, BODY, ROOT, START_S, Server, free_port
 from tests.bench.tiny import CLASSES, FEATURES, write_tiny
 
 NAME = "dongzhi/bench-tiny"
@@ -62,7 +62,7 @@ def open_market(home: Path, folder: Path, pinned: Sequence[str], expected: Seque
     wait_ready(url, server)
     keys = json.loads((home / "demo-keys.json").read_text(encoding="utf-8"))
     publish(url, keys, folder)
-    server.target = load.Target(server.target.url, BODY, {"Authorization": f"Bearer {keys['factory']}"})
+    server.target = load.Target(server.target.url, BODY, {"Authorization": f"Bearer {keys['factory']}"}, BODIES)
     server.wait_right(expected)
     server.stop()
     server.start(expected)

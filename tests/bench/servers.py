@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,9 +26,16 @@ PACKAGES = {"bentoml": "bentoml==1.4.39", "litserve": "litserve==0.2.19", "mlser
 ONNXRUNTIME = "onnxruntime==1.32.0"
 START_S = 180.0
 DATA = [round(0.1 * (index + 1), 1) for index in range(FEATURES)]
-BODY = json.dumps(
-    {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": DATA}]}, separators=(",", ":")
-).encode()
+
+
+def body_of(data: Sequence[float]) -> bytes:
+    document = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": list(data)}]}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+BODY = body_of(DATA)
+_chance = random.Random(20250205)
+BODIES = tuple(body_of([round(_chance.uniform(-9, 9), 1 + each % 4) for _ in DATA]) for each in range(64))
 
 
 def free_port() -> int:
@@ -118,7 +126,9 @@ def answers_right(target: Target, expected: Sequence[float]) -> bool:
 def reference(model: Path, folder: Path, pinned: Sequence[str]) -> Server:
     port = free_port()
     command = [*pinned, sys.executable, "-m", "tests.bench.reference", str(model), str(port)]
-    return Server("reference", command, Target(f"http://127.0.0.1:{port}/", BODY, {}), folder, PYTHONPATH=str(ROOT))
+    return Server(
+        "reference", command, Target(f"http://127.0.0.1:{port}/", BODY, {}, BODIES), folder, PYTHONPATH=str(ROOT)
+    )
 
 
 def lone_node(folder: Path, pinned: Sequence[str]) -> Server:
@@ -128,7 +138,7 @@ def lone_node(folder: Path, pinned: Sequence[str]) -> Server:
     port = free_port()
     command = [*pinned, sys.executable, "-m", "tests.bench.node", str(folder / "node"), str(port)]
     target = Target(
-        f"http://127.0.0.1:{port}/v2/models/benchlab--tiny-mlp/infer", BODY, {"Authorization": f"Bearer {KEY}"}
+        f"http://127.0.0.1:{port}/v2/models/benchlab--tiny-mlp/infer", BODY, {"Authorization": f"Bearer {KEY}"}, BODIES
     )
     return Server("node", command, target, folder, PYTHONPATH=str(ROOT))
 
@@ -160,7 +170,9 @@ def peer(name: str, model: Path, folder: Path, pinned: Sequence[str]) -> Server:
         model_settings = {"name": "tiny", "implementation": "mlserver_runtime.TinyRuntime"}
         (home / "model-settings.json").write_text(json.dumps(model_settings))
         command = [f"{binaries}/mlserver", "start", str(home)]
-    return Server(name, [*pinned, *command], Target(f"http://127.0.0.1:{port}/{path}", BODY, {}), folder, **environment)
+    return Server(
+        name, [*pinned, *command], Target(f"http://127.0.0.1:{port}/{path}", BODY, {}, BODIES), folder, **environment
+    )
 
 
 def install(name: str) -> Path:
