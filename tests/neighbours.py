@@ -35,7 +35,7 @@ def neighbour(market: LiveMarket, number: int, subscribed_to: str) -> httpx.Clie
     made = ask(visitor.post("/api/v1/organisations", json=body))["organisation"]
     ask(market.client("operator").post(f"/api/v1/organisations/{made['id']}/approve"))
     ask(visitor.post("/api/v1/login", json={"email": body["email"], "password": body["password"]}))
-    key = ask(visitor.post("/api/v1/keys", json={"name": "line 1", "scopes": ["use"]}))["key"]
+    key = ask(visitor.post("/api/v1/keys", json={"name": "line 1", "scopes": ["use", "publish"]}))["key"]
     terms = {"listing": subscribed_to, "contract_fen": 0, "on_voucher_end": "self_pay", "monthly_cap_fen": 100_000}
     ask(visitor.post("/api/v1/subscriptions", json=terms))
     visitor.cookies.clear()

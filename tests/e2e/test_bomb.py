@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.live import LiveMarket
+from tests.marketplace.bundles import linear_onnx
 from tests.model_store.graphs import endless_loop, memory_bomb, save, value
 from tests.neighbours import SteadyCaller, ask, neighbour, starter
 
@@ -205,8 +206,10 @@ def test_a_bomb_that_its_caller_lights_hurts_nobody_else(
     assert_only_good_calls_are_recorded(engineer, name, 1)
 
 
-def test_bombs_lit_side_by_side_leave_room_for_the_others(live_market, calls_go_on, tmp_path):
-    engineer = live_market.client("engineer")
+def test_bombs_lit_side_by_side_leave_room_for_the_others(live_market, other, calls_go_on, tmp_path):
+    """Also for what another factory has published for itself, which runs beside the bombs in a limited process."""
+    engineer, theirs = live_market.client("engineer"), {"name": "neighbour-71/own", "private": "true"}
+    ask(other.post("/api/v1/publish", files={"file": ("m.onnx", linear_onnx())}, data=theirs))
     for row in ARMED:
         ask(publish(engineer, tmp_path, f"{row[0]}-2", row[1]))
     watch = Watch(live_market.pid)
@@ -220,9 +223,12 @@ def test_bombs_lit_side_by_side_leave_room_for_the_others(live_market, calls_go_
     threads = [threading.Thread(target=call, args=(row,)) for row in (*ARMED, *ARMED)]
     for thread in threads:
         thread.start()
+    row = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+    own = [other.post("/v2/models/neighbour-71--own/infer", json=row) for _ in range(10)]
     for thread in threads:
         thread.join()
     watch.stop()
+    assert [ask(answer)["outputs"][0]["data"] for answer in own] == [[30.0]] * 10
     assert len(answers) == 2 * len(ARMED)
     for answer, codes in answers:
         assert_clear(answer.json(), codes | {"DEADLINE_EXCEEDED"})  # their own bombs may also make them wait too long

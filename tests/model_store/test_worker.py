@@ -215,6 +215,13 @@ def test_a_child_has_no_network_where_the_system_allows_it(worker_of: Callable[.
     assert worker.isolated or not allowed
 
 
+def test_a_child_gives_way_to_the_process_that_answers_calls(worker_of: Callable[..., LimitedWorker]) -> None:
+    worker = worker_of(graphs.linear)
+    worker.run({"x": X})
+    ours, theirs = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, child_of(worker)))
+    assert theirs == min(19, ours + 5)
+
+
 def test_a_child_keeps_nothing_of_our_environment(
     worker_of: Callable[..., LimitedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
