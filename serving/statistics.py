@@ -81,6 +81,13 @@ class Statistics:
     def known(self, name: str, version: int) -> VersionStatistics | None:
         return self._versions.get((name, version))
 
+    def failures(self) -> dict[str, int]:
+        """Runs that failed since this node started, by model over all its versions."""
+        failed: dict[str, int] = {}
+        for (name, _), numbers in list(self._versions.items()):
+            failed[name] = failed.get(name, 0) + numbers.failed
+        return failed
+
     def refused(self, code: str) -> None:
         """Count a refusal by its code (a closed set, so the label is bounded)."""
         self.refusals[code] = self.refusals.get(code, 0) + 1

@@ -31,6 +31,7 @@ def get_usage(
     key_id: str = "",
     status: Literal["", "ok", "unresolved", "quarantined"] = "",
     lease_kind: Literal["", "subsidised", "self_pay", "free"] = "",
+    purpose: Literal["", "use", "trial", "adapt"] = "",
     subscription_id: str = "",
     reservation_id: str = "",
     organisation_id: str = "",
@@ -51,6 +52,7 @@ def get_usage(
         subscription_id=subscription_id,
         reservation_id=reservation_id,
         organisation_id=organisation_id,
+        purpose=purpose,
     )
     if format == "csv":
 

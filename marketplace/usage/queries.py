@@ -45,6 +45,7 @@ class Filters:
     subscription_id: str = ""
     reservation_id: str = ""
     organisation_id: str = ""
+    purpose: str = ""
 
 
 def _query(actor: Actor, filters: Filters) -> Any:
@@ -63,7 +64,7 @@ def _query(actor: Actor, filters: Filters) -> Any:
         exact = col(Usage.model) == filters.model
         prefix = col(Usage.model).startswith(f"{filters.model}@", autoescape=True)
         query = query.where(exact | prefix)
-    for name in ("key_id", "status", "lease_kind", "subscription_id", "reservation_id", "organisation_id"):
+    for name in ("key_id", "status", "lease_kind", "subscription_id", "reservation_id", "organisation_id", "purpose"):
         if value := getattr(filters, name):
             query = query.where(col(getattr(Usage, name)) == value)
     return query

@@ -1,4 +1,4 @@
-"""The pages of the shop: shelf, model, login. Console and city hall are in `desks`, the try-it form in `trying`."""
+"""The pages of the shop: shelf, coverage, model, compare, login. Forms are in `actions`, try-it is in `trying`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,37 @@ from urllib.parse import parse_qs, urlencode
 
 import orjson
 from fastapi import APIRouter, Depends, Query
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from marketplace.access import SESSION_COOKIE, check_same_site, market_of, optional_actor
+from marketplace.access import SESSION_COOKIE, Actor, check_same_site, market_of, optional_actor
 from marketplace.catalogue import api as catalogue
-from marketplace.catalogue.coverage import counters
+from marketplace.catalogue.coverage import counters, coverage
 from marketplace.catalogue.search import AXES
+from marketplace.catalogue.tables import Listing
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
+from marketplace.keys.authentication import decide_key_state
+from marketplace.keys.service import list_keys
 from marketplace.market import Market
 from marketplace.organisations import members
 from marketplace.organisations.api import set_session_cookie
+from marketplace.vouchers import subscriptions
+from marketplace.vouchers.quote import quote_calls
+from marketplace.web.choosing import principal_of
+from marketplace.web.drawing import Interval, intervals
 from marketplace.web.rendering import PageRoute, page
 from model_store.errors import NotFound, Refusal
+from serving.ports import Principal
 
 STATIC = Path(__file__).parent / "static"
 PAGE_SIZE = 24
+COMPARED = 4
+CARD_CHARACTERS = 20_000
+_MARKDOWN = MarkdownIt("js-default", {"html": False, "linkify": False}).disable("image")
+VISITOR = Principal("", "", "", frozenset(), "")
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -79,7 +93,50 @@ def model_facts(vendor: str, name: str, request: Request, market: Market) -> dic
         "snippets": snippets(url, body),
         "outcome": None,
         "refusal": None,
-    }
+        "card": _card(detail, request, market),
+        "chart": intervals(
+            "95%",
+            [
+                Interval(metric["name"], metric["value"], metric["low"], metric["high"], best=True)
+                for metric in (detail["model"].get("metrics") or [])[:6]
+                if metric.get("low") is not None and abs(metric["high"]) <= 1
+            ],
+        ),
+    } | _terms(optional_actor(request), detail, market)
+
+
+def _card(detail: dict[str, Any], request: Request, market: Market) -> Markup:
+    """The card, rendered without its front matter and title, which the page has already; raw HTML in it is shown as
+    text and pictures are left out, so that a vendor's card cannot bring anything in. Empty where nothing is listed yet.
+    """
+    actor = optional_actor(request)
+    try:
+        served = market.bundles.resolve(detail["name"], None, principal_of(actor) if actor else VISITOR)
+        text = (Path(served.bundle) / "card.md").read_text(encoding="utf-8")[:CARD_CHARACTERS]
+    except (Refusal, OSError):
+        return Markup("")
+    if text.startswith("---"):
+        text = text.partition("\n---")[2].partition("\n")[2]
+    lines = text.strip().splitlines()
+    body = "\n".join(lines[1:] if lines and lines[0].startswith("# ") else lines)
+    return Markup(_MARKDOWN.render(body))  # noqa: S704 - the renderer escapes what the vendor wrote
+
+
+def _terms(actor: Actor | None, detail: dict[str, Any], market: Market) -> dict[str, Any]:
+    """What a member's organisation would pay, the contract it has, and the key that its snippets may use."""
+    if actor is None or actor.organisation_status != "approved":
+        return {"quote": None, "contract": None, "key_prefix": ""}
+    with reading(market.engine) as session:
+        listing = session.get_one(Listing, detail["listing_id"])
+        contract = subscriptions.active_subscription(session, actor.organisation_id, listing.id)
+        usable = [
+            key for key in list_keys(session, actor.organisation_id) if decide_key_state(key, now_ms()) == "active"
+        ]
+        return {
+            "quote": quote_calls(session, listing, actor.organisation_id, 1000, now_ms()),
+            "contract": contract,
+            "key_prefix": usable[0].prefix if usable else "",
+        }
 
 
 def written(value: Any) -> str:
@@ -116,8 +173,38 @@ def model(vendor: str, name: str, request: Request, market: Market = Depends(mar
     return page(request, "model.html", **model_facts(vendor, name, request, market))
 
 
+@router.get("/coverage")
+def coverage_map(request: Request, market: Market = Depends(market_of)) -> Response:
+    """Which links of which industry chains have models, and which have none."""
+    with reading(market.engine) as session:
+        found = coverage(session, now_ms())
+    cells = {(cell["chain"], cell["link"]): cell for cell in found["cells"]}
+    return page(request, "coverage.html", found=found, cells=cells)
+
+
+@router.get("/compare")
+def compare(
+    request: Request, m: list[str] = Query(default_factory=list, max_length=8), market: Market = Depends(market_of)
+) -> Response:
+    """Up to four models side by side."""
+    models = []
+    for name in [name.strip() for name in m if name.strip()][:COMPARED]:
+        vendor, _, rest = name.partition("/")
+        models.append(catalogue.get_model(vendor, rest, request, market))
+    names = list(dict.fromkeys(metric["name"] for each in models for metric in each.get("metrics") or []))
+    actor = optional_actor(request)
+    found = market.search.search("", filters={}, organisation_id=actor.organisation_id if actor else "", page_size=100)
+    return page(
+        request, "compare.html", models=models, metric_names=names, names=[card["name"] for card in found.cards]
+    )
+
+
 @router.get("/login")
-def login_form(request: Request, market: Market = Depends(market_of)) -> Response:
+def login_form(
+    request: Request, invitation: str = Query("", max_length=256), market: Market = Depends(market_of)
+) -> Response:
+    if invitation:
+        return RedirectResponse(f"/password?{urlencode({'kind': 'invitation', 'token': invitation})}", 303)
     return page(request, "login.html", demo=market.settings.demo, refusal=None, email="")
 
 
@@ -140,7 +227,7 @@ def login(request: Request, fields: dict[str, str] = Depends(_fields), market: M
         except Refusal as refusal:
             refused = refusal
     if refused is not None:
-        facts = {"refusal": refused.as_dict(""), "email": email, "demo": market.settings.demo}
+        facts: dict[str, Any] = {"refusal": refused.as_dict(""), "email": email, "demo": market.settings.demo}
         return page(request, "login.html", refused.status, **facts)
     wanted = request.query_params.get("next", "/")
     ours = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))

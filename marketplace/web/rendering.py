@@ -8,9 +8,10 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import yaml
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
@@ -18,17 +19,21 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from marketplace.access import optional_actor
 from marketplace.catalogue.labels import LINKS, MODALITIES, SCENARIOS, TASKS, TIERS
-from model_store.errors import Refusal, Unauthenticated
+from model_store.errors import BadInput, Refusal, Unauthenticated
 
 FOLDER = Path(__file__).parent
 LANGUAGE_COOKIE = "algomart_lang"
+_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+LIVE_HEADERS = HEADERS | {"Content-Security-Policy": f"{_POLICY}; script-src 'self'; connect-src 'self'"}
 _SHANGHAI_HOURS = 8
 
 
@@ -58,6 +63,17 @@ def shanghai_time(at_ms: int) -> str:
     return (datetime.fromtimestamp(at_ms / 1000, UTC) + timedelta(hours=_SHANGHAI_HOURS)).strftime("%Y-%m-%d %H:%M")
 
 
+def yuan_of_micro(micro: int) -> str:
+    """Micro-fen as yuan, down to the fen (a part of a fen is not shown)."""
+    return yuan_of_fen(micro // 1_000_000)
+
+
+def word_of(value: str, language: str) -> str:
+    """A state, stage, field or unit as people say it; as it stands where there is no better word."""
+    known = words().get(f"v_{value}")
+    return known[language] if known else value.replace("_", " ")
+
+
 def label_of(value: str, language: str) -> str:
     """A facet value in the visitor's language."""
     for table in (TIERS, TASKS, MODALITIES):
@@ -71,12 +87,21 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"fen": fen_of_micro, "yuan": yuan_of_fen, "moment": shanghai_time}
+    environment.filters |= {
+        "fen": fen_of_micro,
+        "yuan": yuan_of_fen,
+        "micro_yuan": yuan_of_micro,
+        "moment": shanghai_time,
+    }
     return environment
 
 
-def page(request: Request, template: str, status: int = 200, **facts: Any) -> Response:
-    """A whole document in the visitor's language, with the headers that let nothing foreign in."""
+def page(request: Request, template: str, status: int = 200, *, live: bool = False, **facts: Any) -> Response:
+    """A whole document in the visitor's language, with the headers that let nothing foreign in.
+
+    `live`: the page renews a part of itself, for which alone it may load our own copy of htmx; every other page runs no
+    script at all.
+    """
     language = language_of(request)
     try:
         actor = optional_actor(request)
@@ -89,6 +114,10 @@ def page(request: Request, template: str, status: int = 200, **facts: Any) -> Re
         .get_template(template)
         .render(
             t=lambda key: words()[key][language],
+            w=lambda zh, en: en if language == "en" else zh,
+            word_of=lambda value: word_of(str(value), language),
+            unit_of=lambda value: word_of(f"per_{value}", language),
+            live=live,
             label=lambda value: label_of(value, language),
             pick=lambda row, stem: row.get(f"{stem}_{language}") or row.get(f"{stem}_zh") or "",
             language=language,
@@ -98,10 +127,29 @@ def page(request: Request, template: str, status: int = 200, **facts: Any) -> Re
             **facts,
         )
     )
-    response = HTMLResponse(html, status, HEADERS)
+    response = HTMLResponse(html, status, LIVE_HEADERS if live else HEADERS)
     if "lang" in request.query_params:
         response.set_cookie(LANGUAGE_COOKIE, language, max_age=31_536_000, httponly=True, samesite="lax")
     return response
+
+
+def refused(request: Request, refusal: Refusal) -> Response:
+    """A refusal as a page, with the way back to where the visitor was."""
+    came_from = urlsplit(request.headers.get("referer", ""))
+    back = came_from.path if came_from.netloc == request.headers.get("host") else ""
+    return page(request, "error.html", refusal.status, refusal=refusal.as_dict(""), back=back)
+
+
+def _address_invalid(error: RequestValidationError) -> Refusal:
+    field = str(error.errors()[0]["loc"][-1])
+    return BadInput(
+        "REQUEST_INVALID",
+        zh=f"地址中的“{field}”不对",
+        en=f"{field} in the address is not right",
+        remedy_zh="请从页面上的链接进入",
+        remedy_en="follow a link on a page instead",
+        field=field,
+    )
 
 
 class PageRoute(APIRoute):
@@ -116,8 +164,10 @@ class PageRoute(APIRoute):
             except Unauthenticated as refusal:
                 if refusal.code == "KEY_MISSING":
                     return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
-                return page(request, "error.html", refusal.status, refusal=refusal.as_dict(""))
+                return refused(request, refusal)
             except Refusal as refusal:
-                return page(request, "error.html", refusal.status, refusal=refusal.as_dict(""))
+                return refused(request, refusal)
+            except RequestValidationError as error:
+                return refused(request, _address_invalid(error))
 
         return answer

@@ -1,0 +1,123 @@
+"""City hall, for operators: what waits, who is approved, the money of each programme, and what was done by whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query
+from sqlmodel import Session, col, func, select
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from marketplace.access import Actor, market_of, require
+from marketplace.catalogue import api as catalogue
+from marketplace.catalogue.coverage import counters
+from marketplace.clock import now_ms
+from marketplace.db import reading
+from marketplace.ledger import api as ledger
+from marketplace.market import Market
+from marketplace.organisations import api as organisations
+from marketplace.organisations.tables import Organisation
+from marketplace.review import api as reviews
+from marketplace.vouchers import api as vouchers
+from marketplace.vouchers.tables import Application, Voucher
+from marketplace.web.rendering import PageRoute, page
+from marketplace.web.vendor_desk import written
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+OPERATOR = require("operator", scope="admin")
+STEPS: dict[str, tuple[str, ...]] = {  # what an operator may decide in each state, the usual step first
+    "submitted": ("check", "reject"),
+    "checking": ("approve", "reject", "supplement", "check"),
+    "approved": ("publish",),
+    "public_notice": ("confirm", "object"),
+    "objection": ("publish", "reject"),
+}
+
+
+@router.get("/city")
+def city(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    """What waits for a decision, the honest counts, and the pools."""
+    queue = reviews.list_reviews("open", 1, actor, market)["items"]
+    for row in queue:
+        row["report"] = written(row["version"].get("inspection") or {})
+    with reading(market.engine) as session:
+        waiting = {
+            "organisations": _count(session, Organisation, Organisation.status == "pending"),
+            "applications": _count(session, Application, col(Application.state).in_(STEPS)),
+            "vouchers": _count(session, Voucher, Voucher.state == "proposed"),
+        }
+        tiers = counters(session, now_ms())
+    pools = vouchers.pool(actor, market)["items"]
+    return page(request, "city.html", reviews=queue, waiting=waiting, counters=tiers, pools=pools)
+
+
+def _count(session: Session, table: Any, condition: Any) -> int:
+    return int(session.exec(select(func.count()).select_from(table).where(condition)).one())
+
+
+@router.get("/city/organisations")
+def all_organisations(
+    request: Request, status: str = "", actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)
+) -> Response:
+    found = organisations.list_organisations("", status, 1, actor, market)
+    return page(request, "city_organisations.html", found=found, chosen=status)
+
+
+@router.get("/city/programmes")
+def programmes(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    """Every programme with its rules in plain words; drafts with what activation has to name."""
+    found = vouchers.list_programmes(1, market)["items"]
+    pools = {row["programme_id"]: row for row in vouchers.pool(actor, market)["items"]}
+    return page(request, "city_programmes.html", programmes=found, pools=pools)
+
+
+@router.get("/city/applications")
+def applications(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    found = vouchers.list_applications("", 1, actor, market)["items"]
+    rows = [row | {"next": STEPS.get(row["state"], ())} for row in found]
+    return page(request, "city_applications.html", applications=rows)
+
+
+@router.get("/city/vouchers")
+def all_vouchers(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    """Vouchers; what may be proposed; what waits for the second person."""
+    ready: list[dict[str, Any]] = vouchers.list_applications("confirmed", 1, actor, market)["items"]
+    found = vouchers.list_vouchers("", 1, actor, market)["items"]
+    issued = {row["application_id"] for row in found}
+    return page(request, "city_vouchers.html", vouchers=found, ready=[row for row in ready if row["id"] not in issued],
+                own=actor.member_id)  # fmt: skip
+
+
+@router.get("/city/filings")
+def filings(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    return page(request, "city_filings.html", filings=catalogue.list_filings(market)["items"])
+
+
+@router.get("/city/ledger")
+def trial_balance(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    """The trial balance: both ledgers sum to nothing."""
+    return page(request, "city_ledger.html", balance=ledger.get_trial_balance(actor, market))
+
+
+@router.get("/city/audit")
+def audit_log(
+    request: Request,
+    action: str = "",
+    page_number: int = Query(1, ge=1, le=100_000, alias="page"),
+    actor: Actor = Depends(OPERATOR),
+    market: Market = Depends(market_of),
+) -> Response:
+    found = organisations.get_audit(action, "", page_number, actor, market)
+    return page(request, "city_audit.html", found=found, action=action, page_number=page_number)
+
+
+@router.get("/city/reviews")
+def review_queue() -> Response:
+    return RedirectResponse("/city#queue", 303)
+
+
+@router.get("/city/{section}/{row_id}")
+def noticed(section: str, row_id: str) -> Response:
+    """Where a notice leads: the section, at the row it is about."""
+    return RedirectResponse(f"/city/{section}#{row_id}", 303)
