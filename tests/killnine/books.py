@@ -5,6 +5,7 @@ Nothing here imports the ledger: sums are done again from the usage records and 
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,11 @@ from tests.killnine.town import ok
 
 MICRO = 1_000_000
 PAGE = 1_000
+
+
+def reading(address: str) -> contextlib.closing[sqlite3.Connection]:
+    """A connection that can only read, closed at the end of its block."""
+    return contextlib.closing(sqlite3.connect(address, uri=True))
 
 
 def posted_usage(operator: httpx.Client, key_id: str) -> dict[str, int]:
@@ -55,7 +61,7 @@ def faults_of_api(operator: httpx.Client) -> list[str]:
 
 def faults_of_database(path: Path) -> list[str]:
     """What the rows themselves say is wrong; works on a running and on a stopped market."""
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+    with reading(f"file:{path}?mode=ro") as database:
         checks = (_lopsided, _balances, _vouchers, _reservations, _own_cost, _postings, _publications)
         return [fault for check in checks for fault in check(database)]
 
@@ -64,7 +70,7 @@ def faults_of_leases(path: Path) -> list[str]:
     """With every node stopped, only the fen that a fraction still fills may lie with leases: none is stranded."""
     query = "SELECT id, ratio_num, ratio_den, posted_subsidy_fen FROM reservation"
     faults = []
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+    with reading(f"file:{path}?mode=ro") as database:
         for reservation, num, den, subsidy in database.execute(query).fetchall():
             micro = _one(database, _SUBSIDISED, reservation)
             leases = "SELECT 'Q.lease[' || id || ']' FROM lease WHERE reservation_id = ?"
@@ -164,10 +170,10 @@ _LIVE = "current_stage <> 'Deleted_Internal'"  # MLflow keeps the row of what wa
 
 def half_published(home: Path) -> list[str]:
     """Versions and blobs that only one of the three stores knows, and versions still pending in MLflow."""
-    with sqlite3.connect(f"file:{home / 'market.db'}?mode=ro", uri=True) as market:
+    with reading(f"file:{home / 'market.db'}?mode=ro") as market:
         query = "SELECT l.name, v.number, v.blob FROM model_version v JOIN listing l ON l.id = v.listing_id"
         rows = market.execute(query).fetchall()
-    with sqlite3.connect(f"file:{home / 'mlflow.db'}?mode=ro", uri=True) as registry:
+    with reading(f"file:{home / 'mlflow.db'}?mode=ro") as registry:
         known = {(name.replace("--", "/"), int(number)) for name, number in
                  registry.execute(f"SELECT name, version FROM model_versions WHERE {_LIVE}")}  # fmt: skip
         tags = registry.execute(
