@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_type_hints
 
-import orjson
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -163,8 +162,7 @@ def _fields(form: FormData) -> dict[str, Any]:
         elif dot and group == "evidence":
             fields.setdefault("evidence", []).append({"code": key, "value": value})
         elif dot and group == "values":
-            key, value_of = (key[:-5] + "_fen", fen_of_yuan(key, value)) if key.endswith("_yuan") else (key, value)
-            fields.setdefault("values", {})[key] = _value(value_of)
+            _name_value(fields.setdefault("values", {}), key, value)
         elif name.endswith("_yuan"):
             fields[name] = value
             fields[f"{name[:-5]}_fen"] = fen_of_yuan(name, value)
@@ -173,14 +171,19 @@ def _fields(form: FormData) -> dict[str, Any]:
     return fields
 
 
-def _value(given: Any) -> Any:
-    """A number or an object as JSON writes it; everything else is text."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return orjson.loads(given)
-    except orjson.JSONDecodeError:
-        return given.strip()
+def _name_value(values: dict[str, Any], key: str, text: str) -> None:
+    """What a programme leaves open: `ratio.num` goes inside `ratio`; of the evidence one line is one item."""
+    if key == "evidence_schema":
+        lines = [[part.strip() for part in line.split("|")] for line in text.splitlines() if line.strip()]
+        names = ("code", "title_zh", "title_en")
+        values[key] = [dict(zip(names, parts, strict=False)) | {"required": True} for parts in lines]
+        return
+    outer, dot, inner = key.partition(".")
+    value = int(text) if text.strip().isdigit() else text.strip()
+    if dot:
+        values.setdefault(outer, {})[inner] = value
+    else:
+        values[key] = value
 
 
 def fen_of_yuan(name: str, text: str) -> int:

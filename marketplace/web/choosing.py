@@ -20,6 +20,23 @@ from marketplace.web.rendering import PageRoute, page
 from model_store.errors import BadInput, Refusal, Unavailable
 from serving.ports import Chooser, Principal
 
+ANSWERS = (
+    "label",
+    "target",
+    "answer",
+    "class",
+    "failure",
+    "defect",
+    "fault",
+    "标签",
+    "类别",
+    "答案",
+    "结果",
+    "目标",
+    "是否",
+    "故障",
+    "缺陷",
+)
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -96,7 +113,16 @@ def samples(
         with reading(market.engine) as session:
             features = [feature.model_dump() for feature in parent_manifest(session, served).features]
     view = _samples(market, actor, sample_set_id)
+    view["label_column"] = view["label_column"] or _likely_answer(view)
     return page(request, "samples.html", samples=view, model=model, features=features)
+
+
+def _likely_answer(samples: dict[str, Any]) -> str:
+    """The column that is probably the right answer, by its heading; the visitor may say otherwise."""
+    if samples["kind"] != "table":
+        return ""
+    headings = [column["name"] for column in samples["columns"]]
+    return next((name for name in headings for hint in ANSWERS if hint in name.lower()), "")
 
 
 @router.post("/choose/samples/{sample_set_id}")

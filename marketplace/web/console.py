@@ -77,7 +77,7 @@ def overview(request: Request, actor: Actor = Depends(ANYBODY), market: Market =
             month=month,
             totals=statement(session, actor.organisation_id, read_month(month))["totals"],
             spent=spending(session, Usage.organisation_id == actor.organisation_id, now_ms()),
-            usage=list_usage(session, actor, Filters(), limit=8, offset=0)[0],
+            usage=list_usage(session, actor, Filters(purpose="use"), limit=8, offset=0)[0],
         )
 
 

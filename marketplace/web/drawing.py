@@ -75,7 +75,7 @@ def stacked_bars(title: str, labels: Sequence[str], series: Sequence[Sequence[fl
                     f'width="{slot * 0.7:.1f}" height="{tall:.1f}"/>'
                 )
         if place % every == 0:
-            middle = f"{place * slot + slot / 2:.1f}"
+            middle = f"{max(place * slot + slot / 2, 20):.1f}"
             parts.append(f'<text x="{middle}" y="{floor + 18}" text-anchor="middle">{escape(label)}</text>')
     return _picture(title, height, "".join(parts))
 
