@@ -109,7 +109,7 @@ def _upload_of(form: FormData) -> Upload:
         file=file.file,
         name=str(form.get("name") or ""),
         private=str(form.get("private") or "").lower() in _TRUE,
-        golden=golden.file if golden is not None else None,
+        golden=golden.file if golden is not None and golden.filename else None,  # a browser sends "" for no file
     )
 
 
