@@ -35,7 +35,7 @@ assets: marketplace/web/static/vendor/.done
 marketplace/web/static/vendor/.done: package.json package-lock.json
 	npm ci --silent --no-fund --no-audit
 	@mkdir -p $(@D)
-	cp node_modules/htmx.org/dist/htmx.min.js node_modules/echarts/dist/echarts.min.js $(@D)/
+	cp node_modules/htmx.org/dist/htmx.min.js $(@D)/
 	@touch $@
 
 # --- running ------------------------------------------------------------------------------------------------------
