@@ -83,7 +83,7 @@ def _kept(table: Table) -> Table:
     """The table with its unshortened columns held at their full width; what folds takes the rest of the terminal."""
     for column in table.columns:
         if column.no_wrap:
-            column.min_width = max(cell_len(str(cell)) for cell in column.cells)
+            column.min_width = max((cell_len(str(cell)) for cell in column.cells), default=0)
     return table
 
 
@@ -281,7 +281,7 @@ def reviews(answer: Row) -> RenderableType:
     table = _table((word("送审号", "review"), "key"), (word("模型", "model"), "key"), (word("状态", "state"), ""),
                    (word("已等 (小时)", "waiting (h)"), "right"))  # fmt: skip
     for item in answer["items"]:
-        table.add_row(item["id"], f"{item['name']}@{item.get('version', '')}", item["state"],
+        table.add_row(item["id"], f"{item['name']}@{item['version']['version']}", item["state"],
                       f"{item.get('age_ms', 0) / 3_600_000:.1f}")  # fmt: skip
     if not table.row_count:
         return Text(word("没有待审的版本。", "Nothing waits for review."))

@@ -106,3 +106,22 @@ def test_ids_are_never_cut(width: int) -> None:
     assert usage_id in text
     assert "0.37" in text
     assert "11-24 02:47:49" in text
+
+
+def test_the_review_queue_names_each_version_by_its_number() -> None:
+    version = {"version_id": "ver_01", "version": 3, "state": "in_review", "manifest": {"name": "dongzhi/cutting"}}
+    waiting = {
+        "id": "rev_01M8504W15",
+        "name": "dongzhi/cutting",
+        "version": version,
+        "state": "open",
+        "age_ms": 5_400_000,
+    }
+    told = printed(cli_text.reviews({"items": [waiting], "total": 1}))
+    assert "dongzhi/cutting@3" in told
+    assert "ver_01" not in told
+    assert "1.5" in told
+
+
+def test_a_search_that_finds_nothing_says_so() -> None:
+    assert "Nothing found" in printed(cli_text.models({"items": [], "total": 0, "facets": {}}))
