@@ -7,13 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marketplace.cli_client import register
 from marketplace.settings import Settings
 from model_store.errors import Refusal
+
+if TYPE_CHECKING:
+    from marketplace.backup import BackupResult
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="AlgoMart 算法超市")
 catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
@@ -80,7 +83,7 @@ def backup(archive: Path, home: Annotated[Path | None, typer.Option(help="ALGOMA
     from marketplace.backup import backup as write
 
     with _refusals():
-        typer.echo(write(_settings(home), archive))
+        _print_archive(write(_settings(home), archive))
 
 
 @app.command()
@@ -89,7 +92,7 @@ def restore(archive: Path, home: Path) -> None:
     from marketplace.backup import restore as read
 
     with _refusals():
-        typer.echo(read(archive, home))
+        _print_archive(read(archive, home))
 
 
 @app.command()
@@ -99,8 +102,15 @@ def doctor(home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = No
 
     findings = examine(_settings(home))
     for finding in findings:
-        typer.echo(finding)
+        mark = {"ok": "✓", "warning": "!"}.get(finding.severity, "✗")
+        typer.echo(f"{mark} {finding.zh} · {finding.en}")
+        if finding.remedy_zh:
+            typer.echo(f"    {finding.remedy_zh} · {finding.remedy_en}")
     raise typer.Exit(0 if is_sound(findings) else 1)
+
+
+def _print_archive(done: BackupResult) -> None:
+    typer.echo(f"✓ {done.archive} · {done.files} 个文件 files · {done.bytes / 2**20:.1f} MiB")
 
 
 def _settings(home: Path | None) -> Settings:
