@@ -95,6 +95,7 @@ def _document(
         (organisation.name_en, 2.0),
         (str(card["method"]), 2.0),
         (" ".join(TIERS.get(listing.tier, (listing.tier,))), 1.0),
+        (" ".join(_measured(version)), 1.0),
     ]
     facets = [
         ("tier", listing.tier),
@@ -119,6 +120,12 @@ def _document(
         price_micro=price.micro_per_unit if price else None,
         created_at_ms=listing.created_at_ms,
     )
+
+
+def _measured(version: ModelVersion | None) -> list[str]:
+    """What the model reads, in words: a factory searches by what it measures ("wear", 扭矩) as well as by the task."""
+    features = version.manifest.get("features") or [] if version else []
+    return [str(feature.get(title) or "") for feature in features for title in ("title_zh", "title_en")]
 
 
 def _card(

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from sqlmodel import Session, col, func, select
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from ulid import ULID
 
 from marketplace.access import Actor, market_of, require
 from marketplace.clock import now_ms, policy_date
@@ -23,12 +24,14 @@ from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import subscriptions_api as contracts
 from marketplace.web.drawing import stacked_bars
 from marketplace.web.rendering import PageRoute, page
+from model_store.errors import NotFound
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 ANYBODY = require()
 DAY_MS, SHANGHAI_MS = 86_400_000, 8 * 3_600_000
 SHOWN_DAYS, PAGE_SIZE = 30, 50
 EPOCH = date(1970, 1, 1)
+JUST_MADE_MS = 60_000
 
 
 def spending(session: Session, own: Any, at_ms: int) -> dict[str, Any]:
@@ -103,9 +106,22 @@ def usage_log(
 def usage_trace(
     usage_id: str, request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)
 ) -> Response:
-    """One call, to the price, the voucher line and the transfer."""
-    with reading(market.engine) as session:
-        return page(request, "trace.html", usage_id=usage_id, parts=trace(session, actor, usage_id))
+    """One call, to the price, the voucher line and the transfer; one that has just ended is waited for."""
+    try:
+        with reading(market.engine) as session:
+            return page(request, "trace.html", usage_id=usage_id, parts=trace(session, actor, usage_id))
+    except NotFound:
+        if not _just_made(usage_id, now_ms()):
+            raise
+        return page(request, "trace_waits.html", live=True, usage_id=usage_id)
+
+
+def _just_made(usage_id: str, at_ms: int) -> bool:
+    """Whether the id was minted within the last minute: ingest is seconds behind the calls."""
+    try:
+        return abs(at_ms - ULID.from_str(usage_id).milliseconds) < JUST_MADE_MS
+    except ValueError:
+        return False
 
 
 @router.get("/console/subscriptions")

@@ -56,7 +56,7 @@ def fen_of_micro(micro: int) -> str:
 
 
 def yuan_of_fen(fen: int) -> str:
-    return f"¥{Decimal(fen) / 100:,.2f}"
+    return f"{'-' if fen < 0 else ''}¥{abs(Decimal(fen)) / 100:,.2f}"
 
 
 def shanghai_time(at_ms: int) -> str:
@@ -124,6 +124,7 @@ def page(request: Request, template: str, status: int = 200, *, live: bool = Fal
             other_url=f"{quote(request.url.path)}?{urlencode([*rest, ('lang', other)])}",
             actor=actor,
             query=request.query_params,
+            path=request.url.path,
             **facts,
         )
     )

@@ -1,7 +1,8 @@
-"""The try-it form: its fields become one row, run through the data plane as a call of the member's organisation."""
+"""The try-it form: its fields become one row, or its table many, run as a call of the member's organisation."""
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import Any
 
@@ -13,29 +14,41 @@ from starlette.responses import Response
 
 from marketplace.access import Actor, check_may, current_actor, market_of
 from marketplace.market import Market
-from marketplace.web.pages import model_facts
+from marketplace.web.model_page import model_facts
 from marketplace.web.rendering import PageRoute, page
 from model_store.bundle import open_bundle
 from model_store.errors import Refusal, Unavailable
 from model_store.manifest import Feature
+from model_store.processing.columns import apply_matches, match_columns
 from model_store.processing.pipeline import Pipeline
+from model_store.processing.tables import read_table
 from serving.ports import Principal
 
+MAX_ROWS = 1000
+SHOWN_RESULTS = 50
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-async def row_of(form: FormData, features: dict[str, Feature]) -> dict[str, Any]:
-    """The fields `f.<feature>` as one row; an empty field is left out, what cannot be read is left to the pipeline."""
+async def rows_of(form: FormData, features: dict[str, Feature]) -> list[dict[str, Any]]:
+    """A table in the field `table` as its rows, under the model's own names; else the fields `f.<feature>` as one row.
+
+    An empty field is left out, save a picture, for which the card's example stands in; what cannot be read is left to
+    the pipeline. Raises what `read_table` raises, at most `MAX_ROWS` rows.
+    """
+    table = form.get("table")
+    if isinstance(table, UploadFile) and (content := await table.read()):
+        headings, rows = read_table(content, table.filename or "", max_rows=MAX_ROWS)
+        return apply_matches(rows, match_columns(list(features.values()), headings))
     row: dict[str, Any] = {}
     for name, feature in features.items():
         given = form.get(f"f.{name}")
         if isinstance(given, UploadFile):
             content = await given.read()
-            if content:
-                row[name] = content
+            if content or isinstance(feature.example, str):
+                row[name] = content or base64.b64decode(feature.example)
         elif given is not None and given.strip():
             row[name] = _read(given.strip(), feature.kind)
-    return row
+    return [row]
 
 
 def _read(text: str, kind: str) -> Any:
@@ -51,7 +64,10 @@ def _read(text: str, kind: str) -> Any:
 
 
 async def try_model(market: Market, actor: Actor, name: str, form: FormData) -> dict[str, Any]:
-    """`{result, usage_id, amount_micro}` of one metered call. Raises refusals."""
+    """`{results, rows, usage_id, amount_micro}` of one metered call; `results` are the first `SHOWN_RESULTS` of `rows`.
+
+    Raises refusals.
+    """
     dataplane = market.dataplane
     if dataplane is None:
         raise Unavailable(
@@ -64,12 +80,17 @@ async def try_model(market: Market, actor: Actor, name: str, form: FormData) -> 
     principal = Principal(actor.id, actor.organisation_id, actor.kind, actor.scopes, actor.member_id)
     served = market.bundles.resolve(name, None, principal)
     pipeline = await dataplane.in_thread(lambda: Pipeline(open_bundle(served.bundle)))
-    row = await row_of(form, pipeline.features)
-    tensors = await dataplane.in_thread(pipeline.encode, [row])
-    units = {"images": 1} if pipeline.manifest.modality == "image" else None
+    rows = await rows_of(form, pipeline.features)
+    tensors = await dataplane.in_thread(pipeline.encode, rows)
+    units = {"images": len(rows)} if pipeline.manifest.modality == "image" else None
     ran = await dataplane.infer(principal, served, tensors, units=units)
     results = pipeline.decode(ran.outputs, tensors)
-    return {"result": results[0] if results else {}, "usage_id": ran.usage_id, "amount_micro": ran.amount_micro}
+    return {
+        "results": results[:SHOWN_RESULTS],
+        "rows": len(results),
+        "usage_id": ran.usage_id,
+        "amount_micro": ran.amount_micro,
+    }
 
 
 @router.post("/models/{vendor}/{name}/try")

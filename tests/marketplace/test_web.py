@@ -46,7 +46,7 @@ def test_the_shelf_speaks_chinese_first_and_english_on_request_and_remembers(cli
     assert 'lang="en"' in client.get("/").text
 
 
-@pytest.mark.parametrize("query", ["轴承", "bearing"])
+@pytest.mark.parametrize("query", ["轴承", "bearing", "转速", "speed"])
 def test_search_finds_in_both_languages(client: TestClient, query: str) -> None:
     text = client.get("/", params={"q": query}).text
     assert "/models/vendor/bearing" in text

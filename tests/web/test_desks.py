@@ -139,6 +139,7 @@ def test_a_wrong_credit_code_is_said_beside_what_was_typed_and_a_right_one_is_re
     expect(page.get_by_role("alert")).to_be_visible()
     code = page.get_by_label(re.compile("^Unified" if en else "^统一社会"))
     expect(code).to_have_attribute("aria-invalid", "true")
+    expect(code).to_have_accessible_description(re.compile("."))  # the message stands at the field
     expect(code).to_have_value("91441900MA4UABCD10")
     code.fill(lawful_code(language))
     fill(page, "Password" if en else "密码", "a long enough pass phrase")
