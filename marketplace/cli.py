@@ -1,5 +1,5 @@
-"""The command line. `up`, `tour`, `catalogue`, `backup`, `restore` and `doctor` work on this machine; the rest on a
-market.
+"""The command line: `up`, `serve`, `tour`, `catalogue`, `backup`, `restore` and `doctor` work on this machine, the rest
+on a market.
 """
 
 from __future__ import annotations
@@ -42,6 +42,29 @@ def up(
     given = {"home": home, "port": port, "host": host, "demo": demo}
     settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     raise typer.Exit(run_market(settings))
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="A bundle (folder or zip), or a folder of bundles")],
+    port: Annotated[int, typer.Option(help="Port")] = 8001,
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    home: Annotated[Path, typer.Option(help="Folder for the node's key and journal")] = Path(".algomart-node"),
+    trusted: Annotated[bool, typer.Option(help="Run the graphs in this process, not in the limited worker")] = False,
+) -> None:
+    """A lone serving node without a market: algomart serve bundles/ · 不带市场的推理节点
+
+    Open Inference (/v2) and named features (/v1/use), metered into a journal; no prices, vouchers, choosing or
+    adapting. Needs the base install only.
+    """
+    from serving.node import open_node
+    from serving.server import serve as run
+
+    with _refusals():
+        node = open_node(folder, home, trusted=trusted)
+    typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models)}")
+    typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
+    run(node.app, host, port, log_level="warning")
 
 
 @app.command()
