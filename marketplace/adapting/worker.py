@@ -255,6 +255,4 @@ def _tell(session: Session, job: Job) -> None:
     done = job.state == "done"
     zh = f"{job.target_name} 已完成适配, 可以调用" if done else f"适配任务失败: {job.error.get('message_zh', '')}"
     en = f"{job.target_name} is adapted and can be called" if done else f"adaptation: {job.error.get('message', '')}"
-    notices.notify(
-        session, job.organisation_id, f"JOB_{job.state.upper()}", zh=zh, en=en, link=f"/adapt/{job.id}"
-    )
+    notices.notify(session, job.organisation_id, f"JOB_{job.state.upper()}", zh=zh, en=en, link=f"/adapt/{job.id}")
