@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import httpx
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -36,10 +37,11 @@ def open_client(url: str | None, key: str | None) -> Market:
     saved: dict[str, str] = {}
     if config_path().exists():
         saved = json.loads(config_path().read_text(encoding="utf-8"))
-    return Market(
-        url or os.environ.get("ALGOMART_URL") or saved.get("url"),
-        key or os.environ.get("ALGOMART_KEY") or saved.get("key"),
-    )
+    known = saved.get("url", "").rstrip("/")
+    address = (url or os.environ.get("ALGOMART_URL") or known).rstrip("/")
+    # A remembered key goes to the market it was remembered for, never to another address.
+    remembered = saved.get("key") if address == known else None
+    return Market(address or None, key or os.environ.get("ALGOMART_KEY") or remembered)
 
 
 @contextmanager
@@ -52,6 +54,12 @@ def told() -> Iterator[None]:
         report = error.details.get("report")
         if report:
             print_report(report)
+        raise typer.Exit(1) from None
+    except httpx.TransportError as error:
+        errors.print("[bold red]MARKET_UNREACHABLE[/]", end=" ")
+        text = f"连不上市场: {error}\n  请检查 --url 或 ALGOMART_URL, 并确认 algomart up 正在运行\n"
+        text += f"the market cannot be reached: {error}\n  check --url or ALGOMART_URL, and that algomart up runs"
+        errors.print(text, markup=False, highlight=False)
         raise typer.Exit(1) from None
     except OSError as error:
         errors.print(f"[bold red]IO_ERROR[/] {error}")

@@ -73,6 +73,7 @@ class Call:
         units = {"calls": 1, "rows": self.rows, "ms": math.ceil(compute_ms)}
         if self.units:
             units = {**self.units, **units}
+        units = reserved.units_for(units)
         amount = reserved.amount_for(units)
         usage_id = mint_usage_id(at_ms) if self.entry is None else self.entry.usage_id
         record = UsageRecord(

@@ -139,6 +139,13 @@ class Reserved:
         """What a run of `units` costs, in micro-fen: never more than was reserved."""
         return 0 if self.line is None else min(rate_usage(units, self.line), self.amount_micro)
 
+    def units_for(self, units: Mapping[str, int]) -> dict[str, int]:
+        """The units as charged: where the reservation bounds the amount, no more units than it pays for are written."""
+        line = self.line
+        if line is None or not line.micro_per_unit or line.unit not in units:
+            return dict(units)
+        return {**units, line.unit: min(units[line.unit], self.amount_micro // line.micro_per_unit)}
+
     def keep(self, amount_micro: int) -> None:
         """Settle: this much is used, the rest of the reservation goes back."""
         if self.line is not None:

@@ -42,7 +42,10 @@ def rank_labelled(tried: Tried, truth: Sequence[Any]) -> list[Ranking]:
         if not group:
             continue
         first = next(iter(group.values()))[0].manifest
-        positive = first.target.positive if first.target else None
+        # One metric for all: another vocabulary never says the first one's positive class, and F1 would read 1.
+        spoken = {tuple(sorted(label.name for label in pair[0].manifest.labels)) for pair in group.values()}
+        meant = {pair[0].manifest.target.positive if pair[0].manifest.target else None for pair in group.values()}
+        positive = next(iter(meant)) if len(spoken) == len(meant) == 1 else None
         metric, higher = metric_of(kind, [label.name for label in first.labels], positive)
         scores = {}
         for key, (candidate, trial) in group.items():

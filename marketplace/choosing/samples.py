@@ -11,6 +11,7 @@ import hashlib
 import io
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -283,7 +284,7 @@ def _read_images(content: bytes) -> list[tuple[str, str, bytes]]:
                     raise _too_large(path.name)
                 label = path.parent.name or UNLABELLED
                 found.append((_safe(label), f"{len(found):04d}{path.suffix.lower()}", body))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise BadInput(
             "SAMPLES_UNREADABLE",
             zh="上传的压缩包无法读取",

@@ -145,9 +145,10 @@ class MlflowChild:
             if self._stopping.is_set():
                 return
             backoff = FIRST_BACKOFF_S if time.monotonic() - started > LONG_ENOUGH_S else min(backoff * 2, MAX_BACKOFF_S)
-            _log.warning("mlflow ended with %s; starting it again in %.1f s", process.returncode, backoff)
+            # Said only when it is done: a child that a shutdown's own signal ended is not started again.
             if self._stopping.wait(backoff):
                 return
+            _log.warning("mlflow ended with %s; starting it again in %.1f s", process.returncode, backoff)
 
 
 def _free_port() -> int:

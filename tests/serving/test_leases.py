@@ -14,7 +14,7 @@ from model_store.errors import Refusal, Unauthenticated, Unavailable
 from serving.keycache import KeyCache
 from serving.leases import HeldLease, Reserved
 from serving.memory_admission import MemoryAdmission
-from serving.metering import Lease, LeaseKind, PriceLine
+from serving.metering import Lease, LeaseKind, PriceLine, rate_usage
 from tests.serving.parts import FACTORY, OTHER
 
 
@@ -216,3 +216,14 @@ async def test_no_key_is_no_question(token: bytes, clock: Clock) -> None:
     with pytest.raises(Unauthenticated):
         await KeyCache(admission).principal_of(token)
     assert admission.authenticated == 0
+
+
+def test_the_units_written_down_rate_to_the_amount_charged_where_a_run_outlasts_its_reservation() -> None:
+    line = PriceLine("p", "a/m", "ms", 7, 1, 3)
+    held = HeldLease(lease("subsidised", 1000, 1000, line))
+    assert held.reserve(70, line)
+    reserved = Reserved(held, line, 70, "lea", "subsidised")
+    units = reserved.units_for({"calls": 1, "rows": 3, "ms": 15})
+    assert units == {"calls": 1, "rows": 3, "ms": 10}
+    assert reserved.amount_for(units) == rate_usage(units, line) == 70
+    assert reserved.units_for({"calls": 1, "ms": 4}) == {"calls": 1, "ms": 4}
