@@ -111,11 +111,10 @@ class IngestChild:
             if self._stopping.is_set():
                 return
             backoff = FIRST_BACKOFF_S if time.monotonic() - started > LONG_ENOUGH_S else min(backoff * 2, MAX_BACKOFF_S)
-            # Said only when it is done: a child that a shutdown's own signal ended is not started again.
-            if self._stopping.wait(backoff):
-                return
             _log.warning("ingest ended with %s; starting it again in %.1f s", status, backoff)
             self.restarts += 1
+            if self._stopping.wait(backoff):
+                return
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         try:

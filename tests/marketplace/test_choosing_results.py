@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from marketplace.choosing.candidates import Candidate
-from marketplace.choosing.results import rank_labelled
+from marketplace.choosing.results import kind_of, rank_labelled
 from marketplace.choosing.trial import Trial
 from model_store.manifest import Manifest
 from serving.ports import ServedVersion
@@ -19,7 +19,8 @@ def two_class() -> Manifest:
     for path in sorted(STARTER.glob("*.zip")):
         with zipfile.ZipFile(path) as archive:
             manifest = Manifest.model_validate_json(archive.read("manifest.json"))
-        if manifest.target is not None and manifest.target.positive is not None and len(manifest.labels) == 2:
+        positive = manifest.target is not None and manifest.target.positive is not None
+        if positive and len(manifest.labels) == 2 and kind_of(manifest) == "classification":
             return manifest
     raise AssertionError("the shelf has no classifier of two classes")
 
