@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -42,11 +42,13 @@ def english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=-(10**15), max_value=10**15))
 def test_micro_fen_are_shown_exactly(micro: int) -> None:
     assert Decimal(cli_text.fen_of_micro(micro).replace(",", "")) * 1_000_000 == micro
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_an_error_bar_holds_its_point_between_its_ends(a: float, b: float, c: float) -> None:
     low, value, high = sorted((a, b, c))

@@ -39,6 +39,7 @@ def test_each_task_has_its_metric(kind, labels, positive, metric) -> None:
     assert metric_of(kind, labels, positive) == metric
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(5, 40))
 def test_the_metrics_are_scikit_learn_s(seed: int, rows: int) -> None:
     random = np.random.default_rng(seed)
@@ -59,7 +60,7 @@ def test_an_auc_of_one_class_only_says_nothing() -> None:
     assert auc(np.ones(5, dtype=bool), np.arange(5.0)) == 0.5
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(st.permutations(["a/one", "b/two", "c/three"]), st.integers(0, 1000))
 def test_the_order_of_the_candidates_changes_nothing(order: list[str], seed: int) -> None:
     actual = truth()
@@ -69,7 +70,7 @@ def test_the_order_of_the_candidates_changes_nothing(order: list[str], seed: int
     assert rank("macro_f1", True, scores, ROWS) == rank("macro_f1", True, again, ROWS)
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000))
 def test_a_model_never_beats_itself(seed: int) -> None:
     actual = truth()
