@@ -4,6 +4,7 @@ on a market.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from model_store.errors import Refusal
 if TYPE_CHECKING:
     from marketplace.backup import BackupResult
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts · 输出 JSON")]
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="AlgoMart 算法超市")
 catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
 app.add_typer(catalogue, name="catalogue")
@@ -70,12 +72,10 @@ def serve(
 @app.command()
 def tour(
     calls: Annotated[int, typer.Option(min=2, help="Calls in each settlement mode")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON")] = False,
+    as_json: AsJson = False,
     export: Annotated[Path | None, typer.Option(help="Folder for the exported usage and published prices")] = None,
 ) -> None:
     """Walk the whole main job on a fresh market, in both settlement modes, and print the receipt."""
-    import json
-
     from marketplace.tour import print_receipt, run_tour
 
     receipt = run_tour(calls=calls, say=(lambda line: None) if as_json else print, export=export)
@@ -101,29 +101,35 @@ def rebuild(
 
 
 @app.command()
-def backup(archive: Path, home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = None) -> None:
+def backup(
+    archive: Path, home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = None, as_json: AsJson = False
+) -> None:
     """Everything a market has, in one .tar with hashes; also while it runs."""
     from marketplace.backup import backup as write
 
     with _refusals():
-        _print_archive(write(_settings(home), archive))
+        _print_archive(write(_settings(home), archive), as_json)
 
 
 @app.command()
-def restore(archive: Path, home: Path) -> None:
+def restore(archive: Path, home: Path, as_json: AsJson = False) -> None:
     """Unpack a backup into a new folder, every hash checked."""
     from marketplace.backup import restore as read
 
     with _refusals():
-        _print_archive(read(archive, home))
+        _print_archive(read(archive, home), as_json)
 
 
 @app.command()
-def doctor(home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = None) -> None:
+def doctor(home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = None, as_json: AsJson = False) -> None:
     """Check database, ledger, bundles, registry, disk and settings; status 1 where something is wrong."""
     from marketplace.doctor import examine, is_sound
 
     findings = examine(_settings(home))
+    if as_json:
+        sound = is_sound(findings)
+        typer.echo(json.dumps({"sound": sound, "findings": [each.as_dict() for each in findings]}, ensure_ascii=False))
+        raise typer.Exit(0 if sound else 1)
     for finding in findings:
         mark = {"ok": "✓", "warning": "!"}.get(finding.severity, "✗")
         typer.echo(f"{mark} {finding.zh} · {finding.en}")
@@ -132,7 +138,10 @@ def doctor(home: Annotated[Path | None, typer.Option(help="ALGOMART_HOME")] = No
     raise typer.Exit(0 if is_sound(findings) else 1)
 
 
-def _print_archive(done: BackupResult) -> None:
+def _print_archive(done: BackupResult, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"archive": str(done.archive), "files": done.files, "bytes": done.bytes}))
+        return
     typer.echo(f"✓ {done.archive} · {done.files} 个文件 files · {done.bytes / 2**20:.1f} MiB")
 
 

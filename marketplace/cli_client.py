@@ -45,12 +45,17 @@ def open_client(url: str | None, key: str | None) -> Market:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """A market's refusal as text in both languages and exit status 1; never a traceback."""
+def told(as_json: bool = False) -> Iterator[None]:
+    """A market's refusal as text in both languages (with --json as JSON) and exit status 1; never a traceback."""
     try:
         yield
     except MarketError as error:
-        errors.print(f"[bold red]{error.code}[/] {error.zh}\n  {error.remedy_zh}\n{error.en}\n  {error.remedy}")
+        if as_json:
+            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+            raise typer.Exit(1) from None
+        errors.print(f"[bold red]{error.code}[/]", end=" ")
+        text = f"{error.zh}\n  {error.remedy_zh}\n{error.en}\n  {error.remedy}"
+        errors.print(text, markup=False, highlight=False)
         report = error.details.get("report")
         if report:
             print_report(report)
@@ -103,22 +108,22 @@ def register(app: typer.Typer) -> None:
 
 
 def login(url: Annotated[str, typer.Argument(help="http://127.0.0.1:8000")],
-          key: Annotated[str, typer.Option(prompt=True, hide_input=True)]) -> None:  # fmt: skip
+          key: Annotated[str, typer.Option(prompt=True, hide_input=True)], as_json: Json = False) -> None:  # fmt: skip
     """Remember a market and your key for the other commands."""
-    with told(), Market(url, key) as market:
+    with told(as_json), Market(url, key) as market:
         me = market.me()
     path = config_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
     path.write_text(json.dumps({"url": url, "key": key}), encoding="utf-8")
-    console.print(f"✓ {me['organisation']['name_zh']} @ {url}")
+    show(me, as_json, lambda done: console.print(f"✓ {done['organisation']['name_zh']} @ {url}"))
 
 
 def search(query: Annotated[str, typer.Argument()] = "", task: str | None = None, scenario: str | None = None,
            url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """Search the shelf in Chinese or English: algomart search 轴承故障"""
     facets: dict[str, Any] = {name: value for name, value in (("task", task), ("scenario", scenario)) if value}
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         answer = market.search(query, **facets)
     show(answer, as_json, printed(cli_text.models))
 
@@ -127,7 +132,7 @@ def publish(path: Path, name: Annotated[str, typer.Option(help="vendor/name")], 
             golden: Annotated[Path | None, typer.Option(help="Folder or zip of samples for a bare model.onnx")] = None,
             url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """Publish a bundle (folder or zip) or a bare model.onnx; prints the inspection report."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         answer = market.publish(path, name, private=private, golden=golden)
 
     def text(done: Any) -> None:
@@ -140,7 +145,7 @@ def publish(path: Path, name: Annotated[str, typer.Option(help="vendor/name")], 
 def inspect(path: Path, name: Annotated[str, typer.Option(help="vendor/name")], private: bool = False,
             golden: Path | None = None, url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """The report that publishing would give; nothing is kept."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         answer = market.inspect(path, name, private=private, golden=golden)
     show(answer, as_json, lambda done: print_report(done["report"]))
     if not answer["report"]["passed"]:
@@ -149,7 +154,7 @@ def inspect(path: Path, name: Annotated[str, typer.Option(help="vendor/name")], 
 
 def submit(name: str, version: int, url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """Hand an inspected version to the review queue."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         answer = market.submit(name, version)
     show(answer, as_json, lambda done: console.print(f"✓ {done['name']}@{done['version']} {done['state']}"))
 
@@ -159,7 +164,7 @@ def review(review_id: Annotated[str, typer.Argument(help="Empty: list the queue"
            send_back: Annotated[str, typer.Option("--return", help="What the vendor has to mend")] = "",
            url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """The operator's queue: list it, approve a version, or return it with a note."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         if not review_id:
             show(market.get("/api/v1/reviews"), as_json, printed(cli_text.reviews))
             return
@@ -173,7 +178,7 @@ def review(review_id: Annotated[str, typer.Argument(help="Empty: list the queue"
 def use(name: str, inputs: Annotated[str, typer.Argument(help="JSON features, or @file.csv, or @picture.png")],
         url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """Call a model: algomart use vendor/name '{"speed": 120}' · or @rows.csv"""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         if inputs.startswith("@") and inputs.endswith(".csv"):
             print(market.use_csv(name, Path(inputs[1:]).read_bytes()), end="")
             return
@@ -192,12 +197,12 @@ def choose(samples: Path, label_column: str = "", task: str | None = None, famil
            url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """Rank the shelf on your own 20–1000 rows (CSV, Parquet) or images (zip, folders as labels)."""
     wanted: dict[str, Any] = {name: value for name, value in (("task", task), ("family", family)) if value}
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         form = {"label_column": label_column} if label_column else {}
         uploaded = market.upload_samples(samples, **form)
         answer = with_bar(lambda tell: market.choose(uploaded["id"], progress=tell, **wanted), as_json)
     if answer["state"] == "failed":
-        with told():
+        with told(as_json):
             raise MarketError(422, answer["error"])
     show(answer, as_json, printed(cli_text.choice))
 
@@ -206,7 +211,7 @@ def adapt(recipe: str, model: str | None = None, samples: Annotated[Path | None,
           sample_set: str | None = None, label_column: str | None = None, name: str | None = None,
           url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """Adapt a model to your own samples: algomart adapt tabular_calibrate --model vendor/name --samples rows.csv"""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         chosen = sample_set or (market.upload_samples(samples)["id"] if samples else None)
         if chosen is None:
             raise typer.BadParameter("say --samples FILE or --sample-set ID")
@@ -220,7 +225,7 @@ def usage(usage_id: Annotated[str, typer.Argument(help="Empty: the latest record
           purpose: Annotated[str | None, typer.Option(help="use, trial or adapt only")] = None,
           url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """The usage log; with an id, from the call to its price, voucher line and posting."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         answer = market.trace(usage_id) if usage_id else market.usage(purpose=purpose)
     if usage_id:
         show(answer, as_json, lambda done: console.print_json(json.dumps(done, ensure_ascii=False)))
@@ -230,7 +235,7 @@ def usage(usage_id: Annotated[str, typer.Argument(help="Empty: the latest record
 
 def voucher(url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """Your organisation's vouchers and what is left of them, in fen."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         answer = market.vouchers()
     show(answer, as_json, printed(cli_text.vouchers))
 
@@ -239,7 +244,7 @@ def keys(create: Annotated[str, typer.Option(help="Name of a new key")] = "",
          revoke: Annotated[str, typer.Option(help="Id of a key to revoke")] = "",
          url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
     """List, create or revoke API keys."""
-    with told(), open_client(url, key) as market:
+    with told(as_json), open_client(url, key) as market:
         if create:
             made = market.create_key(create, ("use", "choose", "adapt"))
             show(made, as_json, lambda done: console.print_json(json.dumps(done, ensure_ascii=False)))

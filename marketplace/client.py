@@ -39,6 +39,13 @@ class MarketError(Exception):
         self.details: dict[str, Any] = dict(body.get("details") or {})
         super().__init__(f"{self.code}: {self.en}" + (f" — {self.remedy}" if self.remedy else ""))
 
+    def as_dict(self) -> dict[str, Any]:
+        """The wire form again: code, message, message_zh, remedy, remedy_zh, field, details."""
+        return {
+            "code": self.code, "message": self.en, "message_zh": self.zh, "remedy": self.remedy,
+            "remedy_zh": self.remedy_zh, "field": self.field, "details": self.details,
+        }  # fmt: skip
+
 
 class Market:
     """A session with one market. `url` and `key` default to ALGOMART_URL and ALGOMART_KEY."""

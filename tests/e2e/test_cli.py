@@ -1,0 +1,65 @@
+"""The command line against a live market, as a script uses it: JSON out, exit status, refusals as JSON too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live import LiveMarket
+
+ROW = '{"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}'
+
+
+def algomart(market: LiveMarket, *words: str, who: str = "factory") -> tuple[int, Any]:
+    """The exit status and what was printed, read as JSON."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ALGOMART_")}
+    environment = kept | {"ALGOMART_URL": market.url, "ALGOMART_KEY": market.keys[who]}
+    command = [sys.executable, "-m", "marketplace.cli", *words, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+@pytest.mark.parametrize(
+    ("who", "words", "holds"),
+    [
+        ("factory", ("search", "缺陷"), "items"),
+        ("operator", ("review",), "items"),
+        ("factory", ("usage",), "items"),
+        ("factory", ("use", "dongzhi/plant-load-boosting", ROW), "result"),
+    ],
+)
+def test_a_command_prints_json_for_scripts(
+    live_market: LiveMarket, who: str, words: tuple[str, ...], holds: str
+) -> None:
+    status, said = algomart(live_market, *words, who=who)
+    assert status == 0
+    assert said[holds] is not None
+
+
+@pytest.mark.parametrize("words", [("voucher",), ("keys",)])
+def test_a_list_is_printed_as_one(live_market: LiveMarket, words: tuple[str, ...]) -> None:
+    status, said = algomart(live_market, *words)
+    assert status == 0
+    assert isinstance(said, list)
+    assert said
+
+
+def test_a_refusal_is_json_with_its_code_and_remedy_and_status_one(live_market: LiveMarket) -> None:
+    status, said = algomart(live_market, "use", "dongzhi/no-such-model", ROW)
+    assert status == 1
+    assert said["error"]["code"] == "MODEL_NOT_FOUND"
+    assert said["error"]["remedy_zh"]
+
+
+def test_the_machine_s_own_commands_print_json_too(live_market: LiveMarket, tmp_path: Path) -> None:
+    archive, home = str(tmp_path / "b.tar"), str(live_market.home)
+    assert algomart(live_market, "backup", archive, "--home", home)[1]["files"] > 30
+    assert algomart(live_market, "restore", archive, str(tmp_path / "restored"))[0] == 0
+    status, said = algomart(live_market, "doctor", "--home", str(tmp_path / "restored"))
+    assert (status, said["sound"]) == (0, True)
