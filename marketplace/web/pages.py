@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from marketplace.access import SESSION_COOKIE, check_same_site, market_of, optional_actor
 from marketplace.catalogue import api as catalogue
 from marketplace.catalogue.coverage import counters, coverage
+from marketplace.catalogue.labels import SCENARIOS
 from marketplace.catalogue.search import AXES
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
@@ -55,6 +56,7 @@ def shelf(
         found=found,
         ticked=ticked,
         counters=tiers,
+        scenarios=list(SCENARIOS),
         page_number=page_number,
         pages=-(-found.total // PAGE_SIZE),
         page_url=lambda number: "/?" + urlencode([*kept, ("page", number)]),
