@@ -91,10 +91,10 @@ class Using:
         heavy = manifest.modality != "tabular" or len(rows) > ROWS_AT_ONCE
         if heavy:
             chunks = await self._dataplane.in_thread(encode_chunks, pipeline, rows, size)
-            digest = await self._dataplane.in_thread(digest_of_bytes, request.body, key is not None)
+            digest = await self._dataplane.in_thread(_digest, request, key is not None)
         else:
             chunks = encode_chunks(pipeline, rows, size)
-            digest = digest_of_bytes(request.body, strong=key is not None)
+            digest = _digest(request, key is not None)
         ran = Ran()
         for place, kept in enumerate(chunks):
             chunk = rows[place * size : (place + 1) * size]
@@ -125,6 +125,15 @@ class Using:
             while len(self._pipelines) > PIPELINES_KEPT:
                 self._pipelines.popitem(last=False)
         return found
+
+
+def _digest(request: Request, keyed: bool) -> str:
+    """The request's digest. Under an Idempotency-Key the content type counts too: the same bytes under another boundary
+    are other rows, and would run as an unpaid repeat of the first.
+    """
+    if not keyed:
+        return digest_of_bytes(request.body)
+    return digest_of_bytes(request.header(b"content-type").encode() + b"\0" + request.body, strong=True)
 
 
 def _deadline(text: str) -> float | None:

@@ -213,6 +213,28 @@ async def test_the_same_idempotency_key_is_charged_once(tmp_path: Path) -> None:
     assert refusal_of(answer, 400)["field"] == "Idempotency-Key"
 
 
+async def test_one_body_read_in_two_ways_is_two_requests_and_not_a_free_repeat(tmp_path: Path) -> None:
+    """A body may hold several forms with a boundary each; its bytes alone do not say what was asked."""
+    table = b"power,grade\r\n" + b"1,L\r\n"
+    forms = [
+        b'--%b\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n%b\r\n--%b--\r\n'
+        % (mark, content, mark)
+        for mark, content in ((b"A", table), (b"B", table + b"2,H\r\n" * 99))
+    ]
+    async with market(tmp_path) as (node, client):
+        first, second = [
+            await client.post(
+                USE,
+                content=b"".join(forms),
+                headers={"Content-Type": f"multipart/form-data; boundary={mark}", "Idempotency-Key": "k1"},
+            )
+            for mark in "AB"
+        ]
+        assert first.status_code == 200
+        assert refusal_of(second, 409)["code"] == "IDEMPOTENCY_CONFLICT"
+        assert len(node.usage()) == 1
+
+
 @pytest.mark.parametrize(("deadline", "status"), [("soon", 400), ("-1", 504), ("0", 504)])
 async def test_a_deadline_that_is_no_time_is_refused(tmp_path: Path, deadline: str, status: int) -> None:
     async with market(tmp_path) as (node, client):
