@@ -35,7 +35,9 @@ def test_a_market_that_is_killed_under_load_loses_doubles_and_strands_nothing(tm
 def test_a_job_outlives_a_kill_of_the_market_once_and_is_given_up_after_the_second(tmp_path):
     market = LiveMarket(tmp_path / "home")
     market.start()
-    once, twice = (start_job(market.client("engineer"), name)["id"] for name in ("once", "twice"))
+    engineer = market.client("engineer")
+    once = start_job(engineer, "once")["id"]
+    twice = start_job(engineer, "twice", iterations=1000)["id"]  # long enough to be met again after a restart
     killed_under(market, once)
     assert job_ended(market, once)["state"] == "done"
     killed_under(market, twice)
