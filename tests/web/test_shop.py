@@ -71,6 +71,27 @@ def test_a_visitor_who_logs_in_to_try_lands_on_the_model_and_sees_what_the_call_
     expect(page.get_by_role("heading", level=1)).to_contain_text(say(page, "来龙去脉", "Trace"))
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_whole_table_is_tried_at_once_and_charged_by_its_rows(visit: Visit, tmp_path: Path, language: str) -> None:
+    page = visit(f"/models/{MILLING}", language=language, who="factory")
+    table = page.get_by_label(say(page, "或一次试一张表", "Or a whole table"))
+    table.set_input_files(write_milling_rows(tmp_path / "rows.csv", rows=100))
+    page.get_by_role("button", name=say(page, "运行", "Run")).click()
+    outcome = page.get_by_role("status")
+    expect(outcome).to_contain_text(say(page, "本次费用: 37 分", "Charged: 37 fen"))
+    expect(outcome.get_by_role("row")).to_have_count(51)  # the headings and the first 50 answers
+    expect(outcome.get_by_text(say(page, "故障", "Failure"), exact=True).first).to_be_visible()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_picture_model_is_tried_with_its_example_where_no_file_is_chosen(visit: Visit, language: str) -> None:
+    page = visit("/models/lingnan/board-defects-compact", language=language, who="factory")
+    expect(page.get_by_role("img", name=say(page, "示例图片", "example picture"))).to_be_visible()
+    page.get_by_role("button", name=say(page, "运行", "Run")).click()
+    expect(page.get_by_role("status")).to_contain_text(say(page, "断路", "Open circuit"))
+    expect(page.get_by_role("status").get_by_role("meter")).to_have_count(7)
+
+
 @pytest.mark.parametrize(
     ("language", "model"), [("zh", "lingnan/plant-load-linear"), ("en", "lingnan/concrete-strength-forest")]
 )
