@@ -80,6 +80,14 @@ class Market:
                 retry_after_s=10,
             )
 
+    def terms_changed(self, listing_id: str | None = None) -> None:
+        """Call after the commit of a new price or filing: calls of this listing (of all, if None) are leased anew.
+
+        A lease carries its price and filing until it ends; without this a change would hold minutes later.
+        """
+        if self.dataplane is not None:
+            self.dataplane.expire_leases(listing_id=listing_id)
+
     def keys_changed(self, *key_ids: str) -> None:
         """Call after the commit of a revocation, rotation or suspension: nodes forget these (all, if none given)."""
         if self.dataplane is not None:

@@ -395,9 +395,9 @@ class DataPlane:
         """These keys (all, if none is named) no longer hold: ask again from the next call on. From any thread."""
         self._on_loop(lambda: self.keys.forget(*key_ids))
 
-    def expire_leases(self, organisation: str | None = None) -> None:
+    def expire_leases(self, organisation: str | None = None, listing_id: str | None = None) -> None:
         """A voucher, price or subscription changed: the next call asks for its lease again. From any thread."""
-        self._on_loop(lambda: self.leases.expire(organisation))
+        self._on_loop(lambda: self.leases.expire(organisation, listing_id))
 
     def _on_loop(self, act: Callable[[], None]) -> None:
         """Do it on the event loop, and return when it is done; at once on the loop's own thread, or where none runs."""

@@ -265,8 +265,12 @@ class LeaseBook:
     def leases(self) -> list[HeldLease]:
         return list(self._by_id.values())
 
-    def expire(self, organisation: str | None = None) -> None:
-        """Ask the market again at the next call of an organisation (or of all): a voucher or price has changed."""
-        for held in self._by_id.values():
+    def expire(self, organisation: str | None = None, listing_id: str | None = None) -> None:
+        """Ask the market again at the next call of an organisation, or of a listing (None: of all): terms changed."""
+        if listing_id is None:
+            found = list(self._by_id.values())
+        else:
+            found = [held for (_, listing, _), held in self._held.items() if listing == listing_id]
+        for held in found:
             if organisation is None or held.lease.organisation == organisation:
                 held.lease.expires_at_ms = 0

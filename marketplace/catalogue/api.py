@@ -188,6 +188,7 @@ def post_price(
         )
         view = price_rows.price_view(price)
     market.catalogue_changed(price.listing_id)
+    market.terms_changed(price.listing_id if body.kind == "use" else None)  # derivatives are listings of their own
     return view
 
 
@@ -275,4 +276,5 @@ def put_filing(
         filing_rows.attach_filing(session, listing, filing, actor=actor.id)
         answer = {"name": listing.name, "filing": rows.filing_view(filing) if filing else None}
     market.catalogue_changed(listing.id)
+    market.terms_changed()  # derivatives carry it too
     return answer

@@ -5,10 +5,12 @@ import io
 
 import openpyxl
 import pytest
+from sqlmodel import select
 
 import serving.leases
+from marketplace.catalogue.tables import Listing
 from marketplace.clock import now_ms
-from marketplace.db import transaction
+from marketplace.db import reading, transaction
 from marketplace.keys.authentication import scopes_of_kind
 from marketplace.keys.service import create_key
 from marketplace.organisations.registration import add_member
@@ -32,8 +34,8 @@ class Recorder:
     def __init__(self):
         self.expired = []
 
-    def expire_leases(self, organisation=None):
-        self.expired.append(organisation)
+    def expire_leases(self, organisation=None, listing_id=None):
+        self.expired.append(organisation if listing_id is None else listing_id)
 
 
 @pytest.fixture
@@ -69,6 +71,18 @@ def people(town, client):
         return response.json() if "json" in response.headers.get("content-type", "") else response
 
     return call
+
+
+def test_a_price_or_a_filing_that_changes_holds_from_the_next_call_on(town, market, people):
+    """A lease carries its price for ten minutes: without a word to the nodes a cheaper price came ten minutes late."""
+    with reading(market.engine) as session:
+        listing = session.exec(select(Listing).where(Listing.name == "vendor/steel")).one().id
+    people("zhou", "POST", "/models/vendor/steel/prices", 201, json={"fen_per_unit": "0.01"})
+    assert market.dataplane.expired == [listing]
+    people("zhou", "POST", "/models/vendor/steel/prices", 201, json={"fen_per_unit": "0.01", "kind": "derivative"})
+    assert market.dataplane.expired == [listing, None]  # derivatives are listings of their own
+    people("chen", "PUT", "/models/vendor/steel/filing", json={"filing": None})
+    assert market.dataplane.expired == [listing, None, None]  # and a filing is inherited
 
 
 def load(people, **changes):

@@ -162,6 +162,19 @@ async def test_an_expired_lease_stops_new_calls_only_until_it_is_renewed(tmp_pat
         assert len({record.lease_id for record in node.usage()}) == 1
 
 
+async def test_the_leases_of_one_listing_are_asked_for_again_and_no_others(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        served = [node.add(name, double(), micro=1) for name in ("acme/double", "acme/other")]
+        for each in served:
+            await node.dataplane.infer(FACTORY, each, {"x": rows(1)})
+        opened = node.admission.opened
+        node.dataplane.expire_leases(listing_id=served[0].listing_id)
+        await node.dataplane.infer(FACTORY, served[1], {"x": rows(1)})
+        assert node.admission.opened == opened
+        await node.dataplane.infer(FACTORY, served[0], {"x": rows(1)})
+        assert node.admission.opened == opened + 1
+
+
 async def test_a_trial_is_free_and_says_so(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         served = node.add("acme/double", double(), micro=1_000)
