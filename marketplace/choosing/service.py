@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from marketplace.adapting.suggestions import suggest
@@ -20,17 +21,18 @@ from marketplace.choosing.samples import (
     sample_set_view,
 )  # fmt: skip
 from marketplace.choosing.tables import Choice, SampleSet
-from marketplace.choosing.trial import Trial, check_trials, run_trial
+from marketplace.choosing.trial import Trial, TrialAllowance, run_trial
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.ids import new_id
-from model_store.errors import BadInput, NotFound, Refusal
+from model_store.errors import BadInput, NotFound, Refusal, TooMany
 from serving.ports import Principal
 
 if TYPE_CHECKING:
     from marketplace.market import Market
 
 MAX_CANDIDATES = 24
+MAX_RUNNING = 4  # choices of one organisation at once: each holds its samples in memory
 MAX_LEFT_OUT_SHOWN = 100
 FIELDS = frozenset({"sample_set_id", "task", "family", "models", "columns", "label_column"})
 _log = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ class MarketChooser:
     def __init__(self, market: Market) -> None:
         self._market = market
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: Counter[str] = Counter()  # by organisation
+        self._allowance = TrialAllowance(market.engine)
 
     async def create_sample_set(
         self, principal: Principal, *, filename: str, content: bytes, form: Mapping[str, str]
@@ -64,6 +68,35 @@ class MarketChooser:
     async def choose(self, principal: Principal, request: Mapping[str, Any]) -> dict[str, Any]:
         """Start a choice and answer it as it stands; poll `get` until its state is done or failed."""
         wish, sample_set_id, label_column = _read_request(request)
+        organisation = principal.organisation
+        if self._running[organisation] >= MAX_RUNNING:
+            raise _running()
+        self._running[organisation] += 1
+        try:
+            choice, work = await self._begin(principal, request, wish, sample_set_id, label_column)
+        except BaseException:
+            self._ended(organisation)
+            raise
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._ended(organisation))
+        return _view(choice)
+
+    def _ended(self, organisation: str) -> None:
+        self._running[organisation] -= 1
+        if not self._running[organisation]:
+            del self._running[organisation]
+
+    async def _begin(
+        self,
+        principal: Principal,
+        request: Mapping[str, Any],
+        wish: Wish,
+        sample_set_id: str,
+        label_column: str | None,
+    ) -> tuple[Choice, Coroutine[Any, Any, None]]:
+        """The choice as a row, and the work that carries it out."""
         samples, parsed = await asyncio.to_thread(
             load_sample_set, self._market.engine, self._market.settings.home, principal.organisation, sample_set_id
         )
@@ -74,11 +107,7 @@ class MarketChooser:
             request={key: value for key, value in request.items() if key in FIELDS},
         )  # fmt: skip
         await asyncio.to_thread(self._store, choice)
-        work = self._carry_out(principal, choice, samples, parsed, wish, label_column or samples.label_column)
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return _view(choice)
+        return choice, self._carry_out(principal, choice, samples, parsed, wish, label_column or samples.label_column)
 
     async def get(self, principal: Principal, choice_id: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._get, principal, choice_id)
@@ -127,12 +156,13 @@ class MarketChooser:
         candidates, left_out = await self._candidates(principal, parsed, wish, label)
         bound = self._market.settings.trial_runs_per_day
         runs = parsed.count * len(candidates)
-        await asyncio.to_thread(check_trials, self._market.engine, principal.organisation, runs, bound)
+        await asyncio.to_thread(self._allowance.take, principal.organisation, runs, bound)
         tried: dict[str, tuple[Candidate, Trial]] = {}
         for place, candidate in enumerate(candidates):
             try:
                 tried[results.key_of(candidate)] = candidate, await run_trial(plane, principal, candidate)
             except Refusal as refusal:
+                self._allowance.give_back(principal.organisation, parsed.count)
                 served = candidate.served
                 left_out.append(LeftOut(served.name, served.version, "RUN_FAILED", f"{refusal.code}: {refusal.en}"))
             choice.progress = (place + 1) / (len(candidates) + 1)
@@ -262,6 +292,17 @@ def _bad(field: str, zh: str, en: str) -> BadInput:
         "CHOOSE_REQUEST_INVALID", zh=zh, en=en, field=field,
         remedy_zh=f"可用字段: {', '.join(sorted(FIELDS))}", remedy_en=f"the fields are: {', '.join(sorted(FIELDS))}",
     )  # fmt: skip
+
+
+def _running() -> Refusal:
+    return TooMany(
+        "CHOICES_RUNNING",
+        zh=f"贵单位已有 {MAX_RUNNING} 个选型在运行",
+        en=f"your organisation already has {MAX_RUNNING} choices under way",
+        remedy_zh="请等待其中一个结束",
+        remedy_en="wait for one to end",
+        retry_after_s=5,
+    )
 
 
 def _interrupted() -> Refusal:

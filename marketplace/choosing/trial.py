@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,20 +62,44 @@ async def run_trial(plane: DataPlane, principal: Principal, candidate: Candidate
     return trial
 
 
-def check_trials(engine: Engine, organisation_id: str, runs: int, bound: int) -> None:
-    """`TooMany` TRIALS_USED_UP where the day's free trial rows do not suffice for `runs`. Ingest counts what really
-    ran.
+class TrialAllowance:
+    """The free trial rows of each organisation's day: promised before they run, because ingest counts them afterwards.
+
+    From any thread. What an earlier process promised is known by what ingest has counted of it.
     """
-    day = policy_date(now_ms()).isoformat()
-    with reading(engine) as session:
-        row = session.get(TrialCount, (organisation_id, day))
-        used = row.runs if row else 0
-        if used + runs > bound:
-            raise TooMany(
-                "TRIALS_USED_UP",
-                zh=f"今日免费试用额度不足: 需要 {runs} 行, 剩余 {max(0, bound - used)} 行",
-                en=f"today's free trials do not suffice: {runs} rows wanted, {max(0, bound - used)} left",
-                remedy_zh="请减少样本或候选模型, 或明天再试",
-                remedy_en="send fewer samples or name fewer models, or try again tomorrow",
-                retry_after_s=3600,
-            )
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._day = ""
+        self._used: dict[str, int] = {}  # rows of the day by organisation: counted when first asked, then promised
+
+    def take(self, organisation_id: str, runs: int, bound: int) -> None:
+        """Promise `runs` rows; `TooMany` TRIALS_USED_UP where the day's free trial rows do not suffice."""
+        day = policy_date(now_ms()).isoformat()
+        with reading(self._engine) as session:
+            row = session.get(TrialCount, (organisation_id, day))
+            counted = row.runs if row else 0
+        with self._lock:
+            if day != self._day:
+                self._day, self._used = day, {}
+            used = max(counted, self._used.get(organisation_id, 0))
+            if used + runs > bound:
+                raise _used_up(runs, max(0, bound - used))
+            self._used[organisation_id] = used + runs
+
+    def give_back(self, organisation_id: str, runs: int) -> None:
+        """Rows that were promised and did not run."""
+        with self._lock:
+            self._used[organisation_id] = max(0, self._used.get(organisation_id, 0) - runs)
+
+
+def _used_up(runs: int, left: int) -> TooMany:
+    return TooMany(
+        "TRIALS_USED_UP",
+        zh=f"今日免费试用额度不足: 需要 {runs} 行, 剩余 {left} 行",
+        en=f"today's free trials do not suffice: {runs} rows wanted, {left} left",
+        remedy_zh="请减少样本或候选模型, 或明天再试",
+        remedy_en="send fewer samples or name fewer models, or try again tomorrow",
+        retry_after_s=3600,
+    )
