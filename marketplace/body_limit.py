@@ -21,7 +21,7 @@ Asgi = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 SMALL_BYTES = 2 << 20  # the largest JSON of the market: a programme's file
 FORM_BYTES = 272 << 20  # a page's form with a sample set of 256 MiB in it
 OWN_BOUNDS = ("/api/v1/publish", "/api/v1/inspect", "/mlflow")
-NEVER_FILES = ("/api/", "/login")
+NEVER_FILES = ("/api/", "/login", "/do/")
 
 
 def limit_of(path: str, content_type: str) -> int | None:

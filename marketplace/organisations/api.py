@@ -76,8 +76,10 @@ def member_view(row: Member) -> dict[str, Any]:
 @router.post("/organisations", status_code=201)
 def register(body: Registration, market: Market = Depends(market_of)) -> dict[str, Any]:
     """Register an enterprise or a vendor with its first member; it may act once an operator has approved it."""
+    # Before the transaction: hashing takes tens of milliseconds, and anybody may register.
+    hashed = registration.hashed_password(body.password)
     with transaction(market.engine) as session:
-        organisation, member = registration.register_organisation(session, **body.model_dump())
+        organisation, member = registration.register_organisation(session, **body.model_dump(), hashed=hashed)
         return {"organisation": organisation_view(organisation), "member": member_view(member)}
 
 
@@ -158,12 +160,14 @@ def me(actor: Actor = Depends(current_actor), market: Market = Depends(market_of
 def login(body: Login, request: Request, response: Response, market: Market = Depends(market_of)) -> dict[str, Any]:
     """Log in a browser: sets the session cookie."""
     check_same_site(request)
-    with transaction(market.engine) as session:
-        member, token = members.login(session, body.email, body.password, now_ms())
+    with reading(market.engine) as session:
+        member = members.check_login(session, body.email, body.password, now_ms())
         view = {
             "member": member_view(member),
             "organisation": organisation_view(session.get_one(Organisation, member.organisation_id)),
         }
+    with transaction(market.engine) as session:
+        token = members.open_session(session, member, now_ms())
     set_session_cookie(response, token, secure=market.settings.url.startswith("https"))
     return view
 

@@ -55,8 +55,12 @@ def register_organisation(
     legal_person: str = "",
     controllers: list[str] | None = None,
     town: str = "",
+    hashed: str = "",
 ) -> tuple[Organisation, Member]:
-    """A pending organisation and its first member, its owner. `BadInput` by field, `Conflict` for what is taken."""
+    """A pending organisation and its first member, its owner. `BadInput` by field, `Conflict` for what is taken.
+
+    `hashed`: the password's hash where the caller has made it already.
+    """
     if kind not in ("enterprise", "vendor"):
         raise BadInput(
             "KIND_INVALID",
@@ -79,7 +83,7 @@ def register_organisation(
             field="uscc",
         )
     check_free(session, slug=slug, uscc=code, email=check_email(email))
-    check_password(password)
+    hashed = hashed or hashed_password(password)
     organisation = Organisation(
         id=new_id("org"),
         kind=kind,
@@ -92,7 +96,7 @@ def register_organisation(
         town=town.strip()[:MAX_NAME_CHARACTERS],
         is_demo=bool(code and is_demo(code)),
     )
-    member = add_member(session, organisation, email=email, name=member_name, role="owner", password=password)
+    member = add_member(session, organisation, email=email, name=member_name, role="owner", hashed=hashed)
     audit.record(
         session,
         actor=member.id,
@@ -110,10 +114,23 @@ def register_organisation(
     return organisation, member
 
 
+def hashed_password(password: str) -> str:
+    """The hash of a lawful password; `BadInput` PASSWORD_WEAK."""
+    check_password(password)
+    return hash_password(password)
+
+
 def add_member(
-    session: Session, organisation: Organisation, *, email: str, name: str, role: str, password: str = ""
+    session: Session,
+    organisation: Organisation,
+    *,
+    email: str,
+    name: str,
+    role: str,
+    password: str = "",
+    hashed: str = "",
 ) -> Member:
-    """A member with a password (active) or without one (invited), added together with the organisation."""
+    """A member with a password or its hash (active) or without one (invited), added together with the organisation."""
     session.add(organisation)
     session.flush()
     member = Member(
@@ -122,8 +139,8 @@ def add_member(
         email=check_email(email),
         name=check_text(name, field="member_name"),
         role=role,
-        password_hash=hash_password(password) if password else "",
-        status="active" if password else "invited",
+        password_hash=hash_password(password) if password else hashed,
+        status="active" if password or hashed else "invited",
     )
     session.add(member)
     session.flush()

@@ -22,11 +22,12 @@ from marketplace.organisations import members
 from marketplace.organisations.api import set_session_cookie
 from marketplace.web.model_page import model_facts
 from marketplace.web.rendering import PageRoute, page
-from model_store.errors import Refusal
+from model_store.errors import BadInput, Refusal
 
 STATIC = Path(__file__).parent / "static"
 PAGE_SIZE = 24
 COMPARED = 4
+LOGIN_FIELDS = 20
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -106,7 +107,19 @@ def login_form(
 
 async def _fields(request: Request) -> dict[str, str]:
     """A posted form without files."""
-    posted = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+    try:
+        posted = parse_qs(
+            (await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=LOGIN_FIELDS
+        )
+    except ValueError as error:  # a million empty fields would be taken apart on the event loop
+        raise BadInput(
+            "REQUEST_INVALID",
+            zh=f"登录表单最多 {LOGIN_FIELDS} 个字段",
+            en=f"the login form has at most {LOGIN_FIELDS} fields",
+            remedy_zh="请使用登录页面",
+            remedy_en="use the login page",
+            field="form",
+        ) from error
     return {name: values[-1] for name, values in posted.items()}
 
 
@@ -117,11 +130,13 @@ def login(request: Request, fields: dict[str, str] = Depends(_fields), market: M
     email = fields.get("email", "")
     refused: Refusal | None = None
     token = ""
-    with transaction(market.engine) as session:
-        try:
-            _, token = members.login(session, email, fields.get("password", ""), now_ms())
-        except Refusal as refusal:
-            refused = refusal
+    try:
+        with reading(market.engine) as session:
+            member = members.check_login(session, email, fields.get("password", ""), now_ms())
+        with transaction(market.engine) as session:
+            token = members.open_session(session, member, now_ms())
+    except Refusal as refusal:
+        refused = refusal
     if refused is not None:
         facts: dict[str, Any] = {"refusal": refused.as_dict(""), "email": email, "demo": market.settings.demo}
         return page(request, "login.html", refused.status, **facts)

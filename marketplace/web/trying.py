@@ -37,7 +37,7 @@ async def rows_of(form: FormData, features: dict[str, Feature]) -> list[dict[str
     """
     table = form.get("table")
     if isinstance(table, UploadFile) and (content := await table.read()):
-        headings, rows = read_table(content, table.filename or "", max_rows=MAX_ROWS)
+        headings, rows = await run_in_threadpool(read_table, content, table.filename or "", max_rows=MAX_ROWS)
         return apply_matches(rows, match_columns(list(features.values()), headings))
     row: dict[str, Any] = {}
     for name, feature in features.items():
