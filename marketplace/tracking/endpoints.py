@@ -49,8 +49,9 @@ _TRACKING = (
     _endpoint("GET 2.0/mlflow/runs/get", (RUN, "run_id")),
     *(
         _endpoint(f"POST 2.0/mlflow/runs/{verb}", (RUN, "run_id"))
-        for verb in ("update", "delete", "restore", "log-metric", "log-parameter", "set-tag", "delete-tag", "log-model")
+        for verb in ("update", "delete", "restore", "log-parameter", "set-tag", "delete-tag", "log-model")
     ),
+    _endpoint("POST 2.0/mlflow/runs/log-metric", (RUN, "run_id"), (MODEL, "model_id?")),
     _endpoint("POST 2.0/mlflow/runs/log-batch", (RUN, "run_id"), (MODEL, "metrics.model_id?")),
     _endpoint("POST 2.0/mlflow/runs/log-inputs", (RUN, "run_id"), (MODEL, "models.model_id?")),
     _endpoint("POST 2.0/mlflow/runs/outputs", (RUN, "run_id"), (MODEL, "models.model_id?")),

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import uvicorn
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import rpc
+from mlflow.protos.service_pb2 import MlflowService
 from mlflow.tracking import MlflowClient
 from requests.exceptions import HTTPError
 from sqlmodel import select
@@ -333,6 +335,34 @@ def test_nobody_reaches_what_is_another_organisations(surface: Surface, endpoint
         answer = http.request(endpoint.method, path, **sent)
     assert answer.status_code == 404, answer.text
     assert answer.json()["error"]["code"] == "MLFLOW_NOT_FOUND"
+
+
+SEVERAL_IDS = [(endpoint, kind) for endpoint in ENDPOINTS if len(endpoint.ids) > 1 for kind, _ in endpoint.ids]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "foreign"), SEVERAL_IDS, ids=lambda value: value if isinstance(value, str) else value.path
+)
+def test_each_id_of_a_request_is_judged_by_itself(
+    surface: Surface, things: dict[str, str], endpoint: Endpoint, foreign: str
+) -> None:
+    """All ids but one are the caller's own. A stranger's metric reached a logged model that way."""
+    _, fields = request_with(endpoint, things | {foreign: _shared_things(surface)[foreign]})
+    with surface.http(surface.acme) as http:
+        answer = http.request(endpoint.method, f"/{endpoint.path}", json=fields)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "MLFLOW_NOT_FOUND")
+
+
+def test_what_is_passed_on_as_it_is_names_every_id_that_mlflow_would_read() -> None:
+    """By MLflow's own description of its requests."""
+    plain = [each for each in ENDPOINTS if not each.rule]
+    named = {(each.method, each.path): {where.removesuffix("?") for _, where in each.ids} for each in plain}
+    for method in MlflowService.DESCRIPTOR.methods:
+        for place in method.GetOptions().Extensions[rpc].endpoints:
+            known = named.get((place.method, f"{place.since.major}.0{place.path}"))
+            if known is not None:
+                read = {"run_id", "model_id", "experiment_id"} & set(method.input_type.fields_by_name)
+                assert read <= known, f"{place.method} {place.path}"
 
 
 _THINGS: dict[str, str] = {}
