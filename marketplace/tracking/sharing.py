@@ -2,7 +2,8 @@
 
 A registered model is seen by whoever sees its listing, a version by whoever sees the version's row; so a version that
 is still being published is seen by nobody. The files of somebody else's listed version may be downloaded only under an
-open licence: a listing sells calls, and a proprietary model's weights stay with its vendor.
+open licence: a listing sells calls, and a proprietary model's weights stay with its vendor. So do they inside a private
+derivative that the market made of it for a customer: that is sold as calls too.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from marketplace.access import Actor
 from marketplace.catalogue.listings import may_see, versions_seen
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import reading
 from model_store.errors import Forbidden, Refusal
+from model_store.manifest import WEIGHT_REUSING_RELATIONS
 from model_store.names import split_name
 
+MAX_STEPS = 20  # of a chain of derivatives
 _OPEN_LICENCE = re.compile(
     r"(apache-2\.0|mit(-0)?|bsd-[234]-clause|isc|cc0-1\.0|cc-by(-sa)?-[0-9.]+|unlicense|mulanpsl-2\.0|mpl-2\.0|0bsd)",
     re.IGNORECASE,
@@ -77,8 +80,26 @@ def decide_download(shelf: Shelf, version: ModelVersion | None) -> bool:
         return False
     if shelf.own:
         return True
-    licence = str(version.manifest.get("licence", "")).strip()
-    return version.state == "listed" and bool(_OPEN_LICENCE.fullmatch(licence))
+    return version.state == "listed" and _is_open(version)
+
+
+def _is_open(version: ModelVersion) -> bool:
+    return bool(_OPEN_LICENCE.fullmatch(str(version.manifest.get("licence", "")).strip()))
+
+
+def holds_closed_weights(session: Session, actor: Actor, version: ModelVersion) -> bool:
+    """Whether a version reuses the weights of somebody else's model, at any remove, that is under no open licence."""
+    at, steps = version, 0
+    while at.parent_version_id and at.relation in WEIGHT_REUSING_RELATIONS and steps < MAX_STEPS:
+        parent = session.get(ModelVersion, at.parent_version_id)
+        if parent is None:
+            return True  # nobody can say any more under which licence
+        if session.get_one(Listing, parent.listing_id).organisation_id != actor.organisation_id and not _is_open(
+            parent
+        ):
+            return True
+        at, steps = parent, steps + 1
+    return False
 
 
 def may_download(engine: Engine, actor: Actor, versions: Iterable[dict[str, Any]]) -> bool:
@@ -89,8 +110,10 @@ def may_download(engine: Engine, actor: Actor, versions: Iterable[dict[str, Any]
     rows = [(str(row["name"]), int(row["version"])) for row in versions]
     seen = shelves(engine, actor, {name for name, _ in rows})
     found = [(seen[name], seen[name].versions.get(number)) for name, number in rows if name in seen]
-    if any(decide_download(shelf, version) for shelf, version in found):
-        return True
+    with reading(engine) as session:
+        for shelf, version in found:
+            if version and decide_download(shelf, version) and not holds_closed_weights(session, actor, version):
+                return True
     if any(version is not None for _, version in found):
         raise Forbidden(
             "WEIGHTS_NOT_SHARED",

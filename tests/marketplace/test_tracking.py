@@ -439,6 +439,36 @@ def test_a_listed_model_is_seen_by_all_and_downloaded_under_an_open_licence_only
         client.set_registered_model_alias(f"{surface.acme}--open", "mine", "1")
 
 
+@pytest.mark.parametrize(
+    ("licence", "relation", "given"),
+    [
+        ("proprietary", "calibrated", False),
+        ("proprietary", "retrained", True),
+        ("Apache-2.0", "calibrated", True),
+    ],
+)
+def test_a_derivative_does_not_carry_closed_weights_out_of_the_market(
+    surface: Surface, tmp_path: Path, as_other, licence: str, relation: str, given: bool
+) -> None:
+    """A calibrated derivative is the parent's graph with a scale behind it."""
+    bundle = linear_bundle(tmp_path / "parent", f"{surface.acme}/parent", licence=licence)
+    publish(surface.market, bundle.path, organisation_id=f"org_{surface.acme}", published_by="m", private=False)
+    surface.shelve(f"{surface.acme}/parent")
+    own = linear_bundle(tmp_path / "own", f"{surface.other}/own")
+    publish(surface.market, own.path, organisation_id=f"org_{surface.other}", published_by="m", private=True)
+    with transaction(surface.market.engine) as session:
+        rows = {listing.name: version for version, listing in session.exec(select(ModelVersion, Listing).join(Listing))}
+        child, parent = rows[f"{surface.other}/own"], rows[f"{surface.acme}/parent"]
+        child.parent_version_id, child.relation = parent.id, relation
+        session.add(child)
+    as_other()
+    if given:
+        assert mlflow.onnx.load_model(f"models:/{surface.other}--own/1").graph.name == "linear"
+    else:
+        with pytest.raises(HTTPError, match="WEIGHTS_NOT_SHARED"):
+            mlflow.onnx.load_model(f"models:/{surface.other}--own/1")
+
+
 def test_a_listed_model_that_was_logged_by_a_client_is_downloaded_by_others(surface: Surface, as_other) -> None:
     log(f"{surface.acme}--linear")
     surface.shelve(f"{surface.acme}/linear")
