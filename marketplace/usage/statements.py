@@ -35,6 +35,7 @@ POSTED_COLUMNS = (
     "subscription_id", "reservation_id", "voucher_id", "programme", "settlement_mode", "gross_fen", "voucher_fen",
     "self_paid_fen", "fee_fen", "vat_fen", "provider_fen",
 )  # fmt: skip
+_FORMULAS = ("=", "+", "-", "@")
 FORMATS = ("json", "csv", "xlsx")
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 
@@ -173,12 +174,17 @@ def _line(
     }  # fmt: skip
 
 
+def _as_text(value: Any) -> Any:
+    """A name that an organisation gave itself is never a formula in the spreadsheet of whoever opens its statement."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
+
+
 def as_csv(found: dict[str, Any]) -> bytes:
     """Both tables below each other; UTF-8 with a mark so that spreadsheets read it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     for name in ("organisation_id", "organisation_zh", "uscc", "role", "month"):
-        writer.writerow([name, found[name]])
+        writer.writerow([name, _as_text(found[name])])
     for title, columns in (("usage", USAGE_COLUMNS), ("posted", POSTED_COLUMNS)):
         writer.writerow([])
         writer.writerow([title])
@@ -195,7 +201,7 @@ def as_xlsx(found: dict[str, Any]) -> bytes:
     book = Workbook(write_only=True)
     sheet = book.create_sheet("合计 totals")
     for name in ("organisation_id", "organisation_zh", "uscc", "role", "month"):
-        sheet.append([name, found[name]])
+        sheet.append([name, _as_text(found[name])])
     for pair in found["totals"].items():
         sheet.append(list(pair))
     for title, key, columns in (

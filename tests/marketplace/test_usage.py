@@ -285,6 +285,16 @@ def test_usage_and_published_prices_recompute_the_charges_without_the_ledger(tow
     assert statement["totals"]["calls"] == 1_000
 
 
+def test_an_organisations_name_is_no_formula_in_a_statement(town, people):
+    with transaction(town.engine) as session:
+        session.get_one(Organisation, "org_factory").name_zh = '=HYPERLINK("http://evil.example","x")'
+    path = f"/statements?month={month_of(town.now)}&organisation_id=org_factory&format="
+    lines = list(csv.reader(io.StringIO(people("chen", "GET", f"{path}csv").content.decode("utf-8-sig"))))
+    assert lines[1] == ["organisation_zh", '\'=HYPERLINK("http://evil.example","x")']
+    sheet = openpyxl.load_workbook(io.BytesIO(people("chen", "GET", f"{path}xlsx").content)).worksheets[0]
+    assert (sheet["A2"].value, sheet["B2"].data_type) == ("organisation_zh", "s")
+
+
 def test_statements_come_as_json_csv_and_xlsx_with_the_same_totals(town, people):
     issue(people, load(people))
     town.subscribe(3_000)
