@@ -16,6 +16,8 @@ MAX_COLUMNS = 2_000
 MAX_CELLS = 5_000_000
 PARQUET_MAGIC = b"PAR1"
 MAX_UNPACKED_BYTES = 512 * 1024 * 1024
+MAX_VALUES = 16_000_000  # of a Parquet table, the elements of lists counted
+BATCH_BYTES = 128 * 1024 * 1024  # unpacked together at worst
 _ENCODINGS = ("utf-8-sig", "gb18030")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_TABLES = {
@@ -126,12 +128,20 @@ def _read_parquet(content: bytes, max_rows: int) -> tuple[list[str], list[dict[s
         metadata = file.metadata
         if metadata.num_rows > max_rows or metadata.num_rows * metadata.num_columns > MAX_CELLS:
             raise _too_large(max_rows)
-        groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
-        if sum(group.total_byte_size for group in groups) > MAX_UNPACKED_BYTES:
-            raise _too_large(max_rows)
+        rows_at_once = _rows_at_once(metadata, max_rows)
         headings = [str(name) for name in file.schema_arrow.names]
         _check_headings(headings)
-        rows: list[dict[str, Any]] = file.read().to_pylist()
+        rows: list[dict[str, Any]] = []
+        unpacked = 0
+        for batch in file.iter_batches(batch_size=rows_at_once):
+            columns = [
+                column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+                for column in batch.columns
+            ]
+            unpacked += sum(column.nbytes for column in columns)
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise _too_large(max_rows)
+            rows += batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, Refusal):
             raise
@@ -139,6 +149,29 @@ def _read_parquet(content: bytes, max_rows: int) -> tuple[list[str], list[dict[s
     if not rows:
         raise _empty()
     return headings, [{name: _plain(cell) for name, cell in row.items()} for row in rows]
+
+
+def _rows_at_once(metadata: Any, max_rows: int) -> int:
+    """How many rows may be unpacked together: the size of a Parquet file says nothing of what is in it.
+
+    A dictionary holds a long cell once for any number of rows (500 bytes were 20 GB), a run holds a list's element
+    once. At worst each value is as large as its whole column is stored; raises `TooLarge` where a single row of nested
+    values might be too much.
+    """
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+    stored = sum(column.total_uncompressed_size for column in columns)
+    if stored > MAX_UNPACKED_BYTES or sum(column.num_values for column in columns) > MAX_VALUES:
+        raise _too_large(max_rows)
+    schema = metadata.schema
+    for place in range(metadata.num_columns):
+        mine = [group.column(place) for group in groups]
+        of_any_length = "BYTE_ARRAY" in schema.column(place).physical_type
+        if of_any_length and schema.column(place).max_repetition_level:
+            worst = max((each.num_values * each.total_uncompressed_size for each in mine), default=0)
+            if worst > MAX_UNPACKED_BYTES:
+                raise _too_large(max_rows)
+    return int(min(MAX_ROWS, max(1, BATCH_BYTES // max(1, stored))))
 
 
 def _plain(cell: Any) -> Any:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -537,6 +538,37 @@ def test_a_table_read_as_text_is_written_back_unchanged() -> None:
     content = "编号,值\r\n12E5,1.50\r\n007,+5\r\n"
     headings, rows = read_table(content.encode(), as_text=True)
     assert write_csv(headings, rows) == content
+
+
+def repeated(value: Any, count: int) -> bytes:
+    """A Parquet table of one column that holds one value `count` times, stored once."""
+    column = pa.array([value])
+    if not pa.types.is_list(column.type):
+        column = column.dictionary_encode()
+    stream = io.BytesIO()
+    parquet.write_table(pa.table({"a": column.take(pa.array([0] * count))}), stream, compression="zstd")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [("x" * 1_000_000, 20_000), (["x" * 100_000] * 500, 20), ([1] * 1_000_000, 20)],
+    ids=["one long text", "lists of long texts", "long lists"],
+)
+def test_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused(value: Any, count: int) -> None:
+    """515 bytes were 20 GB in the market's own process. No more than a part of it may ever be unpacked."""
+    content = repeated(value, count)
+    assert len(content) < 200_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooLarge) as refused:
+        read_table(content, "bomb.parquet")
+    assert refused.value.code == "TABLE_TOO_LARGE"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kilobytes: one gigabyte
+
+
+def test_a_parquet_column_that_repeats_itself_is_read() -> None:
+    headings, rows = read_table(repeated("inner race, 0.007 inch", 50_000))
+    assert (headings, len(rows), rows[-1]) == (["a"], 50_000, {"a": "inner race, 0.007 inch"})
 
 
 def test_parquet_is_read(tmp_path: Path) -> None:
