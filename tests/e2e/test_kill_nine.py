@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.killnine.books import half_published
@@ -35,31 +36,47 @@ def test_a_market_that_is_killed_under_load_loses_doubles_and_strands_nothing(tm
 def test_a_job_outlives_a_kill_of_the_market_once_and_is_given_up_after_the_second(tmp_path):
     market = LiveMarket(tmp_path / "home")
     market.start()
-    engineer = market.client("engineer")
-    once = start_job(engineer, "once")["id"]
-    twice = start_job(engineer, "twice", iterations=1000)["id"]  # long enough to be met again after a restart
-    killed_under(market, once)
-    assert job_ended(market, once)["state"] == "done"
-    killed_under(market, twice)
-    killed_under(market, twice)
-    given_up = job_ended(market, twice)
-    assert (given_up["state"], given_up["error"]["code"]) == ("failed", "JOB_INTERRUPTED")
-    assert all(given_up["error"][part] for part in ("message", "message_zh", "remedy", "remedy_zh"))
-    engineer = market.client("engineer")
-    assert engineer.get("/api/v1/models/demo-factory/twice").status_code == 404
-    assert ok(engineer.get("/api/v1/models/demo-factory/once"))["name"] == "demo-factory/once"
-    wait_until(lambda: not half_published(market.home), 60, "publications settled")
-    market.stop()
+    try:
+        engineer = market.client("engineer")
+        once, twice = (start_job(engineer, name)["id"] for name in ("once", "twice"))
+        killed_under(market, once)
+        market.wait_ready()
+        assert job_ended(market, once)["state"] == "done"
+        killed_under(market, twice)
+        killed_under(market, twice)
+        market.wait_ready()
+        given_up = job_ended(market, twice)
+        assert (given_up["state"], given_up["error"]["code"]) == ("failed", "JOB_INTERRUPTED")
+        assert all(given_up["error"][part] for part in ("message", "message_zh", "remedy", "remedy_zh"))
+        engineer = market.client("engineer")
+        assert engineer.get("/api/v1/models/demo-factory/twice").status_code == 404
+        assert ok(engineer.get("/api/v1/models/demo-factory/once"))["name"] == "demo-factory/once"
+        wait_until(lambda: not half_published(market.home), 60, "publications settled")
+    finally:
+        market.stop()
 
 
 def killed_under(market: LiveMarket, job: str) -> None:
-    """Kill the market while that job trains, and start it again: the training of the old market has ended with it."""
-    wait_until(lambda: runner_of(market.pid, job), 120, "the training runs")
-    runner, before = runner_of(market.pid, job), family(market.pid)
-    assert runner is not None
+    """Kill the market while that job trains, and spawn it again: the training of the old market has ended with it.
+
+    The new market is not waited for: it takes the job up before it is ready, and a training of seconds would be over.
+    """
+    held: list[psutil.Process] = []
+    wait_until(lambda: held or hold_runner(market.pid, job, held), 120, "the training runs")
+    before = family(market.pid)
     market.kill()
-    market.start()
+    held[0].resume()  # now it has to notice by itself that its market is gone
+    market.spawn()
     wait_until(lambda: not alive(before), 20, "all of the killed market is gone")
+
+
+def hold_runner(pid: int, job: str, held: list[psutil.Process]) -> bool:
+    """Whether that job's training was met; it is held where it is, so that it cannot end before the kill."""
+    runner = runner_of(pid, job)
+    if runner is not None:
+        runner.suspend()
+        held.append(runner)
+    return bool(held)
 
 
 def job_ended(market: LiveMarket, job: str) -> dict[str, Any]:
