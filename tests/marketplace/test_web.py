@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -38,6 +39,25 @@ def test_every_message_is_there_in_both_languages() -> None:
     assert all(set(each) == {"zh", "en"} and each["zh"] and each["en"] for each in words().values())
     used = {key for page in FOLDER.glob("templates/*.html") for key in re.findall(r"\bt\('(\w+)'\)", page.read_text())}
     assert used <= words().keys()
+
+
+# Examples of what to type, units and formats: the same in every language. 算 is the brand's mark.
+IN_EVERY_LANGUAGE = {"算", "vendor", "name", "voucher", "approve", "invoice", "发票", "Invoice", "KiB", "CSV"}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("templates/*.html")), ids=lambda path: path.name)
+def test_no_text_of_a_page_stands_outside_a_pair_of_languages(path: Path) -> None:
+    written = re.sub(r"\{#.*?#\}|\{\{.*?\}\}|\{%.*?%\}", "", path.read_text(encoding="utf-8"), flags=re.S)
+    shown = [re.sub(r"<[^>]*>", " ", written), *re.findall(r'(?:placeholder|aria-label|title|alt)="([^"]*)"', written)]
+    found = {word for part in shown for word in re.findall(r"[一-鿿]+|[A-Za-z]{3,}", part)}
+    assert found <= IN_EVERY_LANGUAGE
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("templates/*.html")), ids=lambda path: path.name)
+def test_each_pair_has_both_halves(path: Path) -> None:
+    for zh, en in re.findall(r"\bw\('([^']*)', '([^']*)'\)", path.read_text(encoding="utf-8")):
+        assert re.search("[一-鿿]", zh), (zh, en)
+        assert re.search("[A-Za-z]{2}", en), (zh, en)
 
 
 def test_the_shelf_speaks_chinese_first_and_english_on_request_and_remembers(client: TestClient) -> None:
