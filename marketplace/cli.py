@@ -1,5 +1,5 @@
-"""The command line: `up`, `serve`, `tour`, `catalogue`, `backup`, `restore` and `doctor` work on this machine, the rest
-on a market.
+"""The command line: `up`, `serve`, `tour`, `catalogue`, `operator`, `backup`, `restore` and `doctor` work on this
+machine, the rest on a market.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marketplace.cli_client import register
+from marketplace.cli_operator import operator
 from marketplace.settings import Settings
 from model_store.errors import Refusal
 
@@ -23,6 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts · 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="AlgoMart 算法超市")
 catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
 app.add_typer(catalogue, name="catalogue")
+app.add_typer(operator, name="operator")
 register(app)
 
 

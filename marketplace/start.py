@@ -26,12 +26,12 @@ from marketplace.choosing.service import MarketChooser
 from marketplace.db import open_database, transaction
 from marketplace.demo import KEYS_FILE, LOGINS_FILE, seed_organisations
 from marketplace.demo_voucher import seed_voucher
-from marketplace.first_operator import INVITATION_FILE, invite_first_operator
 from marketplace.housekeeping import Housekeeping
 from marketplace.keys.principals import authenticate
 from marketplace.market import Market, assemble
 from marketplace.migrations.upgrade import upgrade
 from marketplace.minilm import MiniLmBuild
+from marketplace.operators import INVITATION_FILE, invite_first_operator
 from marketplace.settings import Settings
 from marketplace.starter import seed_shelf
 from marketplace.tracking.supervisor import MlflowChild

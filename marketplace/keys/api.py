@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from marketplace.access import Actor, market_of, require
+from marketplace.access import Actor, check_may, market_of, require
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.keys import service
@@ -18,6 +18,7 @@ from marketplace.organisations.tables import Organisation
 from model_store.errors import NotFound
 
 router = APIRouter(tags=["keys"])
+MANAGER = require(scope="manage")
 
 
 class NewKey(BaseModel):
@@ -56,7 +57,7 @@ def list_keys(actor: Actor = Depends(require()), market: Market = Depends(market
 
 
 @router.post("/keys", status_code=201)
-def create_key(body: NewKey, actor: Actor = Depends(require()), market: Market = Depends(market_of)) -> dict[str, Any]:
+def create_key(body: NewKey, actor: Actor = Depends(MANAGER), market: Market = Depends(market_of)) -> dict[str, Any]:
     """Create a key. Its text is in this answer and nowhere else, ever."""
     with transaction(market.engine) as session:
         row, secret = service.create_key(
@@ -77,12 +78,13 @@ def create_key(body: NewKey, actor: Actor = Depends(require()), market: Market =
 def rotate_key(
     key_id: str,
     body: Rotation | None = None,
-    actor: Actor = Depends(require()),
+    actor: Actor = Depends(MANAGER),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
-    """Create a successor; the old key works until the overlap is over."""
+    """Create a successor of one's own key, or of one that is nobody's; the old key works until the overlap is over."""
     with transaction(market.engine) as session:
-        old = own_key(service.get_key(session, key_id, actor.organisation_id), actor)
+        old = service.get_key(session, key_id, actor.organisation_id)
+        check_holder(old, actor)
         overlap_ms = (body or Rotation()).overlap_ms
         row, secret = service.rotate_key(
             session, old, overlap_ms=overlap_ms, actor=actor.id, at_ms=now_ms(), within=actor.scopes
@@ -94,22 +96,25 @@ def rotate_key(
 
 @router.delete("/keys/{key_id}")
 def revoke_key(key_id: str, actor: Actor = Depends(require()), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """Revoke a key: it stops at once."""
+    """Revoke a key: it stops at once. An owner may revoke each key of the organisation, and any key itself."""
+    if actor.key_id != key_id:
+        check_may(actor, scope="manage")
     with transaction(market.engine) as session:
-        row = own_key(service.get_key(session, key_id, actor.organisation_id), actor)
+        row = service.get_key(session, key_id, actor.organisation_id)
+        if actor.role != "owner":
+            check_holder(row, actor)
         answer = key_view(service.revoke_key(session, row, actor=actor.id, at_ms=now_ms()), now_ms())
     market.keys_changed(key_id)
     return answer
 
 
-def own_key(key: ApiKey, actor: Actor) -> ApiKey:
-    """The key, if the actor may handle it: an owner every key of the organisation, a member their own."""
-    if actor.role == "owner" or key.member_id == actor.member_id:
-        return key
-    raise NotFound(
-        "KEY_NOT_FOUND",
-        zh=f"您没有编号为 {key.id[:60]} 的密钥",
-        en=f"you have no key {key.id[:60]}",
-        remedy_zh="请联系本单位管理员",
-        remedy_en="ask an owner of your organisation",
-    )
+def check_holder(key: ApiKey, actor: Actor) -> None:
+    """`NotFound` KEY_NOT_FOUND for a colleague's key: its successor would act, and be audited, as the colleague."""
+    if key.member_id != actor.member_id and (key.member_id or actor.role != "owner"):
+        raise NotFound(
+            "KEY_NOT_FOUND",
+            zh=f"您没有编号为 {key.id[:60]} 的密钥",
+            en=f"you have no key {key.id[:60]}",
+            remedy_zh="同事的密钥由其本人更换; 管理员可以吊销",
+            remedy_en="a colleague rotates their own keys; an owner may revoke them",
+        )

@@ -11,11 +11,11 @@ from marketplace.keys.tokens import KEY_PREFIX, fingerprint
 from marketplace.organisations.tables import Member, Organisation, WebSession
 from model_store.errors import Forbidden, Unauthenticated
 
-SCOPES = ("use", "choose", "adapt", "publish", "admin")
+SCOPES = ("use", "choose", "adapt", "publish", "manage", "admin")
 MAX_TOKEN_CHARACTERS = 256
 _SCOPES_OF_KIND = {
-    "enterprise": frozenset({"use", "choose", "adapt", "publish"}),
-    "vendor": frozenset({"use", "choose", "adapt", "publish"}),
+    "enterprise": frozenset({"use", "choose", "adapt", "publish", "manage"}),
+    "vendor": frozenset({"use", "choose", "adapt", "publish", "manage"}),
     "operator": frozenset(SCOPES),
 }
 

@@ -200,13 +200,19 @@ def list_members(actor: Actor = Depends(require()), market: Market = Depends(mar
 
 @router.post("/members", status_code=201)
 def invite(body: Invitation, actor: Actor = Depends(require()), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """Invite a colleague (owners only). The answer holds the one-time token once; pass it on."""
+    """Invite a colleague (owners only). The answer holds the one-time token once; pass it on.
+
+    The operator's people are invited on the machine: `algomart operator invite`.
+    """
     check_owner(actor)
+    if actor.is_operator:
+        raise operators_by_host()
     with transaction(market.engine) as session:
         member, token = members.invite_member(
             session, organisation_id=actor.organisation_id, actor=actor.id, at_ms=now_ms(), **body.model_dump()
         )
-        return {"member": member_view(member), "token": token, "accept_path": f"/login?invitation={token}"}
+        path = members.password_path("invitation", token)
+        return {"member": member_view(member), "token": token, "accept_path": path}
 
 
 @router.post("/members/accept")
@@ -231,11 +237,15 @@ def disable(member_id: str, actor: Actor = Depends(require()), market: Market = 
 def issue_reset(
     member_id: str, actor: Actor = Depends(require()), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
-    """Make a password-reset link for a colleague (owners), or for anybody (operators); shown once, good for an hour."""
+    """Make a password-reset link for a colleague (owners), or for anybody but operators (operators); shown once, good
+    for an hour. An operator's is made on the machine: `algomart operator reset`.
+    """
     check_owner(actor)
     with transaction(market.engine) as session:
         within = None if actor.is_operator and "admin" in actor.scopes else actor.organisation_id
         member = members.get_member(session, member_id, within)
+        if session.get_one(Organisation, member.organisation_id).kind == "operator":
+            raise operators_by_host()
         token = members.issue_token(session, member, "reset", now_ms())
         audit.record(
             session,
@@ -244,7 +254,17 @@ def issue_reset(
             action="member.reset_link",
             subject=member.id,
         )
-        return {"token": token, "reset_path": f"/login?reset={token}"}
+        if actor.is_operator:
+            notices.notify(
+                session,
+                member.organisation_id,
+                "PASSWORD_RESET_MADE",
+                zh=f"运营方为 {member.name}({member.email})生成了密码重置链接; 若非贵单位要求, 请立即联系平台",
+                en=f"the operator made a password-reset link for {member.name} ({member.email}); "
+                "if nobody of yours asked for it, speak up at once",
+                link="/console/members",
+            )
+        return {"token": token, "reset_path": members.password_path("reset", token)}
 
 
 @router.post("/password/forgot", status_code=202)
@@ -314,3 +334,14 @@ def check_owner(actor: Actor) -> None:
             remedy_zh="请以管理员身份登录控制台操作",
             remedy_en="log in at the console as an owner",
         )
+
+
+def operators_by_host() -> Forbidden:
+    """One operator must not come to hold another's account: vouchers are issued by two persons."""
+    return Forbidden(
+        "OPERATORS_BY_HOST",
+        zh="运营人员的邀请与密码重置只能在服务器上进行, 以保证发券确由两人完成",
+        en="operators are invited and reset on the machine only, so that two persons who issue a voucher are two",
+        remedy_zh="请服务器管理员运行 algomart operator invite 或 algomart operator reset",
+        remedy_en="whoever runs the machine uses algomart operator invite, or algomart operator reset",
+    )

@@ -2,6 +2,7 @@
 
 The market sends no mail (it may stand on an intranet without any): whoever invites gets the one-time link and passes it
 on; a forgotten password is reported to the organisation's owners, one of whom, or the operator, issues the reset link.
+The operator's own people are invited and reset on the machine only (marketplace/operators.py).
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def issue_token(session: Session, member: Member, kind: str, at_ms: int) -> str:
         )
     )
     return token
+
+
+def password_path(kind: str, token: str) -> str:
+    """The page where an invitation or a reset is redeemed."""
+    return f"/password?kind={kind}&token={token}"
 
 
 def redeem_token(session: Session, token: str, kind: str, password: str, at_ms: int) -> Member:

@@ -23,6 +23,7 @@ from marketplace.vouchers.views import application_view, programme_view, voucher
 router = APIRouter(tags=["vouchers"])
 router.include_router(subscriptions_api.router)
 OPERATOR = require("operator", scope="admin")
+APPLICANT = require("enterprise", "vendor", scope="manage")
 PAGE = 100
 
 
@@ -161,7 +162,7 @@ def get_application(
 @router.post("/applications", status_code=201)
 def apply(
     body: NewApplication,
-    actor: Actor = Depends(require("enterprise", "vendor")),
+    actor: Actor = Depends(APPLICANT),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     """A draft; `POST /applications/{id}/submit` hands it in."""
@@ -182,7 +183,7 @@ def apply(
 def supplement(
     application_id: str,
     body: ApplicationChanges,
-    actor: Actor = Depends(require("enterprise", "vendor")),
+    actor: Actor = Depends(APPLICANT),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     """Change a draft, or one that was sent back."""
@@ -198,7 +199,7 @@ def supplement(
 @router.post("/applications/{application_id}/submit")
 def submit(
     application_id: str,
-    actor: Actor = Depends(require("enterprise", "vendor")),
+    actor: Actor = Depends(APPLICANT),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     with transaction(market.engine) as session:

@@ -51,7 +51,7 @@ def list_subscriptions(
 @router.post("/subscriptions", status_code=201)
 def subscribe(
     body: NewSubscription,
-    actor: Actor = Depends(require("enterprise", "vendor")),
+    actor: Actor = Depends(require("enterprise", "vendor", scope="manage")),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     """Take a listing. `not_reserved` tells why a voucher does not pay its share, where one does not."""
@@ -75,7 +75,7 @@ def subscribe(
 def change_subscription(
     subscription_id: str,
     body: SubscriptionChanges,
-    actor: Actor = Depends(require()),
+    actor: Actor = Depends(require(scope="manage")),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     """Change what is given; `monthly_cap_fen: null` takes the cap away."""
@@ -90,7 +90,7 @@ def change_subscription(
 
 @router.post("/subscriptions/{subscription_id}/end")
 def end_subscription(
-    subscription_id: str, actor: Actor = Depends(require()), market: Market = Depends(market_of)
+    subscription_id: str, actor: Actor = Depends(require(scope="manage")), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
     """End the contract: what is not in use goes back to the voucher at once, the rest when its leases are settled."""
     with transaction(market.engine) as session:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from marketplace.web.rendering import PageRoute, page
 
@@ -30,8 +30,3 @@ def password(request: Request, token: str = "", kind: Literal["invitation", "res
 def forgot(request: Request) -> Response:
     """Ask the owners of one's organisation, and the operators, for a reset."""
     return page(request, "forgot.html")
-
-
-@router.get("/invitation")
-def invitation(token: str = "") -> Response:
-    return RedirectResponse(f"/password?kind=invitation&token={token}", 303)

@@ -66,7 +66,7 @@ ACTIONS = {
     "disable-member": Action(organisations.disable, "/console/members",
                              ask=("停用该成员? 其会话与密钥立即失效。",
                                   "Disable this member? Sessions and keys end at once.")),
-    "reset-member": Action(organisations.issue_reset, "/console/members", reveal=("token",)),
+    "reset-member": Action(organisations.issue_reset, "/console/members", reveal=("reset_path",)),
     "read-notices": Action(organisations.read_notices, "/console/notices"),
     "subscribe": Action(subscriptions.subscribe, "/console/subscriptions",
                         ask=("订阅并按合约金额预留模型券?", "Subscribe, and reserve the voucher's share of it?")),

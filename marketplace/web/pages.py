@@ -97,11 +97,7 @@ def compare(
 
 
 @router.get("/login")
-def login_form(
-    request: Request, invitation: str = Query("", max_length=256), market: Market = Depends(market_of)
-) -> Response:
-    if invitation:
-        return RedirectResponse(f"/password?{urlencode({'kind': 'invitation', 'token': invitation})}", 303)
+def login_form(request: Request, market: Market = Depends(market_of)) -> Response:
     return page(request, "login.html", demo=market.settings.demo, refusal=None, email="")
 
 

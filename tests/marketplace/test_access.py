@@ -21,7 +21,7 @@ def keys(market) -> dict[str, str]:
             organisation = add_organisation(session, slug, kind)
             session.add(Member(id=f"mem_{slug}", organisation_id=organisation.id, email=f"{slug}@example.com",
                                name="王", role="owner", password_hash=hash_password(PASSWORD)))  # fmt: skip
-            scopes = ["use", "choose", "adapt", "publish"] + (["admin"] if kind == "operator" else [])
+            scopes = ["use", "choose", "adapt", "publish", "manage"] + (["admin"] if kind == "operator" else [])
             _, made[slug] = create_key(
                 session, organisation, name="test", scopes=scopes, actor="test", member_id=f"mem_{slug}", at_ms=1
             )
