@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy import Engine
 
 from marketplace.settings import Settings
 from model_store.errors import NotFound, Refusal
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 Home = Annotated[Path | None, typer.Option(help="数据目录 · Folder of all data (ALGOMART_HOME)")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts · 输出 JSON")]

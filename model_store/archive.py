@@ -44,6 +44,8 @@ def plan_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> list[tuple[z
     planned: list[tuple[zipfile.ZipInfo, str]] = []
     seen: set[str] = set()
     for entry in real:
+        if entry.header_offset < 0:  # zipfile would seek there
+            raise _not_zip("an entry begins before the file")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise _refused(entry.filename, "它是链接或特殊文件", "it is a link or a special file")

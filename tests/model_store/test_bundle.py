@@ -249,6 +249,18 @@ def test_a_damaged_archive_is_refused_or_whole(data: st.DataObject, tmp_path_fac
         assert not (tmp / "to").exists()
 
 
+def test_an_archive_whose_entries_begin_before_the_file_is_refused(
+    folder: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    content = bytearray(pack(seal(folder, manifest), tmp_path / "x.zip").read_bytes())
+    end = content.rindex(b"PK\x05\x06")  # the end record says where the directory begins: too late by 256 bytes
+    content[end + 16 : end + 20] = (int.from_bytes(content[end + 16 : end + 20], "little") + 256).to_bytes(4, "little")
+    (tmp_path / "y.zip").write_bytes(content)
+    with pytest.raises(Unprocessable) as error:
+        unpack(tmp_path / "y.zip", tmp_path / "to")
+    assert code_of(error) == "BUNDLE_NOT_ZIP"
+
+
 def test_a_zipped_folder_from_a_desktop_is_understood(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
     digest = seal(folder, manifest).digest
     entries = {f"my bundle/{name}": content for name, content in entries_of(folder).items()}
