@@ -12,15 +12,14 @@ import hmac
 import importlib.metadata
 import ipaddress
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol, TypeVar
 
 from model_store.errors import Refusal
 from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Receive, UploadRoom, decompress, read_body
 from serving.dataplane import DataPlane
-from serving.digests import mint_usage_id
 from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body
+from serving.heads import request_id_of
 from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.ports import Ports, Principal
 from serving.protocols.oip import OpenInference
@@ -28,10 +27,8 @@ from serving.protocols.oip import OpenInference
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-Deliver = Callable[[bytes, Refusal | None], None]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("algomart.serving")
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 UPLOAD_PATHS = ("/v1/sample-sets",)
 JOIN_IN_THREAD_BYTES = 8 << 20  # what is copied in a millisecond or two
@@ -54,7 +51,6 @@ class ServingApp:
             version = "0"
         self.oip = OpenInference(dataplane, ports, version)
         self.native = native if native is not None else _native(dataplane, ports)
-        self._outbox: list[tuple[Deliver, bytes]] = []
         self._uploads = UploadRoom(dataplane.settings.max_samples_in_all_bytes)
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
@@ -83,25 +79,6 @@ class ServingApp:
             await self._lifespan(scope, receive, send)
         elif self.inner is not None:
             await self.inner(scope, receive, send)
-
-    # --- answers that wait for the journal ----------------------------------------------------------------------------
-
-    def deliver_later(self, deliver: Deliver, answer: bytes) -> None:
-        """Hand an answer to `deliver` once the journal holds its record, with all others of this turn of the loop."""
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self.deliver)
-        self._outbox.append((deliver, answer))
-
-    def deliver(self) -> None:
-        """Write the journal, then hand out every answer that waits; where it cannot be written, the refusal."""
-        outbox, self._outbox = self._outbox, []
-        refusal: Refusal | None = None
-        try:
-            self.dataplane.journal.flush()
-        except Refusal as error:
-            refusal = error
-        for deliver, answer in outbox:
-            deliver(answer, refusal)
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -267,14 +244,6 @@ def token_of(headers: Mapping[bytes, bytes]) -> bytes:
     if not found:
         raise key_missing()
     return found
-
-
-def request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The caller's `X-Request-Id` where it is lawful, else a new one."""
-    given = headers.get(b"x-request-id")
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given.decode()
-    return f"req_{mint_usage_id()}"
 
 
 def _is_loopback(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:

@@ -2,8 +2,9 @@
 
     admit (lease) → residency → inline, or queue and thread → meter (journal) → answer
 
-A short run on a loaded, trusted graph under an open lease happens at once, without a single `await` (`infer_now`): a
-thread hand-over would cost ten times the run. Everything else queues with a deadline. Usage is journalled when the run
+A short run on a loaded, trusted graph under an open lease happens at once, without a single `await` (`admit_now`): a
+thread hand-over would cost ten times the run. Those that came in one turn of the event loop run together
+(`serving.turn`). Everything else queues with a deadline. Usage is journalled when the run
 ends, not when somebody is still there to hear of it: a disconnect bills the work done, a failed run bills nothing.
 """
 
@@ -16,13 +17,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
 from typing import TypeVar
 
 from model_store.bundle import open_bundle
 from model_store.errors import Refusal
 from model_store.manifest import Manifest
-from model_store.runtime import check_output_bytes
 from model_store.tensors import Array
 from serving.batching import Ran, RunQueue
 from serving.calls import Call, Inference
@@ -31,30 +30,21 @@ from serving.errors import deadline_exceeded, internal_error, shutting_down
 from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
 from serving.journal import JournalWriter
 from serving.keycache import KeyCache
-from serving.leases import HeldLease, LeaseBook
+from serving.leases import LeaseBook
 from serving.loop_lag import LoopLag
-from serving.metering import PriceLine, UsageRecord, rate_usage
+from serving.metering import PriceLine, rate_usage
 from serving.ports import Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
 from serving.settings import ServingSettings
-from serving.statistics import Statistics, VersionStatistics
+from serving.small_calls import SmallCall, run_now
+from serving.statistics import Statistics
 
 __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
 _log = logging.getLogger("algomart.dataplane")
 MANIFESTS_KEPT = 2048
 DIGEST_IN_THREAD_BYTES = 1 << 20
-
-
-def _undo_of(held: HeldLease, amount: int, line: PriceLine | None, statistics: VersionStatistics) -> Callable[[], None]:
-    """What gives a call's money back if its record cannot be written after all."""
-
-    def undo() -> None:
-        if line is not None:
-            held.give_back(amount, line)
-        statistics.failure(0.0)
-
-    return undo
+TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
 
 
 class DataPlane:
@@ -76,6 +66,7 @@ class DataPlane:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._stopped = False
+        self._busy_ms = 0.0  # how long the calls admitted in this turn of the event loop would hold it one by one
         threads, slots = self.settings.run_threads, self.settings.worker_slots
         self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
         self._run_pool = concurrent.futures.ThreadPoolExecutor(threads, "run")
@@ -134,22 +125,21 @@ class DataPlane:
 
     # --- the core -----------------------------------------------------------------------------------------------------
 
-    def infer_now(
+    def admit_now(
         self,
         principal: Principal,
         served: ServedVersion,
         inputs: dict[str, Array],
-        outputs: list[str] | None = None,
+        outputs: list[str] | None,
         *,
         digest: str,
         units: Mapping[str, int] | None = None,
         purpose: str = "use",
-        hold: bool = False,
-    ) -> Inference | None:
-        """Run here and now if that is short and nothing has to be waited for; else None, with nothing done.
+    ) -> SmallCall | None:
+        """Reserve for a call that can run here and now: short, and nothing has to be waited for; else None.
 
-        For calls without Idempotency-Key. With `hold`, the caller answers only after `journal.flush()` has succeeded:
-        calls that came together are then written together. Raises what `infer` raises.
+        For calls without Idempotency-Key. What is admitted in one turn of the event loop is expected to hold it for
+        4 ms at most; the rest comes in later turns. Raises `Unavailable` JOURNAL_UNAVAILABLE.
         """
         resident = self.residency.peek(served)
         if resident is None or resident.graph is None or not resident.cost.inline_allowed or self._stopped:
@@ -159,7 +149,9 @@ class DataPlane:
         for array in inputs.values():
             elements += array.size
         settings = self.settings
-        if resident.cost.predict_ms(elements, rows) > settings.inline_ms or settings.journal_sync != "grouped":
+        expected_ms = resident.cost.predict_ms(elements, rows)
+        busy_ms = self._busy_ms + expected_ms
+        if expected_ms > settings.inline_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
             return None
         held = self.leases.find(principal.organisation, served.listing_id, purpose)
         at_ms = time.time_ns() // 1_000_000
@@ -180,49 +172,41 @@ class DataPlane:
             amount = rate_usage(counted, line)
             if not held.reserve(amount, line):
                 return None
-        statistics = self.statistics.of(served.name, served.version)
+        if not self._busy_ms:
+            asyncio.get_running_loop().call_soon(self._turn_over)
+        self._busy_ms = busy_ms
+        return SmallCall(
+            principal,
+            served,
+            resident,
+            self.statistics.of(served.name, served.version),
+            held,
+            line,
+            amount,
+            counted,
+            inputs,
+            outputs,
+            rows,
+            elements,
+            digest,
+            purpose,
+            at_ms,
+        )
+
+    def _turn_over(self) -> None:
+        self._busy_ms = 0.0
+
+    def _infer_now(self, call: SmallCall) -> Inference:
+        """Run an admitted call at once, by itself. Raises what the run raises, and `Unavailable`."""
         started = time.perf_counter()
+        results = run_now(call, self.settings.max_output_bytes)
+        compute_ms = (time.perf_counter() - started) * 1000
         try:
-            results = resident.graph.run(inputs, outputs)
-            compute_ms = (time.perf_counter() - started) * 1000
-            counted["ms"] = ceil(compute_ms)
-            if line is not None and line.unit == "ms":
-                bound, amount = amount, min(amount, rate_usage(counted, line))
-                held.give_back(bound - amount, line)
-            size = 0
-            for array in results.values():
-                size += array.nbytes
-            if size > settings.max_output_bytes:
-                check_output_bytes(results, settings.max_output_bytes)
-            usage_id = mint_usage_id(at_ms)
-            record = UsageRecord(
-                usage_id,
-                principal.key_id,
-                principal.organisation,
-                statistics.label,
-                "",
-                "" if line is None else line.price_version,
-                held.lease.lease_id,
-                counted,
-                amount,
-                at_ms,
-                "ok",
-                digest,
-                digest_of_arrays(results),
-                purpose,
-            )
-            if hold:
-                self.journal.hold(record, _undo_of(held, amount, line, statistics))
-            else:
-                self.journal.usage(record)
+            self.journal.usage(call.record(digest_of_arrays(results)))
         except BaseException:
-            if line is not None:
-                held.give_back(amount, line)
-            statistics.failure((time.perf_counter() - started) * 1000)
+            call.undo()
             raise
-        resident.cost.record(elements, compute_ms)
-        statistics.success(rows, compute_ms, 0.0, compute_ms, at_ms)
-        return Inference(results, usage_id, amount, held.kind, 0.0, compute_ms, rows)
+        return Inference(results, call.usage_id, call.amount, call.held.kind, 0.0, compute_ms, call.rows)
 
     async def infer(
         self,
@@ -259,9 +243,9 @@ class DataPlane:
             else:
                 digest = digest_of_arrays(inputs)
         if idempotency_key is None:
-            now = self.infer_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
-            if now is not None:
-                return now
+            small = self.admit_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
+            if small is not None:
+                return self._infer_now(small)
         call = Call(
             principal,
             served,

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 
 import msgspec
 
+from serving.digests import mint_usage_id
 from serving.keycache import digest_of_token
 from serving.protocols.oip import Target, header_length_of
 
 MAX_HEAD_BYTES = 4096
 MAX_LENGTH_DIGITS = 6
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,6})(?=\r\n)", re.IGNORECASE)
 
 
@@ -28,6 +30,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     token: bytes
     token_digest: bytes
     header_length: int | None  # `Inference-Header-Content-Length`
+    request_id: bytes  # the caller's own; b"" where it sent none
 
 
 def head_of(target: Target, fields: dict[bytes, bytes]) -> Head | None:
@@ -35,9 +38,20 @@ def head_of(target: Target, fields: dict[bytes, bytes]) -> Head | None:
     token = _token(fields)
     if not token:
         return None
-    return Head(
-        target, fields, token, digest_of_token(token), header_length_of(fields.get(b"inference-header-content-length"))
-    )
+    header_length = header_length_of(fields.get(b"inference-header-content-length"))
+    request_id = given_request_id(fields).encode()
+    return Head(target, fields, token, digest_of_token(token), header_length, request_id)
+
+
+def given_request_id(fields: Mapping[bytes, bytes]) -> str:
+    """The caller's `X-Request-Id` where it is lawful, else ""."""
+    given = fields.get(b"x-request-id")
+    return given.decode() if given is not None and _REQUEST_ID.fullmatch(given) else ""
+
+
+def request_id_of(fields: Mapping[bytes, bytes]) -> str:
+    """The caller's `X-Request-Id` where it is lawful, else a new one."""
+    return given_request_id(fields) or f"req_{mint_usage_id()}"
 
 
 def _token(fields: Mapping[bytes, bytes]) -> bytes:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from model_store.errors import Refusal
-from serving.app import ServingApp, request_id_of
+from serving.app import ServingApp
 from serving.errors import internal_error, oip_error_body
-from serving.heads import Head, KnownHead, head_of, known_head
+from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path
+from serving.protocols.oip_turn import Answer
 
 _log = logging.getLogger("algomart.serving")
 MAX_FAST_BODY_BYTES = 64 << 10
@@ -32,7 +34,7 @@ _ORDINARY = frozenset(
 )
 _OK_JSON = b"content-type: application/json\r\ncontent-length: %d\r\n"
 _OK_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n"
-_IDS = b"x-usage-id: %b\r\nx-amount-micro: %d\r\nx-request-id: %b\r\n"
+_IDS = b"x-usage-id: %b\r\nx-amount-micro: %d\r\nx-request-id: %b\r\n\r\n"
 
 
 def fast_protocol(app: ServingApp) -> type[HttpToolsProtocol]:
@@ -75,17 +77,12 @@ class _FastHttpProtocol(HttpToolsProtocol):
         body = known.body_of(data)
         if body is None or len(body) > MAX_FAST_BODY_BYTES or not self._is_free():
             return False
-        head = known.head
-        self._fields = head.fields
-        answer = self._answer(head, body)
-        if answer is None:
+        self._fields = known.head.fields
+        if not self._take(known.head, body, self._deliver):
             self._declined = True
             return False
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        self.server_state.total_requests += 1
-        self._waiting += 1
-        self.serving.deliver_later(self._deliver, answer)
         return True
 
     def _is_free(self) -> bool:
@@ -130,28 +127,25 @@ class _FastHttpProtocol(HttpToolsProtocol):
         self._candidate = None
         parts = self._small_body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        answer, head = self._answer_parsed(target, body)
-        if answer is None:
+        keep = self.parser.should_keep_alive()
+        taken, head = self._take_parsed(target, body, self._deliver if keep else self._deliver_last)
+        if not taken:
             self._begin_ordinary()
             super().on_body(body)
             super().on_message_complete()
             return
-        self.server_state.total_requests += 1
-        self._waiting += 1
-        keep = self.parser.should_keep_alive()
-        self._known = known_head(self._whole, body, head) if keep and head is not None else self._known
-        self.serving.deliver_later(self._deliver if keep else self._deliver_last, answer)
+        if keep and head is not None:
+            self._known = known_head(self._whole, body, head) or self._known
 
-    def _deliver(self, answer: bytes, refusal: Refusal | None) -> None:
-        """The journal holds the record (or, with a refusal, could not be written): answer now."""
+    def _deliver(self, answer: Answer) -> None:
+        """The journal holds the record (or the call is refused): answer now."""
         self._waiting -= 1
-        self.transport.write(answer if refusal is None else self._refusal(refusal))
+        self.transport.write(self._content(answer))
         self._watch_idle()
 
-    def _deliver_last(self, answer: bytes, refusal: Refusal | None) -> None:
+    def _deliver_last(self, answer: Answer) -> None:
         self._waiting -= 1
-        answer = answer if refusal is None else self._refusal(refusal)
-        self.transport.write(answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        self.transport.write(self._content(answer).replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
         self.transport.close()
 
     def _target(self) -> Target | None:
@@ -190,7 +184,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
     def _keep_order(self) -> None:
         """Before anything else may write to this connection: the answers that are due on it."""
         if self._waiting:
-            self.serving.deliver()
+            self.serving.oip.turn.finish()
 
     def send_400_response(self, msg: str) -> None:
         self._keep_order()
@@ -202,38 +196,54 @@ class _FastHttpProtocol(HttpToolsProtocol):
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    def _answer_parsed(self, target: Target, body: bytes) -> tuple[bytes | None, Head | None]:
+    def _take(self, head: Head, body: bytes, deliver: Callable[[Answer], None]) -> bool:
+        """Have it answered at the end of this turn of the loop; False (nothing done): it takes the ordinary way."""
+        oip = self.serving.oip
+        principal = self.serving.dataplane.keys.peek(head.token, head.token_digest)
+        if principal is None:
+            return False
+        try:
+            if not oip.take(Answer(deliver, head), principal, head.target, body, head.header_length):
+                return False
+        except Refusal as refusal:
+            self._refuse(refusal, deliver, head)
+            return True
+        except Exception:
+            _log.exception("unexpected error on the hot path")
+            self._refuse(internal_error(), deliver, head)
+            return True
+        self.server_state.total_requests += 1
+        self._waiting += 1
+        return True
+
+    def _take_parsed(self, target: Target, body: bytes, deliver: Callable[[Answer], None]) -> tuple[bool, Head | None]:
+        """As `_take`, for a request that the parser has read; and its head."""
         try:
             head = head_of(target, self._fields)
         except Refusal as refusal:
-            return self._refusal(refusal), None
-        return (None, None) if head is None else (self._answer(head, body), head)
+            self._refuse(refusal, deliver)
+            return True, None
+        return head is not None and self._take(head, body, deliver), head
 
-    def _answer(self, head: Head, body: bytes) -> bytes | None:
-        """The whole response, or None where the request must take the ordinary way (nothing has been done then)."""
-        serving = self.serving
-        principal = serving.dataplane.keys.peek(head.token, head.token_digest)
-        if principal is None:
-            return None
-        try:
-            found = serving.oip.infer_at_once(principal, head.target, body, head.header_length)
-        except Refusal as refusal:
-            return self._refusal(refusal)
-        except Exception:
-            _log.exception("unexpected error on the hot path")
-            return self._refusal(internal_error())
-        if found is None:
-            return None
-        content, json_length, inference = found
-        requests = serving.dataplane.statistics.requests
+    def _refuse(self, refusal: Refusal, deliver: Callable[[Answer], None], head: Head | None = None) -> None:
+        """Refuse in its place among the answers of this turn."""
+        self.server_state.total_requests += 1
+        self._waiting += 1
+        self.serving.oip.turn.take(Answer(deliver, head, refusal=refusal))
+
+    def _content(self, answer: Answer) -> bytes:
+        """The whole response."""
+        call = answer.call
+        if answer.refusal is not None or call is None:
+            return self._refusal(answer.refusal or internal_error())
+        requests = self.serving.dataplane.statistics.requests
         requests[200] = requests.get(200, 0) + 1
-        usage_id = inference.usage_id.encode()
-        fields = head.fields
-        request_id = request_id_of(fields).encode() if b"x-request-id" in fields else b"req_" + usage_id
+        usage_id = call.usage_id.encode()
+        content, json_length = answer.content, answer.json_length
         size = len(content)
         kind = _OK_JSON % size if json_length is None else _OK_BINARY % (json_length, size)
-        ids = _IDS % (usage_id, inference.amount_micro, request_id)
-        return b"".join((STATUS_LINE[200], self._preamble(), kind, ids, b"\r\n", content))
+        ids = _IDS % (usage_id, call.amount, answer.context.request_id or b"req_" + usage_id)
+        return b"".join((STATUS_LINE[200], self._preamble(), kind, ids, content))
 
     def _refusal(self, refusal: Refusal) -> bytes:
         content, headers = self.serving.refusal_parts(refusal, oip_error_body, request_id_of(self._fields))

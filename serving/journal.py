@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_store.errors import Unavailable
@@ -72,8 +72,6 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._syncing = threading.Lock()  # held while the kernel works on the file: it must not be closed meanwhile
         self._wake = threading.Event()
-        self._held: list[bytes] = []
-        self._undo: list[Callable[[], None]] = []
         self._parked = False  # the syncing thread has nothing to do and waits for `_wake`
         self._waiting: deque[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
         self._closed = False
@@ -116,54 +114,34 @@ class JournalWriter:
                 raise ValueError(f"sequence {entry.seq}, expected {self.next_seq}")
             return self._write(entry)
 
-    def hold(self, record: UsageRecord, undo: Callable[[], None]) -> None:
-        """Take one finished run to be written with others by `flush`; it must not be answered before.
-
-        `undo` is called, by whoever flushes, if it could not be written. Any other append flushes too.
-        """
+    def usages(self, records: Sequence[UsageRecord]) -> None:
+        """Append several finished runs with one `write()`, all or none. Raises `Unavailable` JOURNAL_UNAVAILABLE."""
         with self._lock:
             self._check_open()
-            self._held.append(frame_of(UsageEntry(self.next_seq, record)))
-            self._undo.append(undo)
-            self.next_seq += 1
-
-    def flush(self) -> None:
-        """One `write()` for all that is held. Raises `Unavailable` JOURNAL_UNAVAILABLE; all of it is undone then."""
-        if self._held:
-            with self._lock:
-                self._write_out(b"")
+            entries = [UsageEntry(seq, record) for seq, record in enumerate(records, self.next_seq)]
+            self._write_out(b"".join(map(frame_of, entries)), len(records))
 
     def _write(self, entry: Entry) -> int:
         self._check_open()
-        self._write_out(frame_of(entry))
-        self.next_seq = entry.seq + 1
+        self._write_out(frame_of(entry), 1)
         return entry.seq
 
     def _check_open(self) -> None:
         if self._broken or self.sealed is not None:
             raise journal_unavailable(self._broken or "sealed")
 
-    def _write_out(self, last: bytes) -> None:
-        """Write what is held, and `last` after it, whole or not at all."""
-        count = len(self._held) + bool(last)
-        data = b"".join([*self._held, last]) if self._held else last
+    def _write_out(self, data: bytes, count: int) -> None:
+        """Write the frames of `count` records, whole or not at all."""
         failure = ""
         try:
-            if self._broken:
-                failure = self._broken
-            elif os.write(self._file, data) != len(data):
+            if os.write(self._file, data) != len(data):
                 failure = "no space left"  # the disk filled up half-way
         except OSError as error:
             failure = str(error)
         if failure:
             self._take_back(failure)
-            self.next_seq -= len(self._held)
-            undo, self._undo, self._held = self._undo, [], []
-            for each in undo:
-                each()
             raise journal_unavailable(failure)
-        self._held.clear()
-        self._undo.clear()
+        self.next_seq += count
         self._size += len(data)
         self._unsynced += count
         if self._parked:
@@ -261,8 +239,6 @@ class JournalWriter:
         with self._lock:
             if self.sealed is not None:
                 return self.sealed
-            if self._held:
-                self._write_out(b"")
             count = self.next_seq - self.first_seq
             seal = SealEntry(self.next_seq - 1, count, sha256_of_prefix(self.path, self._size))
             data = frame_of(seal)

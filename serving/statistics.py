@@ -35,6 +35,16 @@ class VersionStatistics:
         self.last_ms = at_ms
         self.buckets[bisect_left(BUCKETS_MS, total_ms)] += 1
 
+    def joined(self, calls: int, rows: int, compute_ms: float, at_ms: int) -> None:
+        """One run that several calls shared, all of them answered when it ended."""
+        self.succeeded += calls
+        self.executions += 1
+        self.rows += rows
+        self.total_ns += int(compute_ms * 1e6) * calls
+        self.compute_ns += int(compute_ms * 1e6)
+        self.last_ms = at_ms
+        self.buckets[bisect_left(BUCKETS_MS, compute_ms)] += calls
+
     def failure(self, total_ms: float) -> None:
         self.failed += 1
         self.failed_ns += int(total_ms * 1e6)

@@ -14,7 +14,6 @@ import orjson
 from model_store.errors import BadInput
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
-from serving.calls import Inference
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_bytes
 from serving.errors import no_such_path, not_owner, request_field, request_json, scope_missing
@@ -27,6 +26,7 @@ from serving.protocols.oip_codec import (
     encode_response,
     response_head,
 )
+from serving.protocols.oip_turn import Answer, Turn
 
 SERVER = "algomart"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
@@ -70,6 +70,7 @@ class OpenInference:
 
     def __init__(self, dataplane: DataPlane, ports: Ports, version: str = "") -> None:
         self._dataplane, self._ports, self._version = dataplane, ports, version
+        self.turn = Turn(dataplane)
         self._heads: dict[str, bytes] = {}
 
     async def answer(self, request: Request) -> Response:
@@ -99,24 +100,24 @@ class OpenInference:
 
     # --- infer --------------------------------------------------------------------------------------------------------
 
-    def infer_at_once(
-        self, principal: Principal, target: Target, body: bytes, header_length: int | None
-    ) -> tuple[bytes, int | None, Inference] | None:
-        """A small request that needs no waiting: body, length of its JSON if binary follows, and what it came to.
+    def take(
+        self, answer: Answer, principal: Principal, target: Target, body: bytes, header_length: int | None
+    ) -> bool:
+        """Take a small request that needs no waiting, to be run and answered at the end of this turn of the event loop.
 
-        The caller sends it only after `dataplane.journal.flush()` has succeeded. None where it must wait for something
-        (then nothing was done); raises `Refusal`.
+        False where it must wait for something (then nothing was done); raises `Refusal`.
         """
         _check_scope(principal, "use")
         served = self._ports.bundles.resolve(target.name, target.selector, principal)
-        call = decode_request(body, header_length)
-        inference = self._dataplane.infer_now(
-            principal, served, call.inputs, call.outputs, digest=digest_of_bytes(body), hold=True
+        request = decode_request(body, header_length)
+        call = self._dataplane.admit_now(
+            principal, served, request.inputs, request.outputs, digest=digest_of_bytes(body)
         )
-        if inference is None:
-            return None
-        content, json_length = encode_response(self._head(served), call, inference.outputs)
-        return content, json_length, inference
+        if call is None:
+            return False
+        answer.call, answer.request, answer.head = call, request, self._head(served)
+        self.turn.take(answer)
+        return True
 
     async def _infer(self, request: Request, target: Target) -> Response:
         _check_scope(request.principal, "use")

@@ -29,17 +29,22 @@ class NoNative:
         return Response(404)
 
 
-def main(folder: Path, port: int, fast: bool) -> None:
+def open_bench_node(folder: Path) -> tuple[ServingApp, DataPlane]:
+    """The application and its data plane, not started."""
     bundles = FolderBundles()
     bundles.add(tiny_bundle(folder / "bundle").path)
     admission = MemoryAdmission(
         keys={KEY: Principal("key_bench", "org_bench", "enterprise", frozenset({"use"}))},
         prices={NAME: PriceLine("prc_bench", NAME, "calls", 370_000, 1, 3)},
-        purses={"org_bench": Purse(voucher_micro=10**15, own_micro=10**15, step_micro=10**10)},
+        purses={"org_bench": Purse(voucher_micro=10**15, own_micro=10**15, step_micro=10**13)},
     )
     ports = Ports(admission=admission, bundles=bundles)
-    journal = JournalWriter(folder / "journal", "bench", 1)
-    app = ServingApp(DataPlane(ports, ServingSettings(), journal), ports, native=NoNative())
+    plane = DataPlane(ports, ServingSettings(), JournalWriter(folder / "journal", "bench", 1))
+    return ServingApp(plane, ports, native=NoNative()), plane
+
+
+def main(folder: Path, port: int, fast: bool) -> None:
+    app, _ = open_bench_node(folder)
     server_of(app, "127.0.0.1", port, log_level="warning", fast=fast).run()
 
 

@@ -18,7 +18,8 @@ import orjson
 import uvicorn
 
 
-def main(model: str, port: int) -> None:
+def application(model: str) -> Any:
+    """The bare ASGI application over one graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -43,8 +44,12 @@ def main(model: str, port: int) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
+    return app
+
+
+def main(model: str, port: int) -> None:
     uvicorn.run(
-        app,  # type: ignore[arg-type]
+        application(model),
         host="127.0.0.1",
         port=port,
         loop="uvloop",

@@ -36,13 +36,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Each request that was answered by way of the parser."""
     seen: list[bytes] = []
-    real = http_protocol._FastHttpProtocol._answer_parsed
+    real = http_protocol._FastHttpProtocol._take_parsed
 
-    def counted(self: Any, target: Target, body: bytes) -> Any:
+    def counted(self: Any, target: Target, body: bytes, deliver: Any) -> Any:
         seen.append(body)
-        return real(self, target, body)
+        return real(self, target, body, deliver)
 
-    monkeypatch.setattr(http_protocol._FastHttpProtocol, "_answer_parsed", counted)
+    monkeypatch.setattr(http_protocol._FastHttpProtocol, "_take_parsed", counted)
     return seen
 
 

@@ -120,39 +120,30 @@ def test_a_stream_keeps_its_start_and_progress(tmp_path: Path) -> None:
     assert [type(entry) for entry in read_segment(writer.path).entries] == [StartEntry, ProgressEntry]
 
 
-def test_records_held_are_written_together_and_in_order(tmp_path: Path) -> None:
+def test_records_written_together_stand_in_order(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, "node", 1)
-    undone: list[int] = []
-    for number in range(3):
-        writer.hold(record(number), lambda number=number: undone.append(number))
-    assert read_segment(writer.path).entries == []
-    writer.usage(record(3))  # any other append takes them along
-    writer.hold(record(4), lambda: undone.append(4))
-    writer.flush()
-    writer.flush()
-    writer.hold(record(5), lambda: undone.append(5))
+    writer.usages([record(number) for number in range(3)])
+    writer.usage(record(3))
+    writer.usages([record(4), record(5)])
     writer.close()
     segment = read_segment(writer.path)
     assert usage_ids(segment) == [record(number).usage_id for number in range(6)]
     assert [getattr(entry, "seq", None) for entry in segment.entries] == [1, 2, 3, 4, 5, 6]
-    assert undone == []
     assert verify(writer.path) == []
 
 
-def test_records_held_that_cannot_be_written_are_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_that_cannot_be_written_together_are_not_written_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = JournalWriter(tmp_path, "node", 1)
     writer.usage(record(0))
-    undone: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(journal, "os", FullDisk())
-        for number in (1, 2):
-            writer.hold(record(number), lambda number=number: undone.append(number))
         with pytest.raises(Unavailable):
-            writer.flush()
-        assert undone == [1, 2]
+            writer.usages([record(1), record(2)])
         with pytest.raises(Unavailable):
             writer.usage(record(3))
-    writer.usage(record(4))
+    writer.usages([record(4)])
     writer.close()
     assert usage_ids(read_segment(writer.path)) == [record(0).usage_id, record(4).usage_id]
     assert verify(writer.path) == []

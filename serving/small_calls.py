@@ -1,0 +1,94 @@
+"""A call that is short enough to run on the event loop: what it reserves, what it comes to, what is written down."""
+
+from __future__ import annotations
+
+import time
+from math import ceil
+
+import msgspec
+
+from model_store.runtime import check_output_bytes
+from model_store.tensors import Array
+from serving.digests import mint_usage_id
+from serving.leases import HeldLease
+from serving.metering import PriceLine, UsageRecord, rate_usage
+from serving.ports import Principal, ServedVersion
+from serving.residency import Resident
+from serving.statistics import VersionStatistics
+
+
+class SmallCall(msgspec.Struct, gc=False):
+    """A call that may run here and now: what it has reserved, what it came to, and who is told."""
+
+    principal: Principal
+    served: ServedVersion
+    resident: Resident
+    statistics: VersionStatistics
+    held: HeldLease
+    line: PriceLine | None  # None: free
+    amount: int  # micro-fen, reserved
+    units: dict[str, int]
+    inputs: dict[str, Array]
+    outputs: list[str] | None
+    rows: int
+    elements: int
+    digest: str
+    purpose: str
+    at_ms: int
+    usage_id: str = ""
+
+    def charge(self, compute_ms: float) -> None:
+        """The run is over: fix the amount, and give back what was reserved beyond it."""
+        self.units["ms"] = ceil(compute_ms)
+        line = self.line
+        if line is not None and line.unit == "ms":
+            bound, self.amount = self.amount, min(self.amount, rate_usage(self.units, line))
+            self.held.give_back(bound - self.amount, line)
+
+    def undo(self) -> None:
+        """It failed, or could not be written down: nothing is charged."""
+        if self.line is not None:
+            self.held.give_back(self.amount, self.line)
+        self.statistics.failure(0.0)
+
+    def record(self, response_digest: str) -> UsageRecord:
+        line = self.line
+        return UsageRecord(
+            self.usage_id,
+            self.principal.key_id,
+            self.principal.organisation,
+            self.statistics.label,
+            "",
+            "" if line is None else line.price_version,
+            self.held.lease.lease_id,
+            self.units,
+            self.amount,
+            self.at_ms,
+            "ok",
+            self.digest,
+            response_digest,
+            self.purpose,
+        )
+
+
+def run_now(call: SmallCall, max_output_bytes: int) -> dict[str, Array]:
+    """Run one call by itself and charge it. Raises what `Graph.run` raises; then nothing is charged."""
+    graph = call.resident.graph
+    assert graph is not None, "small calls run in this process"
+    started = time.perf_counter()
+    try:
+        results = graph.run(call.inputs, call.outputs)
+        size = 0
+        for array in results.values():
+            size += array.nbytes
+        if size > max_output_bytes:
+            check_output_bytes(results, max_output_bytes)
+    except BaseException:
+        call.undo()
+        raise
+    compute_ms = (time.perf_counter() - started) * 1000
+    call.charge(compute_ms)
+    call.usage_id = mint_usage_id(call.at_ms)
+    call.resident.cost.record(call.elements, compute_ms)
+    call.statistics.success(call.rows, compute_ms, 0.0, compute_ms, call.at_ms)
+    return results
