@@ -15,6 +15,7 @@ from marketplace.access import Actor, market_of, require
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading
 from marketplace.keys import api as keys
+from marketplace.keys.authentication import SCOPES
 from marketplace.market import Market
 from marketplace.organisations import api as organisations
 from marketplace.usage.queries import Filters, list_usage, trace
@@ -146,7 +147,14 @@ def own_vouchers(request: Request, actor: Actor = Depends(ANYBODY), market: Mark
 
 @router.get("/console/keys")
 def own_keys(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
-    return page(request, "keys.html", keys=keys.list_keys(actor, market)["items"], scopes=sorted(actor.scopes))
+    held = organisations.list_members(actor, market)["items"]
+    return page(
+        request,
+        "keys.html",
+        keys=keys.list_keys(actor, market)["items"],
+        scopes=[scope for scope in SCOPES if scope in actor.scopes],
+        names={row["id"]: row["name"] for row in held},
+    )
 
 
 @router.get("/console/members")
