@@ -45,7 +45,9 @@ class Ran:
 class Job:
     """One queued call. `done` is its future; `started` once its run has begun (from then on it is work done)."""
 
-    __slots__ = ("deadline", "deadline_ms", "done", "inputs", "outputs", "queued_at", "rows", "started", "timer")
+    __slots__ = (
+        "deadline", "deadline_ms", "done", "elements", "inputs", "outputs", "queued_at", "rows", "started", "timer",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Job:
         done: asyncio.Future[Ran],
     ) -> None:
         self.inputs, self.outputs, self.rows = inputs, outputs, rows
+        self.elements = sum(array.size for array in inputs.values())
         self.queued_at = time.monotonic()
         self.deadline_ms = deadline_ms
         self.deadline = self.queued_at + deadline_ms / 1000
@@ -79,12 +82,14 @@ class Lane:
         """The next calls to run together, at most `max_rows` rows of them; those that ended meanwhile are dropped."""
         batch: list[Job] = []
         rows = 0
-        limit = self.resident.max_rows if self.shared and self.resident.batchable else 0
+        limit = 0
         while self.jobs:
             job = self.jobs[0]
             if job.done.done():
                 self.jobs.popleft()
                 continue
+            if not batch and self.shared and self.resident.batchable:
+                limit = self.resident.cost.rows_together(job.elements, job.rows, self.resident.max_rows)
             if batch and rows + job.rows > limit:
                 break
             batch.append(self.jobs.popleft())
@@ -210,6 +215,8 @@ class RunQueue:
             del self._owners[owner]
         self.runs += 1
         self._release(lane.resident)
+        if len(batch) > 1 and isinstance(results[0], Ran) and results[0].batch_rows == sum(job.rows for job in batch):
+            lane.resident.cost.record(sum(job.elements for job in batch), results[0].batch_cpu_ms)
         for job, result in zip(batch, results, strict=True):
             self.rows_run += job.rows
             if job.done.done():

@@ -120,13 +120,12 @@ class Turn:
             at = until
 
     def _rows_at_once(self, call: SmallCall) -> int:
-        """As many rows as the graph takes, and no more than keep the run short enough for the event loop."""
-        resident, each = call.resident, max(1, call.elements // call.rows)
-        allowed_ms = self._dataplane.settings.inline_ms
-        rows = call.rows
-        while rows < resident.max_rows and resident.cost.predict_ms(each * rows * 2, rows * 2) <= allowed_ms:
-            rows *= 2
-        return min(rows, resident.max_rows)
+        """As many rows as it pays to join, and no more than keep the run short enough for the event loop."""
+        cost, each = call.resident.cost, max(1, call.elements // call.rows)
+        rows = cost.rows_together(call.elements, call.rows, call.resident.max_rows)
+        while rows > call.rows and cost.predict_ms(each * rows, rows) > self._dataplane.settings.inline_ms:
+            rows //= 2
+        return rows
 
     def _run_joined(self, chunk: list[Answer], rows: int, records: list[UsageRecord]) -> bool:
         """One run for all; False (nothing done) where it failed or its outputs do not follow the rows: each runs alone,

@@ -95,7 +95,7 @@ def _wrk(
 ) -> tuple[int, int, float, float, float]:
     script = folder / f"post-{os.getpid()}.lua"
     headers = {"Content-Type": "application/json", **target.headers}
-    bodies = ", ".join(f"[==[{body.decode()}]==]" for body in target.bodies or (target.body,))
+    bodies = ", ".join(f'"{_lua(body)}"' for body in target.bodies or (target.body,))
     lines = ["wrk.method = 'POST'"]
     lines += [f"wrk.headers['{name}'] = '{value}'" for name, value in headers.items()]
     lines += [
@@ -117,6 +117,11 @@ def _wrk(
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     failures = (int(failed[1]) if failed else 0) + (sum(map(int, broken.groups())) if broken else 0)
     return int(total[1]), failures, _percentile(text, "50"), _percentile(text, "99"), took_s
+
+
+def _lua(content: bytes) -> str:
+    """As it stands between quotes in Lua."""
+    return "".join(f"\\{byte:03d}" for byte in content)
 
 
 def _percentile(text: str, which: str) -> float:

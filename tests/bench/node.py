@@ -17,6 +17,8 @@ from serving.metering import PriceLine
 from serving.ports import Ports, Principal
 from serving.server import server_of
 from serving.settings import ServingSettings
+from tests.bench import conv
+from tests.bench.conv import conv_bundle
 from tests.bench.tiny import NAME, tiny_bundle
 
 KEY = "bench-key-0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -33,9 +35,10 @@ def open_bench_node(folder: Path) -> tuple[ServingApp, DataPlane]:
     """The application and its data plane, not started."""
     bundles = FolderBundles()
     bundles.add(tiny_bundle(folder / "bundle").path)
+    bundles.add(conv_bundle(folder / "conv").path)
     admission = MemoryAdmission(
         keys={KEY: Principal("key_bench", "org_bench", "enterprise", frozenset({"use"}))},
-        prices={NAME: PriceLine("prc_bench", NAME, "calls", 370_000, 1, 3)},
+        prices={name: PriceLine(f"prc_{name}", name, "calls", 370_000, 1, 3) for name in (NAME, conv.NAME)},
         purses={"org_bench": Purse(voucher_micro=10**15, own_micro=10**15, step_micro=10**13)},
     )
     ports = Ports(admission=admission, bundles=bundles)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from model_store.errors import BadInput, DeadlineExceeded, TooMany, Unavailable, Unprocessable
 from model_store.runtime import Graph, load_graph
 from serving.batching import Ran, RunQueue
+from serving.cost import CostEstimate
 from serving.ports import ServedVersion
 from serving.residency import Resident
 from tests.serving.parts import bundle, double, gather, rows, until
@@ -244,3 +245,26 @@ async def test_whatever_happens_to_calls_every_future_ends_and_nothing_leaks(
         )
     await until(lambda: resident.references == 0)
     assert queue.waiting == 0
+
+
+def test_a_model_that_gains_nothing_from_company_is_not_joined() -> None:
+    cost = CostEstimate(None, inline_allowed=True)
+    assert cost.rows_together(100, 1, 64) == 64  # nothing known: as many as the graph takes
+    cost.record(100, 1.0)
+    assert cost.rows_together(100, 1, 64) == 2  # tried
+    cost.record(200, 2.2)
+    assert cost.rows_together(100, 1, 64) == 1
+    cheap = CostEstimate(None, inline_allowed=True)
+    for count, took_ms in ((1, 1.0), (2, 1.1), (4, 1.3), (8, 2.6)):
+        cheap.record(100 * count, took_ms)
+    assert cheap.rows_together(100, 1, 64) == 4  # a row of eight costs what a row of four does
+    assert cheap.rows_together(100, 1, 3) == 2
+
+
+def test_what_gained_nothing_once_is_tried_again_now_and_then() -> None:
+    cost = CostEstimate(None, inline_allowed=True)
+    cost.record(100, 1.0)
+    cost.record(200, 9.0)  # something else had the core
+    asked = [cost.rows_together(100, 1, 64) for _ in range(200)]
+    assert set(asked) == {1, 2}
+    assert asked.count(2) < 10
