@@ -7,7 +7,8 @@ to the reference beside it. Absolute figures mean little: quote ratios and CPU m
     --seconds N       of load in each round (default 3)
     --rounds N        (default 9)
     --connections N   (default 32)
-    --peers a,b       of bentoml, litserve, mlserver; "none" for none (default all)
+    --peers a,b       of bentoml, litserve, mlserver, kserve, triton; "none" for none (default all)
+    --bare            a bare asyncio.Protocol + httptools + ONNX Runtime too
     --node            the lone data plane over the market in memory too
     --url U --key K   a market that is running already (with the model NAME published) instead of one of our own
     --pin             servers on one core, the load on another (hard on designs with several processes)
@@ -35,7 +36,7 @@ import onnxruntime
 
 from tests.bench import bench_ingest, bench_search, lag, load
 from tests.bench.market import NAME, ingested, open_market, settled
-from tests.bench.servers import BODIES, BODY, DATA, PACKAGES, Server, lone_node, peer, reference
+from tests.bench.servers import BODIES, BODY, DATA, PACKAGES, Server, bare, lone_node, peer, reference
 from tests.bench.tiny import write_tiny
 
 TARGET_RATIO = 0.6
@@ -88,6 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--peers", default=",".join(PACKAGES))
     parser.add_argument("--node", action="store_true")
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--no-market", action="store_true")
     parser.add_argument("--url", default="")
     parser.add_argument("--key", default="")
@@ -117,6 +119,8 @@ def plan(
         makers.append(lambda: running_market(options.url, options.key, folder))
     elif not options.no_market:
         makers.append(lambda: open_market(folder / "home", folder, pinned, expected))
+    if options.bare:
+        makers.append(lambda: started(bare(model, folder, pinned)))
     if options.node:
         makers.append(lambda: started(lone_node(folder, pinned)))
     for name in filter(None, options.peers.replace("none", "").split(",")):

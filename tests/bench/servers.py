@@ -22,7 +22,21 @@ from tests.bench.tiny import FEATURES
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(__file__).resolve().parent / "peers"
 CACHE = Path(os.environ.get("ALGOMART_BENCH_CACHE", "~/.cache/algomart-bench")).expanduser()
-PACKAGES = {"bentoml": "bentoml==1.4.39", "litserve": "litserve==0.2.19", "mlserver": "mlserver==1.7.1"}
+PACKAGES = {
+    "bentoml": "bentoml==1.4.39",
+    "litserve": "litserve==0.2.19",
+    "mlserver": "mlserver==1.7.1",
+    "kserve": "kserve==0.21.0",
+    "triton": "nvidia-pytriton==0.7.0",  # its wheel has the server binary and the Python backend
+}
+TRITON_CONFIG = """name: "tiny"
+backend: "python"
+max_batch_size: 32
+input [{ name: "x" data_type: TYPE_FP32 dims: [ 16 ] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [ 3 ] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+dynamic_batching { }
+"""
 ONNXRUNTIME = "onnxruntime==1.32.0"
 START_S = 180.0
 DATA = [round(0.1 * (index + 1), 1) for index in range(FEATURES)]
@@ -131,6 +145,13 @@ def reference(model: Path, folder: Path, pinned: Sequence[str]) -> Server:
     )
 
 
+def bare(model: Path, folder: Path, pinned: Sequence[str]) -> Server:
+    """A bare protocol class: the limit that the reference's framework keeps from."""
+    port = free_port()
+    command = [*pinned, sys.executable, "-m", "tests.bench.bare", str(model), str(port)]
+    return Server("bare", command, Target(f"http://127.0.0.1:{port}/", BODY, {}, BODIES), folder, PYTHONPATH=str(ROOT))
+
+
 def lone_node(folder: Path, pinned: Sequence[str]) -> Server:
     """The data plane by itself over the market in memory: key, lease and journal on."""
     from tests.bench.node import KEY
@@ -158,6 +179,14 @@ def peer(name: str, model: Path, folder: Path, pinned: Sequence[str]) -> Server:
     elif name == "litserve":
         path = "predict"
         command = [f"{binaries}/python", str(PEERS / "litserve_server.py"), str(model), str(port)]
+    elif name == "kserve":
+        path = "v2/models/tiny/infer"
+        command = [f"{binaries}/python", str(PEERS / "kserve_server.py"), str(model), str(port),
+                   "--configure_logging", "False"]  # fmt: skip
+    elif name == "triton":
+        path = "v2/models/tiny/infer"
+        command, more = _triton(binaries, home, port)
+        environment |= more
     else:
         path = "v2/models/tiny/infer"
         shutil.copy(PEERS / "mlserver_runtime.py", home)
@@ -173,6 +202,24 @@ def peer(name: str, model: Path, folder: Path, pinned: Sequence[str]) -> Server:
     return Server(
         name, [*pinned, *command], Target(f"http://127.0.0.1:{port}/{path}", BODY, {}, BODIES), folder, **environment
     )
+
+
+def _triton(binaries: Path, home: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The wheel's `tritonserver` with the Python backend, whose stub runs Debian's python3.11."""
+    packages = next((binaries.parent / "lib").glob("python*/site-packages"))
+    server = packages / "pytriton" / "tritonserver"
+    backends, repository = home / "backends", home / "repository"
+    shutil.copytree(server / "backends", backends)
+    shutil.copy(server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backends / "python")
+    (repository / "tiny" / "1").mkdir(parents=True)
+    shutil.copy(PEERS / "triton_model.py", repository / "tiny" / "1" / "model.py")
+    (repository / "tiny" / "config.pbtxt").write_text(TRITON_CONFIG)
+    command = [str(server / "bin" / "tritonserver"), f"--model-repository={repository}",
+               f"--backend-directory={backends}", "--http-port", str(port), "--allow-grpc=false",
+               "--allow-metrics=false", "--http-thread-count=2"]  # fmt: skip
+    more = {"BENCH_PACKAGES": str(packages), "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
+            "PATH": f"/usr/bin:{os.environ['PATH']}", "PYTHONPATH": ""}  # fmt: skip
+    return command, more
 
 
 def install(name: str) -> Path:
