@@ -6,19 +6,19 @@ A model is `vendor--name` in a path (`vendor/name` is understood too); a version
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import orjson
 
 from model_store.errors import BadInput
-from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_bytes
-from serving.errors import no_such_path, not_owner, request_field, request_json, scope_missing
+from serving.errors import no_such_path, request_field, request_json
 from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.ports import Ports, Principal, ServedVersion
+from serving.protocols.oip_about import About, check_scope
 from serving.protocols.oip_codec import (
     InferRequest,
     check_binary_needs,
@@ -28,8 +28,6 @@ from serving.protocols.oip_codec import (
 )
 from serving.protocols.oip_turn import Answer, Turn
 
-SERVER = "algomart"
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 JSON_IN_THREAD_BYTES = 128 << 10  # decoding more than this would hold the event loop
 BINARY_IN_THREAD_BYTES = 2 << 20
 ENCODE_IN_THREAD_ELEMENTS = 32_768
@@ -69,7 +67,8 @@ class OpenInference:
     """Answers every request under `/v2` but health, which `ServingApp` answers without a key."""
 
     def __init__(self, dataplane: DataPlane, ports: Ports, version: str = "") -> None:
-        self._dataplane, self._ports, self._version = dataplane, ports, version
+        self._dataplane, self._ports = dataplane, ports
+        self.about = About(dataplane, ports, version)
         self.turn = Turn(dataplane)
         self._heads: dict[str, bytes] = {}
 
@@ -85,13 +84,14 @@ class OpenInference:
             return await self._about(request, target)
         if path == "/v2":
             _check_method(method, "GET")
-            return json_response({"name": SERVER, "version": self._version, "extensions": EXTENSIONS})
+            return json_response(self.about.server())
         if path == "/v2/models/stats":
             _check_method(method, "GET")
-            return await self._dataplane.in_thread(self._all_statistics, request)
+            return await self._in_thread(self.about.all_statistics, request.principal)
         if path == "/v2/repository/index":
             _check_method(method, "POST")
-            return await self._dataplane.in_thread(self._index, request)  # thousands of models take milliseconds
+            _check_index_body(request.body)
+            return await self._in_thread(self.about.index, request.principal)
         parts = path.split("/")
         if parts[1:4] == ["v2", "repository", "models"] and parts[-1] in ("load", "unload") and len(parts) in (6, 7):
             _check_method(method, "POST")
@@ -107,7 +107,7 @@ class OpenInference:
 
         False where it must wait for something (then nothing was done); raises `Refusal`.
         """
-        _check_scope(principal, "use")
+        check_scope(principal, "use")
         served = self._ports.bundles.resolve(target.name, target.selector, principal)
         request = decode_request(body, header_length)
         call = self._dataplane.admit_now(
@@ -120,7 +120,7 @@ class OpenInference:
         return True
 
     async def _infer(self, request: Request, target: Target) -> Response:
-        _check_scope(request.principal, "use")
+        check_scope(request.principal, "use")
         served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
         body, key = request.body, request.header(b"idempotency-key") or None
         header_length = header_length_of(request.headers.get(b"inference-header-content-length"))
@@ -170,45 +170,37 @@ class OpenInference:
     # --- about a model ------------------------------------------------------------------------------------------------
 
     async def _about(self, request: Request, target: Target) -> Response:
-        served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
+        principal, name, selector = request.principal, target.name, target.selector
         if target.verb == "ready":
+            self.about.resolve(principal, name, selector)
             return Response(200)
         if target.verb == "stats":
-            return json_response(
-                {"model_stats": [self._dataplane.statistics.of(served.name, served.version).as_triton()]}
-            )
-        manifest = await self._dataplane.manifest_of(served)
-        return json_response(model_config(served, manifest) if target.verb else model_metadata(served, manifest))
+            return json_response(self.about.statistics(principal, name, selector))
+        tell = self.about.config if target.verb else self.about.metadata
+        return json_response(await tell(principal, name, selector))
 
-    def _all_statistics(self, request: Request) -> Response:
-        served = self._ports.bundles.visible(request.principal)
-        known = [self._dataplane.statistics.known(each.name, each.version) for each in served]
-        return json_response({"model_stats": [each.as_triton() for each in known if each is not None]})
-
-    def _index(self, request: Request) -> Response:
-        if request.body.strip():  # the real client sends nothing at all where it has nothing to say
-            try:
-                asked = orjson.loads(request.body)
-            except orjson.JSONDecodeError as error:
-                raise request_json(str(error)) from error
-            if not isinstance(asked, dict):
-                raise request_field("body", "须为 JSON 对象", "must be a JSON object")
-        return json_response(
-            [
-                {"name": path_name(each.name), "version": str(each.version), "state": "READY", "reason": ""}
-                for each in self._ports.bundles.visible(request.principal)
-            ]
-        )
+    async def _in_thread(self, tell: Callable[[Principal], object], principal: Principal) -> Response:
+        """Thousands of models take milliseconds, to list and to write."""
+        return await self._dataplane.in_thread(lambda: json_response(tell(principal)))
 
     async def _load_or_unload(self, request: Request, name: str, verb: str) -> Response:
-        served = self._ports.bundles.resolve(name, None, request.principal)
-        if request.principal.organisation != served.owner and request.principal.role != "operator":
-            raise not_owner(served.name)
         if verb == "load":
-            self._dataplane.residency.release(await self._dataplane.residency.acquire(served))
+            await self.about.load(request.principal, name)
         else:
-            self._dataplane.residency.evict(served)  # one in use leaves when it is idle and its room is needed
+            self.about.unload(request.principal, name)
         return Response(200)
+
+
+def _check_index_body(body: bytes) -> None:
+    """The real client sends nothing at all where it has nothing to say; else it must be an object."""
+    if not body.strip():
+        return
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise request_json(str(error)) from error
+    if not isinstance(asked, dict):
+        raise request_field("body", "须为 JSON 对象", "must be a JSON object")
 
 
 def _decode(body: bytes, header_length: int | None, strong: bool) -> tuple[InferRequest, str]:
@@ -227,11 +219,6 @@ def _check_method(method: str, expected: str) -> None:
         )
         refusal.status = 405  # type: ignore[misc]  # HTTP's own status for it, on this one refusal
         raise refusal
-
-
-def _check_scope(principal: Principal, scope: str) -> None:
-    if scope not in principal.scopes:
-        raise scope_missing(scope)
 
 
 def header_length_of(value: bytes | None) -> int | None:
@@ -254,43 +241,3 @@ def deadline_of(value: bytes | None) -> float | None:
     except ValueError as error:
         raise request_field("X-Deadline-Ms", "须为正的毫秒数", "must be a positive number of milliseconds") from error
     return deadline
-
-
-def model_metadata(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
-    """The protocol's model metadata; -1 is a dynamic dimension."""
-    return {
-        "name": path_name(served.name),
-        "versions": [str(served.version)],
-        "platform": "onnxruntime_onnx",
-        "inputs": [_metadata_of(spec) for spec in manifest.inputs],
-        "outputs": [_metadata_of(spec) for spec in manifest.outputs],
-    }
-
-
-def _metadata_of(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.dtype, "shape": spec.shape}
-
-
-def model_config(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
-    """What Triton's configuration extension needs to know, in its words. With batching, `dims` omit the batch."""
-    tensors = [*manifest.inputs, *manifest.outputs]
-    batched = manifest.batching.dynamic and all(spec.shape and spec.shape[0] == -1 for spec in tensors)
-    config: dict[str, Any] = {
-        "name": path_name(served.name),
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
-        "version_policy": {"specific": {"versions": [served.version]}},
-        "max_batch_size": manifest.batching.max_rows if batched else 0,
-        "input": [_config_of(spec, batched) for spec in manifest.inputs],
-        "output": [_config_of(spec, batched) for spec in manifest.outputs],
-        "default_model_filename": "model.onnx",
-        "parameters": {"digest": {"string_value": served.digest}},
-    }
-    if batched:
-        config["dynamic_batching"] = {}
-    return config
-
-
-def _config_of(spec: TensorSpec, batched: bool) -> dict[str, Any]:
-    dtype = "STRING" if spec.dtype == "BYTES" else spec.dtype
-    return {"name": spec.name, "data_type": f"TYPE_{dtype}", "dims": spec.shape[1:] if batched else spec.shape}

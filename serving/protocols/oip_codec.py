@@ -138,7 +138,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
         else:
             if binary is None or at + size > len(binary):
                 raise tensor_binary(name, "超出请求体", "goes beyond the end of the body")
-            arrays[name] = _array_of_binary(name, tensor, binary[at : at + size])
+            arrays[name] = array_of_binary(name, tensor, binary[at : at + size])
             at += size
     if binary is not None and at != len(binary):
         raise tensor_binary(name, f"之后还有 {len(binary) - at} 字节", f"is followed by {len(binary) - at} more bytes")
@@ -148,10 +148,10 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
     request = InferRequest(request_id or "", arrays, None, {}, False, None)
     parameters = document.get("parameters")
     if parameters is not None:
-        _take_parameters(request, parameters)
+        take_parameters(request, parameters)
     outputs = document.get("outputs")
     if outputs is not None:
-        _take_outputs(request, outputs)
+        take_outputs(request, outputs)
     return request
 
 
@@ -185,7 +185,8 @@ def _binary_size(name: str, parameters: object) -> int | None:
     return size
 
 
-def _take_parameters(request: InferRequest, parameters: object) -> None:
+def take_parameters(request: InferRequest, parameters: object) -> None:
+    """The request's own parameters, as JSON has them. Raises `BadInput` REQUEST_FIELD."""
     if type(parameters) is not dict:
         raise request_field("parameters", "须为对象", "must be an object")
     binary = parameters.get("binary_data_output", False)
@@ -200,7 +201,8 @@ def _take_parameters(request: InferRequest, parameters: object) -> None:
             request.timeout_ms = min(timeout / 1000, 1e9)
 
 
-def _take_outputs(request: InferRequest, outputs: object) -> None:
+def take_outputs(request: InferRequest, outputs: object) -> None:
+    """The requested outputs, as JSON has them. Raises `BadInput` REQUEST_FIELD."""
     if type(outputs) is not list or len(outputs) > MAX_TENSORS:
         raise request_field("outputs", f"须为至多 {MAX_TENSORS} 项的列表", f"must be a list of at most {MAX_TENSORS}")
     names: list[str] = []
@@ -232,7 +234,8 @@ def _take_outputs(request: InferRequest, outputs: object) -> None:
 # --- tensors in -------------------------------------------------------------------------------------------------------
 
 
-def _dtype_and_shape(name: str, tensor: Mapping[str, Any]) -> tuple[OipType, list[int], int]:
+def dtype_and_shape(name: str, tensor: Mapping[str, Any]) -> tuple[OipType, list[int], int]:
+    """`datatype`, `shape` and the number of elements. Raises `BadInput` REQUEST_FIELD."""
     dtype = tensor.get("datatype")
     if type(dtype) is not str or dtype not in _TYPES:
         raise request_field(
@@ -258,7 +261,7 @@ def _dtype_and_shape(name: str, tensor: Mapping[str, Any]) -> tuple[OipType, lis
 
 
 def _array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
-    dtype, shape, count = _dtype_and_shape(name, tensor)
+    dtype, shape, count = dtype_and_shape(name, tensor)
     data = tensor.get("data")
     if dtype == "BF16":
         raise binary_required(name, dtype)
@@ -289,7 +292,7 @@ def _array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
     wanted = NUMPY_OF[dtype]
     if array.dtype.kind == "f" and wanted.kind == "f":
         return array.astype(wanted, copy=False).reshape(shape)
-    return _converted(name, array, dtype).reshape(shape)
+    return converted(name, array, dtype).reshape(shape)
 
 
 def _with_nulls_as_nan(name: str, data: list[Any]) -> Array:
@@ -313,7 +316,8 @@ def _exact_integers(name: str, data: list[Any], dtype: OipType) -> Array:
     return array.astype(NUMPY_OF[dtype])
 
 
-def _converted(name: str, array: Array, dtype: OipType) -> Array:
+def converted(name: str, array: Array, dtype: OipType) -> Array:
+    """`array` as the declared type where nothing is lost but precision. Raises `BadInput` TENSOR_DATA."""
     wanted, kind = NUMPY_OF[dtype], array.dtype.kind
     if not array.size:
         return np.empty(0, wanted)
@@ -362,8 +366,9 @@ def _flatten_text(name: str, data: list[Any], items: list[bytes | str], count: i
             raise tensor_data(name, "BYTES 的值须为文本", "must hold text for BYTES")
 
 
-def _array_of_binary(name: str, tensor: Mapping[str, Any], content: memoryview) -> Array:
-    dtype, shape, count = _dtype_and_shape(name, tensor)
+def array_of_binary(name: str, tensor: Mapping[str, Any], content: memoryview) -> Array:
+    """A view of `content` where its alignment allows. Raises `BadInput` REQUEST_FIELD, TENSOR_BINARY."""
+    dtype, shape, count = dtype_and_shape(name, tensor)
     if tensor.get("data") is not None:
         raise tensor_binary(name, "不可同时有 data", "stands beside `data`; send one of them")
     if dtype == "BYTES":

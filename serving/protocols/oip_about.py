@@ -1,0 +1,121 @@
+"""What a server says about itself and its models in the Open Inference Protocol, whatever the transport.
+
+Metadata, configuration, statistics and the repository, as the protocol's own documents: REST sends them as JSON, gRPC
+as the messages of the same field names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_store.manifest import Manifest, TensorSpec
+from model_store.names import path_name
+from serving.dataplane import DataPlane
+from serving.errors import not_owner, scope_missing
+from serving.ports import Ports, Principal, ServedVersion
+
+SERVER = "algomart"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+
+
+class About:
+    """Every document but health. What names a model raises `NotFound` MODEL_NOT_FOUND where the caller sees none."""
+
+    def __init__(self, dataplane: DataPlane, ports: Ports, version: str = "") -> None:
+        self._dataplane, self._ports, self._version = dataplane, ports, version
+
+    def resolve(self, principal: Principal, name: str, selector: str | None) -> ServedVersion:
+        """`name` in either spelling; `selector` a number, an alias or None."""
+        return self._ports.bundles.resolve(name, selector, principal)
+
+    def server(self) -> dict[str, Any]:
+        """Name, version and the extensions that are offered."""
+        return {"name": SERVER, "version": self._version, "extensions": EXTENSIONS}
+
+    async def metadata(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
+        """Tensors of one version."""
+        served = self.resolve(principal, name, selector)
+        return model_metadata(served, await self._dataplane.manifest_of(served))
+
+    async def config(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
+        """Triton's configuration of one version."""
+        served = self.resolve(principal, name, selector)
+        return model_config(served, await self._dataplane.manifest_of(served))
+
+    def statistics(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
+        """`{"model_stats": [one version]}`."""
+        served = self.resolve(principal, name, selector)
+        return {"model_stats": [self._dataplane.statistics.of(served.name, served.version).as_triton()]}
+
+    def all_statistics(self, principal: Principal) -> dict[str, Any]:
+        """`{"model_stats": […]}` of every visible version that was called. Thousands of models take milliseconds."""
+        served = self._ports.bundles.visible(principal)
+        known = [self._dataplane.statistics.known(each.name, each.version) for each in served]
+        return {"model_stats": [each.as_triton() for each in known if each is not None]}
+
+    def index(self, principal: Principal) -> list[dict[str, Any]]:
+        """Every visible model; all are ready, since one that is not loaded is loaded by its first call."""
+        return [
+            {"name": path_name(each.name), "version": str(each.version), "state": "READY", "reason": ""}
+            for each in self._ports.bundles.visible(principal)
+        ]
+
+    async def load(self, principal: Principal, name: str) -> None:
+        """Load the latest version now. Raises `Forbidden` NOT_OWNER, and what loading raises."""
+        self._dataplane.residency.release(await self._dataplane.residency.acquire(self._owned(principal, name)))
+
+    def unload(self, principal: Principal, name: str) -> None:
+        """Drop the latest version; one in use leaves when it is idle and its room is needed. Raises NOT_OWNER."""
+        self._dataplane.residency.evict(self._owned(principal, name))
+
+    def _owned(self, principal: Principal, name: str) -> ServedVersion:
+        served = self.resolve(principal, name, None)
+        if principal.organisation != served.owner and principal.role != "operator":
+            raise not_owner(served.name)
+        return served
+
+
+def check_scope(principal: Principal, scope: str) -> None:
+    """Raises `Forbidden` SCOPE_MISSING."""
+    if scope not in principal.scopes:
+        raise scope_missing(scope)
+
+
+def model_metadata(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
+    """The protocol's model metadata; -1 is a dynamic dimension."""
+    return {
+        "name": path_name(served.name),
+        "versions": [str(served.version)],
+        "platform": "onnxruntime_onnx",
+        "inputs": [_metadata_of(spec) for spec in manifest.inputs],
+        "outputs": [_metadata_of(spec) for spec in manifest.outputs],
+    }
+
+
+def _metadata_of(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.dtype, "shape": spec.shape}
+
+
+def model_config(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
+    """What Triton's configuration extension needs to know, in its words. With batching, `dims` omit the batch."""
+    tensors = [*manifest.inputs, *manifest.outputs]
+    batched = manifest.batching.dynamic and all(spec.shape and spec.shape[0] == -1 for spec in tensors)
+    config: dict[str, Any] = {
+        "name": path_name(served.name),
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [served.version]}},
+        "max_batch_size": manifest.batching.max_rows if batched else 0,
+        "input": [_config_of(spec, batched) for spec in manifest.inputs],
+        "output": [_config_of(spec, batched) for spec in manifest.outputs],
+        "default_model_filename": "model.onnx",
+        "parameters": {"digest": {"string_value": served.digest}},
+    }
+    if batched:
+        config["dynamic_batching"] = {}
+    return config
+
+
+def _config_of(spec: TensorSpec, batched: bool) -> dict[str, Any]:
+    dtype = "STRING" if spec.dtype == "BYTES" else spec.dtype
+    return {"name": spec.name, "data_type": f"TYPE_{dtype}", "dims": spec.shape[1:] if batched else spec.shape}
