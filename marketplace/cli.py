@@ -38,12 +38,13 @@ def up(
     home: Annotated[Path | None, typer.Option(help="Folder of all data (ALGOMART_HOME)")] = None,
     port: Annotated[int | None, typer.Option(help="Port (ALGOMART_PORT)")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (ALGOMART_HOST)")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC, 0: off (ALGOMART_GRPC_PORT)")] = None,
     demo: Annotated[bool | None, typer.Option("--demo/--no-demo", help="Demonstration organisations and shelf")] = None,
 ) -> None:
     """Start the market and keep it in the foreground."""
     from marketplace.start import run_market
 
-    given = {"home": home, "port": port, "host": host, "demo": demo}
+    given = {"home": home, "port": port, "host": host, "grpc_port": grpc_port, "demo": demo}
     settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     raise typer.Exit(run_market(settings))
 
@@ -53,6 +54,7 @@ def serve(
     folder: Annotated[Path, typer.Argument(help="A bundle (folder or zip), or a folder of bundles")],
     port: Annotated[int, typer.Option(help="Port")] = 8001,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC, 0: off", envvar="ALGOMART_GRPC_PORT")] = 0,
     home: Annotated[Path, typer.Option(help="Folder for the node's key and journal")] = Path(".algomart-node"),
     trusted: Annotated[bool, typer.Option(help="Run the graphs in this process, not in the limited worker")] = False,
 ) -> None:
@@ -62,13 +64,18 @@ def serve(
     adapting. Needs the base install only.
     """
     from serving.node import open_node
+    from serving.server import check_port
     from serving.server import serve as run
 
     with _refusals():
+        if grpc_port:
+            check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
         node = open_node(folder, home, trusted=trusted)
-    typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models)}")
-    typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
-    run(node.app, host, port, log_level="warning")
+        typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models)}")
+        typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
+        if grpc_port:
+            typer.echo(f"gRPC: {host}:{grpc_port}")
+        run(node.app, host, port, grpc_port=grpc_port, log_level="warning")
 
 
 @app.command()

@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -47,7 +46,7 @@ from serving.app import ServingApp
 from serving.dataplane import DataPlane
 from serving.journal import JournalWriter
 from serving.ports import Ports
-from serving.server import serve
+from serving.server import check_port, serve
 
 NODE = "local"
 FOLDERS = ("journal", "blobs", "bundles", "samples", "jobs", "tmp", "logs")
@@ -65,12 +64,14 @@ def run_market(settings: Settings) -> int:
         with ExitStack() as stack:
             settings = settings.model_copy(update={"home": prepare_home(settings.home)})
             stack.enter_context(only_market(settings.home))
-            check_port(settings)
+            check_port(settings.host, settings.port, "ALGOMART_PORT")
+            if settings.grpc_port:
+                check_port(settings.host, settings.grpc_port, "ALGOMART_GRPC_PORT")
             market = open_market(settings, stack)
             app = create_app(market)
             show_ingest(app, market)
             print(banner(settings), flush=True)
-            serve(app, settings.host, settings.port, log_level=settings.log_level)
+            serve(app, settings.host, settings.port, grpc_port=settings.grpc_port, log_level=settings.log_level)
     except Refusal as refusal:
         print(f"{refusal.code}: {refusal.zh}\n  {refusal.remedy_zh}\n{refusal.en}\n  {refusal.remedy_en}", flush=True)
         return 1
@@ -198,26 +199,11 @@ def only_market(home: Path) -> Iterator[None]:
         yield
 
 
-def check_port(settings: Settings) -> None:
-    """`Conflict` PORT_IN_USE at once, not after the market has been put together."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise Conflict(
-                "PORT_IN_USE",
-                zh=f"无法监听 {settings.host}:{settings.port}: {error.strerror}",
-                en=f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
-                remedy_zh="请停止占用该端口的程序, 或设置另一个 ALGOMART_PORT",
-                remedy_en="stop what uses the port, or set another ALGOMART_PORT",
-            ) from error
-
-
 def banner(settings: Settings) -> str:
     """What a person at the terminal wants to know, in both languages."""
     lines = [f"AlgoMart 算法超市已开张 · the market is open: {settings.url}"]
+    if settings.grpc_port:
+        lines.append(f"  gRPC: {settings.host}:{settings.grpc_port}")
     if settings.demo:
         lines += [
             f"  演示密钥 demonstration keys:   {settings.home / KEYS_FILE}",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from marketplace.access import Actor, market_of, optional_actor, require
+from marketplace.body import Body
 from marketplace.catalogue import aliases as alias_rows
 from marketplace.catalogue import filings as filing_rows
 from marketplace.catalogue import listings as rows
@@ -25,11 +26,11 @@ router = APIRouter(tags=["catalogue"])
 VENDOR = require("vendor", "enterprise", "operator", scope="publish")
 
 
-class AliasTarget(BaseModel):
+class AliasTarget(Body):
     version: int = Field(ge=1)
 
 
-class NewPrice(BaseModel):
+class NewPrice(Body):
     kind: Literal["use", "derivative"] = "use"
     unit: str = "calls"
     micro_per_unit: int | None = Field(default=None, description="Micro-fen per unit (1 fen = 1,000,000)")
@@ -37,7 +38,7 @@ class NewPrice(BaseModel):
     effective_from_ms: int | None = Field(default=None, description="None: at once; never in the past")
 
 
-class NewFiling(BaseModel):
+class NewFiling(Body):
     number: str = Field(max_length=120)
     kind: Literal["备案", "登记"] = "备案"
     model_name: str = Field(max_length=200)
@@ -46,11 +47,11 @@ class NewFiling(BaseModel):
     valid_until: str = ""
 
 
-class FilingChoice(BaseModel):
+class FilingChoice(Body):
     filing: str | None = Field(default=None, description="Id or number of a register entry; null: none")
 
 
-class Reason(BaseModel):
+class Reason(Body):
     reason: str = Field(default="", max_length=500)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from marketplace.access import Actor, check_may, market_of, require
+from marketplace.body import Body
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.keys import service
@@ -21,13 +22,13 @@ router = APIRouter(tags=["keys"])
 MANAGER = require(scope="manage")
 
 
-class NewKey(BaseModel):
+class NewKey(Body):
     name: str
     scopes: list[str] = Field(default_factory=lambda: ["use", "choose"], max_length=10)
     expires_at_ms: int | None = None
 
 
-class Rotation(BaseModel):
+class Rotation(Body):
     overlap_ms: int = Field(default=86_400_000, description="How long the old key still works; 0 to 30 days")
 
 

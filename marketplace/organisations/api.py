@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from marketplace.access import SESSION_COOKIE, Actor, check_same_site, current_actor, market_of, require
+from marketplace.body import Body
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.market import Market
@@ -18,7 +19,7 @@ from model_store.errors import Forbidden
 router = APIRouter(tags=["organisations"])
 
 
-class Registration(BaseModel):
+class Registration(Body):
     kind: Literal["enterprise", "vendor"]
     name_zh: str
     name_en: str = ""
@@ -32,31 +33,31 @@ class Registration(BaseModel):
     password: str
 
 
-class Decision(BaseModel):
+class Decision(Body):
     reason: str = Field(default="", max_length=500)
 
 
-class Login(BaseModel):
+class Login(Body):
     email: str = Field(max_length=256)
     password: str = Field(max_length=1000)
 
 
-class Invitation(BaseModel):
+class Invitation(Body):
     email: str
     name: str
     role: Literal["owner", "member"] = "member"
 
 
-class Redeem(BaseModel):
+class Redeem(Body):
     token: str = Field(max_length=256)
     password: str = Field(max_length=1000)
 
 
-class Forgot(BaseModel):
+class Forgot(Body):
     email: str = Field(max_length=256)
 
 
-class ReadNotices(BaseModel):
+class ReadNotices(Body):
     ids: list[str] | None = Field(default=None, max_length=500, description="None: all")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from marketplace.access import Actor, market_of, require
+from marketplace.body import Body
 from marketplace.catalogue.listings import version_view
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.clock import now_ms
@@ -19,11 +20,11 @@ from marketplace.review.tables import Review
 router = APIRouter(tags=["review"])
 
 
-class Approval(BaseModel):
+class Approval(Body):
     note: str = Field(default="", max_length=2000)
 
 
-class Return(BaseModel):
+class Return(Body):
     note: str = Field(min_length=1, max_length=2000, description="What the vendor has to mend")
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlmodel import Session, select
 
 from marketplace.access import Actor, market_of, require
+from marketplace.body import Body
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.market import Market
@@ -27,37 +28,37 @@ APPLICANT = require("enterprise", "vendor", scope="manage")
 PAGE = 100
 
 
-class NewProgramme(BaseModel):
+class NewProgramme(Body):
     document: dict[str, Any] = Field(description="A programme file, as marketplace/vouchers/programmes has them")
 
 
-class Activation(BaseModel):
+class Activation(Body):
     values: dict[str, Any] = Field(default_factory=dict, description="Values for what the file leaves open")
 
 
-class Evidence(BaseModel):
+class Evidence(Body):
     code: str = Field(max_length=60)
     value: str = Field(default="", max_length=2_000)
 
 
-class NewApplication(BaseModel):
+class NewApplication(Body):
     programme: str = Field(description="Id or code")
     requested_fen: int
     purpose: str = ""
     evidence: list[Evidence] = Field(default_factory=list, max_length=50)
 
 
-class ApplicationChanges(BaseModel):
+class ApplicationChanges(Body):
     requested_fen: int | None = None
     purpose: str | None = None
     evidence: list[Evidence] | None = Field(default=None, max_length=50)
 
 
-class Note(BaseModel):
+class Note(Body):
     note: str = Field(default="", max_length=2_000)
 
 
-class NewVoucher(BaseModel):
+class NewVoucher(Body):
     application_id: str
     face_fen: int | None = Field(default=None, description="None: all that was applied for")
 

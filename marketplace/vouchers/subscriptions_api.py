@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlmodel import Session
 
 from marketplace.access import Actor, market_of, require
+from marketplace.body import Body
 from marketplace.catalogue.listings import find_listing
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
@@ -21,14 +22,14 @@ router = APIRouter()
 PAGE = 100
 
 
-class NewSubscription(BaseModel):
+class NewSubscription(Body):
     listing: str = Field(description="vendor/name")
     contract_fen: int = 0
     on_voucher_end: Literal["refuse", "self_pay"] = "refuse"
     monthly_cap_fen: int | None = None
 
 
-class SubscriptionChanges(BaseModel):
+class SubscriptionChanges(Body):
     contract_fen: int | None = None
     on_voucher_end: Literal["refuse", "self_pay"] | None = None
     monthly_cap_fen: int | None = None
