@@ -4,10 +4,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-EXTRAS := market,postgres,registry,workshop,notebooks,dev
+EXTRAS := market,postgres,registry,grpc,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance clean
+.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance protos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,7 +17,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml requirements.lock | $(VENV)/bin/python
-	$(PIP) install -q -c requirements.lock -e '.[market,postgres,registry]'
+	$(PIP) install -q -c requirements.lock -e '.[market,postgres,registry,grpc]'
 	@touch $@
 
 $(VENV)/.full: $(VENV)/.core
@@ -66,6 +66,9 @@ coverage: setup  ## Branch coverage of the ledger and the vouchers, at least 95%
 
 conformance: setup  ## The onnx backend cases, published and called over HTTP
 	$(BIN)/python -m tests.conformance
+
+protos: setup  ## The gRPC stubs, made again from serving/protocols/proto/*.proto
+	cd serving/protocols/proto && $(abspath $(BIN))/python -m grpc_tools.protoc -I. --descriptor_set_out=stubs.binpb inference.proto health.proto
 
 clean:  ## Remove what was built (never data)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules marketplace/web/static/vendor $(VENV)

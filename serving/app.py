@@ -38,6 +38,13 @@ class Skin(Protocol):
     async def answer(self, request: Request) -> Response: ...
 
 
+class Companion(Protocol):
+    """What answers over the same data plane on a port of its own (gRPC)."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
 class ServingApp:
     """Raw ASGI. `inner` gets every other path, and the lifespan after the data plane's own start."""
 
@@ -54,6 +61,7 @@ class ServingApp:
         self._uploads = UploadRoom(dataplane.settings.max_samples_in_all_bytes)
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
+        self.companion: Companion | None = None
         # What the market adds to the answer of `/v2/health/ready`, and to `/metrics`. From memory, or nearly.
         self.standing: Callable[[], dict[str, Any]] = dict
         self.gauges: Callable[[], dict[str, float]] = dict
@@ -144,13 +152,17 @@ class ServingApp:
         if method not in ("GET", "HEAD") or path not in ("/v2/health/live", "/v2/health/ready"):
             raise no_such_path(path)
         if path.endswith("/ready"):
-            try:
-                self.dataplane.journal.check_ready()
-                ready = self.ready()
-            except Refusal:
-                ready = False
+            ready = self.is_ready()
             return json_response({"ready": ready, **self.standing()}, 200 if ready else 503)
         return Response(200)
+
+    def is_ready(self) -> bool:
+        """Calls can be taken: they can be journalled, and the market says so too."""
+        try:
+            self.dataplane.journal.check_ready()
+            return self.ready()
+        except Refusal:
+            return False
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +227,11 @@ class ServingApp:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 await self.dataplane.start()
+                if self.companion is not None:
+                    await self.companion.start()
             elif message["type"] == "lifespan.shutdown":
+                if self.companion is not None:
+                    await self.companion.stop()
                 await self.dataplane.stop()
             return message
 

@@ -2,23 +2,22 @@
 
 ::
 
-    BadInput            REQUEST_JSON, REQUEST_FIELD, TENSOR_DATA, TENSOR_BINARY, BINARY_REQUIRED, BODY_ENCODING
+    BadInput            REQUEST_JSON, REQUEST_MESSAGE, REQUEST_FIELD, TENSOR_DATA, TENSOR_BINARY, BINARY_REQUIRED,
+                        BODY_ENCODING
     Unauthenticated     KEY_MISSING
     PaymentRequired     PRICE_MISSING, LEASE_TOO_SMALL
     Forbidden           SCOPE_MISSING, NOT_OWNER
     NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND
-    Conflict            IDEMPOTENCY_CONFLICT
+    Conflict            IDEMPOTENCY_CONFLICT, PORT_IN_USE
     TooLarge            BODY_TOO_LARGE
-    TooMany             QUEUE_FULL, UPLOADS_FULL
+    TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL
     Broken              INTERNAL_ERROR
-    NotHere             NO_MARKET_HERE
+    NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED
     Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE
     DeadlineExceeded    DEADLINE_EXCEEDED
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import orjson
 
@@ -29,6 +28,7 @@ from model_store.errors import (
     DeadlineExceeded,
     Forbidden,
     NotFound,
+    NotHere,
     PaymentRequired,
     Refusal,
     TooLarge,
@@ -40,10 +40,13 @@ from model_store.errors import (
 
 def oip_error_body(refusal: Refusal, request_id: str) -> bytes:
     """Open Inference's shape: `error` is one string, both languages and the remedy in it; the parts stand beside it."""
-    text = f"{refusal.code}: {refusal.en} · {refusal.zh}"
-    remedy = " · ".join(part for part in (refusal.remedy_en, refusal.remedy_zh) if part)
-    body: dict[str, Any] = refusal.as_dict(request_id)
-    return orjson.dumps({"error": f"{text} · {remedy}" if remedy else text, **body}, default=str)
+    return orjson.dumps({"error": refusal_text(refusal), **refusal.as_dict(request_id)}, default=str)
+
+
+def refusal_text(refusal: Refusal) -> str:
+    """Code, both languages and the remedy in one line."""
+    parts = (f"{refusal.code}: {refusal.en}", refusal.zh, refusal.remedy_en, refusal.remedy_zh)
+    return " · ".join(part for part in parts if part)
 
 
 def native_error_body(refusal: Refusal, request_id: str) -> bytes:
@@ -58,6 +61,17 @@ def request_json(why: str) -> BadInput:
         en=f"the body is not valid JSON: {why[:200]}",
         remedy_zh="请发送一个完整的 JSON 对象, 格式见 HTTP 接口文档中此路径的示例",
         remedy_en="send one whole JSON object, as this path's example in the HTTP API's documentation has it",
+        field="body",
+    )
+
+
+def request_message(why: str) -> BadInput:
+    return BadInput(
+        "REQUEST_MESSAGE",
+        zh=f"请求不是有效的 protobuf 消息: {why[:200]}",
+        en=f"the request is not a valid protobuf message: {why[:200]}",
+        remedy_zh="请使用公开的 Open Inference / Triton proto 生成的客户端",
+        remedy_en="use a client made from the public Open Inference or Triton proto",
         field="body",
     )
 
@@ -90,8 +104,10 @@ def tensor_binary(name: str, zh: str, en: str) -> BadInput:
         "TENSOR_BINARY",
         zh=f"张量“{name[:120]}”的二进制数据有误: {zh}",
         en=f"the binary data of tensor {name[:120]!r} {en}",
-        remedy_zh="请检查 binary_data_size 与 Inference-Header-Content-Length, 二进制部分按 inputs 的顺序排列",
-        remedy_en="check binary_data_size and Inference-Header-Content-Length; binary parts follow the order of inputs",
+        remedy_zh="请检查 binary_data_size 与 Inference-Header-Content-Length (gRPC: raw_input_contents), "
+        "二进制部分按 inputs 的顺序排列",
+        remedy_en="check binary_data_size and Inference-Header-Content-Length (gRPC: raw_input_contents); "
+        "binary parts follow the order of inputs",
         field=name[:120],
     )
 
@@ -101,8 +117,8 @@ def binary_required(name: str, dtype: str) -> BadInput:
         "BINARY_REQUIRED",
         zh=f"张量“{name[:120]}”的类型 {dtype} 只能以二进制传输",
         en=f"tensor {name[:120]!r} is {dtype}, which travels as binary only",
-        remedy_zh="请使用 binary_data_size (输入) 或 binary_data (输出)",
-        remedy_en="use binary_data_size (input) or binary_data (output)",
+        remedy_zh="请使用 binary_data_size (输入) 或 binary_data (输出); gRPC 请使用 raw_input_contents",
+        remedy_en="use binary_data_size (input) or binary_data (output); raw_input_contents over gRPC",
         field=name[:120],
     )
 
@@ -214,6 +230,38 @@ def queue_full(name: str, retry_after_s: int) -> TooMany:
         remedy_zh=f"请在 {retry_after_s} 秒后重试, 或把多行合并为一次请求",
         remedy_en=f"try again in {retry_after_s} s, or send several rows in one request",
         retry_after_s=retry_after_s,
+    )
+
+
+def rpcs_full() -> TooMany:
+    return TooMany(
+        "RPCS_FULL",
+        zh="同时进行的 gRPC 调用或流过多",
+        en="too many gRPC calls or streams are in hand just now",
+        remedy_zh="请在 1 秒后重试, 或在一个流、一次请求中发送更多行",
+        remedy_en="try again in 1 s, or send more rows in one stream or request",
+        retry_after_s=1,
+    )
+
+
+def grpc_not_installed(missing: str) -> NotHere:
+    return NotHere(
+        "GRPC_NOT_INSTALLED",
+        zh=f"未安装 gRPC 组件 (缺少 {missing})",
+        en=f"gRPC is not installed here (missing: {missing})",
+        remedy_zh="请安装: pip install 'algomart[grpc]', 或去掉 gRPC 端口",
+        remedy_en="install it: pip install 'algomart[grpc]', or leave the gRPC port out",
+    )
+
+
+def port_in_use(host: str, port: int, setting: str, why: str) -> Conflict:
+    """`setting`: the environment variable that names the port."""
+    return Conflict(
+        "PORT_IN_USE",
+        zh=f"无法监听 {host}:{port}: {why}",
+        en=f"cannot listen on {host}:{port}: {why}",
+        remedy_zh=f"请停止占用该端口的程序, 或设置另一个 {setting}",
+        remedy_en=f"stop what uses the port, or set another {setting}",
     )
 
 

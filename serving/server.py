@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
 
 import uvicorn
 
-from serving.app import ServingApp
+from serving.app import Companion, ServingApp
+from serving.errors import grpc_not_installed, port_in_use
 from serving.http_protocol import fast_protocol
 
 GRACE_S = 15
@@ -65,6 +67,35 @@ def server_of(
     return NodeServer(config)
 
 
-def serve(app: ServingApp, host: str = "127.0.0.1", port: int = 8000, *, log_level: str = "info") -> None:
-    """Serve until SIGINT or SIGTERM: then no new calls, what runs is finished, the journal is sealed."""
+def serve(
+    app: ServingApp, host: str = "127.0.0.1", port: int = 8000, *, grpc_port: int = 0, log_level: str = "info"
+) -> None:
+    """Serve until SIGINT or SIGTERM: then no new calls, what runs is finished, the journal is sealed.
+
+    `grpc_port`: where gRPC answers beside HTTP; 0: nowhere. Raises `NotHere` GRPC_NOT_INSTALLED.
+    """
+    if grpc_port:
+        app.companion = _grpc_server(app, host, grpc_port)
     server_of(app, host, port, log_level=log_level).run()
+
+
+def _grpc_server(app: ServingApp, host: str, port: int) -> Companion:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else every caller's mistake is a line in the log
+    try:
+        from serving.grpc_server import GrpcServer  # only here: HTTP alone needs nothing of gRPC
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(("grpc", "google")):
+            raise
+        raise grpc_not_installed(error.name or "grpc") from error
+    return GrpcServer(app, host, port)
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raises `Conflict` PORT_IN_USE now, not after everything has been put together; `setting` names the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise port_in_use(host, port, setting, error.strerror or str(error)) from error

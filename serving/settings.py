@@ -26,6 +26,8 @@ class ServingSettings:
     queue_requests_in_all: int = 2048
     inline_ms: float = 1.0  # runs predicted shorter than this stay on the event loop
     idempotency_entries: int = 100_000
+    grpc_calls: int = 256  # gRPC calls in hand, over which the next is refused
+    grpc_streams: int = 64  # gRPC streams; a quarter of them for one organisation
     journal_sync: Literal["grouped", "before_answer"] = "grouped"
     metrics_token: str = ""  # beside loopback, who sends this bearer token may read /metrics
 

@@ -1,0 +1,154 @@
+"""gRPC beside HTTP: `grpc.aio` on the data plane's own event loop, with the same keys, limits and refusals.
+
+Switched on by a port of its own; nothing of gRPC is imported otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from model_store.errors import Refusal
+from serving.errors import internal_error, port_in_use, rpcs_full
+from serving.protocols.grpc_call import GrpcCall
+from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
+from serving.protocols.grpc_service import OPEN_METHODS, GrpcInference
+
+if TYPE_CHECKING:
+    from serving.app import ServingApp
+
+GRACE_S = 10.0
+KEEP_ALIVE_MS = 60_000  # a connection whose other end does not answer a ping is closed, and its calls end
+STRANGERS = 64  # calls without a key (health) that may be in hand at once
+_IDENTITY_ONLY = 1  # a bit for each algorithm
+_log = logging.getLogger("algomart.grpc")
+
+
+class Places:
+    """A bound on calls in hand, of all together and of each organisation."""
+
+    def __init__(self, limit: int, per_owner: int) -> None:
+        self._limit, self._per_owner = limit, per_owner
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, owner: str) -> Iterator[None]:
+        """A place until the end of the block. Raises `TooMany` RPCS_FULL."""
+        if self._held.total() >= self._limit or self._held[owner] >= self._per_owner:
+            raise rpcs_full()
+        self._held[owner] += 1
+        try:
+            yield
+        finally:
+            self._held[owner] -= 1
+            if not self._held[owner]:
+                del self._held[owner]
+
+
+class GrpcServer:
+    """The gRPC side of one node. `start` and `stop` belong to the data plane's event loop; `port` is the bound one."""
+
+    def __init__(self, app: ServingApp, host: str, port: int) -> None:
+        self._app, self.host, self.port = app, host, port
+        self._service = GrpcInference(app)
+        settings = app.dataplane.settings
+        self._calls = Places(settings.grpc_calls, settings.grpc_calls)
+        self._streams = Places(settings.grpc_streams, max(1, settings.grpc_streams // 4))
+        self._strangers = Places(STRANGERS, STRANGERS)
+        self._server: Any = None
+
+    async def start(self) -> None:
+        """Listen. Raises `Conflict` PORT_IN_USE."""
+        settings = self._app.dataplane.settings
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),  # outputs have their own bound
+                # gRPC unpacks a compressed message whole before it looks at its size: 1 MB could take 1 GB.
+                ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+                ("grpc.max_concurrent_streams", settings.grpc_calls),  # of one connection
+                ("grpc.keepalive_time_ms", KEEP_ALIVE_MS),
+                ("grpc.so_reuseport", 0),  # a second market on this port must fail, not take half of the calls
+            ],
+            # Beyond what is refused with a code below, a flood is refused before anything is looked at.
+            maximum_concurrent_rpcs=2 * (settings.grpc_calls + settings.grpc_streams + STRANGERS),
+        )
+        for service in (INFERENCE, HEALTH):
+            handlers = {method.name: self._handler(service, method) for method in methods_of(service)}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{self.port}")
+        except RuntimeError as error:
+            raise port_in_use(self.host, self.port, "ALGOMART_GRPC_PORT", str(error)) from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """No new calls; waiting streams end; what runs is finished, within `GRACE_S`."""
+        if self._server is None:
+            return
+        self._stopping.set_result(None)
+        await self._server.stop(GRACE_S)
+        self._server = None
+
+    def _handler(self, service: str, method: Method) -> Any:
+        answer = self._health(method) if service == HEALTH else self._inference(method)
+
+        async def handle(_: Any, context: Any) -> None:
+            call = GrpcCall(context, self._stopping)
+            try:
+                await answer(call)
+            except Refusal as refusal:
+                await self._refuse(call, refusal)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                if call.is_over:
+                    return
+                _log.exception("unexpected error, request %s", call.request_id)
+                await self._refuse(call, internal_error())
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def _inference(self, method: Method) -> Callable[[GrpcCall], Awaitable[None]]:
+        service = self._service
+        places = self._streams if method.streams else self._calls
+
+        async def answer(call: GrpcCall) -> None:
+            if method.name in OPEN_METHODS:
+                with self._strangers.take(""):
+                    await service.tell(method, call, None)
+                return
+            principal = await self._app.authenticate(call.headers)
+            with places.take(principal.organisation):
+                if method.name == "ModelInfer":
+                    await service.infer(call, principal)
+                elif method.streams:
+                    await service.stream(call, principal)
+                else:
+                    await service.tell(method, call, principal)
+
+        return answer
+
+    def _health(self, method: Method) -> Callable[[GrpcCall], Awaitable[None]]:
+        work = self._service.watch if method.streams else self._service.check
+
+        async def answer(call: GrpcCall) -> None:
+            with self._strangers.take(""):
+                await work(method, call)
+
+        return answer
+
+    async def _refuse(self, call: GrpcCall, refusal: Refusal) -> None:
+        statistics = self._app.dataplane.statistics
+        statistics.refused(refusal.code)
+        statistics.answered(refusal.status)
+        await call.refuse(refusal)

@@ -1,0 +1,217 @@
+"""`inference.GRPCInferenceService`: a skin over `DataPlane`, saying what the REST skin says (`oip_about`, `oip_codec`).
+
+A model is `vendor--name` or `vendor/name`; a version is a number or an alias.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import json_format
+
+from model_store.errors import NotFound, Refusal
+from model_store.names import path_name
+from serving.dataplane import Inference
+from serving.digests import digest_of_bytes
+from serving.errors import no_such_path, refusal_text, request_field
+from serving.ports import Principal, ServedVersion
+from serving.protocols.grpc_call import GrpcCall
+from serving.protocols.grpc_codec import decode_infer, encode_inference, parse
+from serving.protocols.grpc_messages import INFERENCE, Method, ModelInferRequest, ModelStreamInferResponse
+from serving.protocols.oip import deadline_of
+from serving.protocols.oip_about import check_scope
+from serving.protocols.oip_codec import InferRequest
+
+if TYPE_CHECKING:
+    from serving.app import ServingApp
+
+DECODE_IN_THREAD_BYTES = 64 << 10  # as typed contents these may be as many values
+ENCODE_IN_THREAD_ELEMENTS = 32_768
+ENCODE_IN_THREAD_BYTES = 1 << 20
+WATCH_S = 1.0
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})  # as /v2/health/*: without a key
+Document = dict[str, Any]
+
+
+class GrpcInference:
+    """Answers the methods of the inference service and of gRPC's health service."""
+
+    def __init__(self, app: ServingApp) -> None:
+        self._app, self._dataplane, self._about = app, app.dataplane, app.oip.about
+        self._documents: dict[str, Callable[[Principal, Any], Awaitable[Document]]] = {
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+
+    # --- infer --------------------------------------------------------------------------------------------------------
+
+    async def infer(self, call: GrpcCall, principal: Principal) -> None:
+        """ModelInfer: one request, one answer; usage id and amount in the trailing metadata too. Raises `Refusal`."""
+        inference, content = await self._answer(call, principal, await call.read(), _whole)
+        call.tell(x_usage_id=inference.usage_id, x_amount_micro=str(inference.amount_micro))
+        await call.write(content)
+
+    async def stream(self, call: GrpcCall, principal: Principal) -> None:
+        """ModelStreamInfer: one after the other, answered in their order. A refused request is an `error_message`, and
+        the stream goes on; a key that no longer holds ends it, by `Unauthenticated`."""
+        while (content := await call.next()) is not None:
+            principal = await self._app.authenticate(call.headers)
+            try:
+                _, answer = await self._answer(call, principal, content, _streamed)
+            except Refusal as refusal:
+                self._dataplane.statistics.refused(refusal.code)
+                self._dataplane.statistics.answered(refusal.status)
+                answer = await self._dataplane.in_thread(_refused, content, refusal)
+            await call.write(answer)
+
+    async def _answer(
+        self,
+        call: GrpcCall,
+        principal: Principal,
+        content: bytes,
+        wrap: Callable[[Any], bytes],
+    ) -> tuple[Inference, bytes]:
+        check_scope(principal, "use")
+        plane, key = self._dataplane, call.headers.get(b"idempotency-key")
+        if len(content) > DECODE_IN_THREAD_BYTES:
+            model, request, digest = await plane.in_thread(_decode, content, bool(key))
+        else:
+            model, request, digest = _decode(content, bool(key))
+        served = self._about.resolve(principal, *model)
+        limits = (call.time_left_ms(), deadline_of(call.headers.get(b"x-deadline-ms")), request.timeout_ms)
+        inference = await plane.infer(
+            principal,
+            served,
+            request.inputs,
+            request.outputs,
+            deadline_ms=min((limit for limit in limits if limit is not None), default=None),
+            idempotency_key=key.decode("latin-1") if key else None,
+            digest=digest,
+        )
+        outputs = inference.outputs.values()
+        if (
+            sum(array.size for array in outputs) > ENCODE_IN_THREAD_ELEMENTS
+            or sum(array.nbytes for array in outputs) > ENCODE_IN_THREAD_BYTES
+        ):
+            encoded = await plane.in_thread(_encode, served, request, inference, wrap)
+        else:
+            encoded = _encode(served, request, inference, wrap)
+        plane.statistics.answered(200)
+        return inference, encoded
+
+    # --- about --------------------------------------------------------------------------------------------------------
+
+    async def tell(self, method: Method, call: GrpcCall, principal: Principal | None) -> None:
+        """Every other method: one request, one document. `principal` may be None for `OPEN_METHODS` only."""
+        request = parse(method.request, await call.read())
+        if principal is None:
+            document = {"live": True} if method.name == "ServerLive" else {"ready": self._app.is_ready()}
+        else:
+            document = await self._documents[method.name](principal, request)
+        answer = await self._dataplane.in_thread(_message_of, method.answer, document)
+        self._dataplane.statistics.answered(200)
+        call.tell()
+        await call.write(answer)
+
+    async def _model_ready(self, principal: Principal, request: Any) -> Document:
+        try:
+            self._about.resolve(principal, request.name, request.version or None)
+        except NotFound:
+            return {"ready": False}
+        return {"ready": True}
+
+    async def _server_metadata(self, principal: Principal, request: Any) -> Document:
+        return self._about.server()
+
+    async def _model_metadata(self, principal: Principal, request: Any) -> Document:
+        return await self._about.metadata(principal, request.name, request.version or None)
+
+    async def _model_config(self, principal: Principal, request: Any) -> Document:
+        return {"config": await self._about.config(principal, request.name, request.version or None)}
+
+    async def _model_statistics(self, principal: Principal, request: Any) -> Document:
+        if request.name:
+            return self._about.statistics(principal, request.name, request.version or None)
+        return await self._dataplane.in_thread(self._about.all_statistics, principal)
+
+    async def _repository_index(self, principal: Principal, request: Any) -> Document:
+        return {"models": await self._dataplane.in_thread(self._about.index, principal)}
+
+    async def _load(self, principal: Principal, request: Any) -> Document:
+        if request.parameters:
+            raise request_field("parameters", "不支持配置或文件", "cannot carry a configuration or files")
+        await self._about.load(principal, request.model_name)
+        return {}
+
+    async def _unload(self, principal: Principal, request: Any) -> Document:
+        self._about.unload(principal, request.model_name)
+        return {}
+
+    # --- health -------------------------------------------------------------------------------------------------------
+
+    async def check(self, method: Method, call: GrpcCall) -> None:
+        """grpc.health.v1.Health/Check. Raises `NotFound` NO_SUCH_PATH for a service that is not served here."""
+        service = parse(method.request, await call.read()).service
+        status = self._status_of(service)
+        if status == "SERVICE_UNKNOWN":
+            raise no_such_path(service)
+        await call.write(_message_of(method.answer, {"status": status}))
+
+    async def watch(self, method: Method, call: GrpcCall) -> None:
+        """grpc.health.v1.Health/Watch: the status now, and whenever it changes."""
+        service = parse(method.request, await call.read()).service
+        said = ""
+        while not call.is_over:
+            status = "NOT_SERVING" if call.is_stopping else self._status_of(service)
+            if status != said:
+                await call.write(_message_of(method.answer, {"status": status}))
+                said = status
+            if await call.stopped_within(WATCH_S) and said != "SERVING":
+                return
+
+    def _status_of(self, service: str) -> str:
+        if service not in ("", INFERENCE):
+            return "SERVICE_UNKNOWN"
+        return "SERVING" if self._app.is_ready() else "NOT_SERVING"
+
+
+def _decode(content: bytes, strong: bool) -> tuple[tuple[str, str | None], InferRequest, str]:
+    message, request = decode_infer(content)
+    if strong:  # one request may be serialised in several ways, and a repeat must be known as one
+        content = message.SerializeToString(deterministic=True)
+    return (message.model_name, message.model_version or None), request, digest_of_bytes(content, strong)
+
+
+def _encode(served: ServedVersion, request: InferRequest, inference: Inference, wrap: Callable[[Any], bytes]) -> bytes:
+    return wrap(encode_inference(path_name(served.name), served.version, request, inference))
+
+
+def _whole(response: Any) -> bytes:
+    content: bytes = response.SerializeToString()
+    return content
+
+
+def _streamed(response: Any) -> bytes:
+    response.parameters["triton_final_response"].bool_param = True  # one answer to one request
+    return _whole(ModelStreamInferResponse(infer_response=response))
+
+
+def _refused(content: bytes, refusal: Refusal) -> bytes:
+    answer = ModelStreamInferResponse(error_message=refusal_text(refusal))
+    answer.infer_response.parameters["algomart_code"].string_param = refusal.code
+    answer.infer_response.parameters["triton_final_response"].bool_param = True
+    with contextlib.suppress(Refusal):  # so that the caller knows which
+        answer.infer_response.id = parse(ModelInferRequest, content).id
+    return _whole(answer)
+
+
+def _message_of(answer: Any, document: Document) -> bytes:
+    return _whole(json_format.ParseDict(document, answer(), ignore_unknown_fields=True))
