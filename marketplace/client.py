@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any, Self
 
 import httpx
 
+RETRIES = 2
+LONGEST_WAIT_S = 10.0
+FIRST_PAUSE_S = 0.2
 JOB_ENDED = frozenset({"done", "failed", "cancelled"})
 Progress = Callable[[float, str], None]
 
@@ -50,7 +54,11 @@ class MarketError(Exception):
 class Market:
     """A session with one market. `url` and `key` default to ALGOMART_URL and ALGOMART_KEY."""
 
-    def __init__(self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = RETRIES
+    ) -> None:
+        """`retries`: how often a call is sent again where that does no harm (see `request`); 0: never."""
+        self._retries = retries
         self.url = (url or os.environ.get("ALGOMART_URL") or "http://127.0.0.1:8000").rstrip("/")
         self.key = key or os.environ.get("ALGOMART_KEY") or ""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -68,11 +76,28 @@ class Market:
 
     # --- the wire ---------------------------------------------------------------------------------------------------
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Any call, with refusals raised as `MarketError`."""
-        response = self._http.request(method, path, **options)
-        if response.is_success:
-            return response
-        raise MarketError(response.status_code, _refusal(response))
+        """Any call, with refusals raised as `MarketError`.
+
+        Sent again: what the market asks to be sent again within ten seconds (429, and 503 where nothing was done or
+        doing it twice is harmless), and what a broken connection lost, if it only reads or carries an Idempotency-Key.
+        """
+        harmless = method == "GET" or "Idempotency-Key" in (options.get("headers") or {})
+        for left in range(self._retries, -1, -1):
+            try:
+                response = self._http.request(method, path, **options)
+            except httpx.TransportError:
+                if not (left and harmless):
+                    raise
+                time.sleep(FIRST_PAUSE_S * 2 ** (self._retries - left))
+                continue
+            if response.is_success:
+                return response
+            refusal = MarketError(response.status_code, _refusal(response))
+            again = refusal.status == 429 or (refusal.status == 503 and harmless)
+            if not (left and again) or refusal.retry_after_s is None or refusal.retry_after_s > LONGEST_WAIT_S:
+                raise refusal
+            time.sleep(refusal.retry_after_s)
+        raise AssertionError("the last attempt answers or raises")
 
     def get(self, path: str, **params: Any) -> Any:
         given = {name: value for name, value in params.items() if value is not None}
@@ -143,7 +168,7 @@ class Market:
         return dict(self.request("DELETE", f"/v1/sample-sets/{sample_set_id}").json())
 
     def choose(self, sample_set_id: str, *, wait: bool = True, progress: Progress | None = None, **request: Any) -> Any:
-        """Rank the shelf on a sample set. `request`: task, family, models, label_column, columns, metric …"""
+        """Rank the shelf on a sample set. `request`: task, family, models, label_column, columns …"""
         choice = self.post("/v1/choose", {"sample_set_id": sample_set_id, **request})
         while wait and choice.get("state") in {"queued", "running"}:
             time.sleep(0.2)
@@ -182,25 +207,37 @@ class Market:
 
     # --- use ----------------------------------------------------------------------------------------------------------
     def use(self, name: str, inputs: Any, *, idempotency_key: str | None = None) -> dict[str, Any]:
-        """Call a model with named features: one row (a dict) or many (a list of dicts)."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        """Call a model with named features: one row (a dict) or many (a list of dicts).
+
+        One row carries an Idempotency-Key of its own, so that it can be sent again and is charged once. Many rows carry
+        one only if you give it (a key covers at most one run of the model).
+        """
+        key = idempotency_key or (_new_key() if isinstance(inputs, Mapping) else None)
+        headers = {"Idempotency-Key": key} if key else {}
         return dict(self.request("POST", f"/v1/use/{name}", json={"inputs": inputs}, headers=headers).json())
 
-    def use_csv(self, name: str, content: bytes | str) -> str:
+    def use_csv(self, name: str, content: bytes | str, *, idempotency_key: str | None = None) -> str:
         """CSV in, CSV out with the prediction's columns added."""
         body = content.encode() if isinstance(content, str) else content
         headers = {"Content-Type": "text/csv", "Accept": "text/csv"}
+        if idempotency_key:
+            headers["Idempotency-Key"] = idempotency_key
         return self.request("POST", f"/v1/use/{name}", content=body, headers=headers, timeout=300.0).text
 
-    def use_image(self, name: str, image: str | Path | bytes) -> dict[str, Any]:
+    def use_image(self, name: str, image: str | Path | bytes, *, idempotency_key: str | None = None) -> dict[str, Any]:
+        """Call a model with one picture; charged once however often it has to be sent."""
         body = image if isinstance(image, bytes) else Path(image).read_bytes()
         kind = "image/png" if body.startswith(b"\x89PNG") else "image/jpeg"
-        return dict(self.request("POST", f"/v1/use/{name}", content=body, headers={"Content-Type": kind}).json())
+        headers = {"Content-Type": kind, "Idempotency-Key": idempotency_key or _new_key()}
+        return dict(self.request("POST", f"/v1/use/{name}", content=body, headers=headers).json())
 
-    def infer(self, name: str, inputs: Sequence[Mapping[str, Any]], **request: Any) -> dict[str, Any]:
-        """Open Inference Protocol V2, JSON tensors."""
+    def infer(
+        self, name: str, inputs: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None, **request: Any
+    ) -> dict[str, Any]:
+        """Open Inference Protocol V2, JSON tensors; charged once however often it has to be sent."""
         path = f"/v2/models/{name.replace('/', '--', 1)}/infer"
-        return dict(self.post(path, {"inputs": list(inputs), **request}))
+        headers = {"Idempotency-Key": idempotency_key or _new_key()}
+        return dict(self.post(path, {"inputs": list(inputs), **request}, headers=headers))
 
     # --- keys, money -----------------------------------------------------------------------------------------------
     def keys(self) -> list[dict[str, Any]]:
@@ -211,7 +248,7 @@ class Market:
         return dict(self.post("/api/v1/keys", {"name": name, "scopes": list(scopes)}))
 
     def rotate_key(self, key_id: str, overlap_hours: int = 24) -> dict[str, Any]:
-        return dict(self.post(f"/api/v1/keys/{key_id}/rotate", {"overlap_hours": overlap_hours}))
+        return dict(self.post(f"/api/v1/keys/{key_id}/rotate", {"overlap_ms": overlap_hours * 3_600_000}))
 
     def revoke_key(self, key_id: str) -> dict[str, Any]:
         return dict(self.request("DELETE", f"/api/v1/keys/{key_id}").json())
@@ -243,6 +280,10 @@ class Market:
     def statement(self, month: str, format: str = "json") -> bytes:
         """The month's statement (YYYY-MM, Asia/Shanghai) as json, csv or xlsx bytes."""
         return self.request("GET", "/api/v1/statements", params={"month": month, "format": format}).content
+
+
+def _new_key() -> str:
+    return uuid.uuid4().hex
 
 
 def _refusal(response: httpx.Response) -> dict[str, Any]:
