@@ -122,9 +122,13 @@ def test_what_the_market_asks_to_be_sent_again_is(live_market: LiveMarket, statu
 def test_it_gives_up_after_two_more_tries_and_at_once_where_told_to(live_market: LiveMarket) -> None:
     for retries, sent in ((2, 3), (0, 1)):
         proxy = between(live_market.port, busy("429 Too Many Requests"))
-        with proxy as (url, seen), Market(url, live_market.keys["factory"], retries=retries) as market:
-            with pytest.raises(MarketError) as caught:
-                market.me()
+        refused = pytest.raises(MarketError)
+        with (
+            proxy as (url, seen),
+            Market(url, live_market.keys["factory"], retries=retries) as market,
+            refused as caught,
+        ):
+            market.me()
         assert (caught.value.code, len(seen)) == ("QUEUE_FULL", sent)
 
 
