@@ -1,5 +1,5 @@
-"""The command line: `up`, `serve`, `tour`, `catalogue`, `operator`, `backup`, `restore` and `doctor` work on this
-machine, the rest on a market.
+"""The command line: `up`, `serve`, `conformance`, `tour`, `catalogue`, `operator`, `backup`, `restore` and `doctor`
+work on this machine, the rest on a market.
 """
 
 from __future__ import annotations
@@ -76,6 +76,30 @@ def serve(
         if grpc_port:
             typer.echo(f"gRPC: {host}:{grpc_port}")
         run(node.app, host, port, grpc_port=grpc_port, log_level="warning")
+
+
+@app.command()
+def conformance(
+    url: Annotated[str | None, typer.Argument(help="The server's address, without /v2")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of the server's own, for the general checks")] = None,
+    key: Annotated[str | None, typer.Option(help="Sent as Authorization: Bearer KEY")] = None,
+    header: Annotated[list[str] | None, typer.Option(help="A header for every request, NAME:VALUE")] = None,
+    only: Annotated[str | None, typer.Option(help="One area, or one check by its number")] = None,
+    prefix: Annotated[str, typer.Option(help="What the names of the kit's models begin with")] = "conformance--",
+    as_json: AsJson = False,
+    junit: Annotated[Path | None, typer.Option(help="File for a JUnit report")] = None,
+    export: Annotated[Path | None, typer.Option(help="Folder for the kit's models, ready to serve")] = None,
+) -> None:
+    """Check any server against the Open Inference Protocol V2: algomart conformance URL · 检查任意 V2 推理服务
+
+    First serve the models that --export writes (for AlgoMart, Triton, MLServer, KServe), or name one with --model.
+    Ends with 1 where a MUST, or a must of an extension that the server claims, is broken. Base install only.
+    """
+    from serving.conformance.command import examine
+
+    with _refusals():
+        conforms = examine(url, model, key, header or [], only, prefix, as_json, junit, export)
+    raise typer.Exit(0 if conforms else 1)
 
 
 @app.command()
