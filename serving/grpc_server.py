@@ -67,6 +67,8 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen. Raises `Conflict` PORT_IN_USE."""
         settings = self._app.dataplane.settings
+        # Beyond what is refused with a code below, a flood is refused before anything is looked at.
+        flood = 2 * (settings.grpc_calls + settings.grpc_streams + STRANGERS)
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._server = grpc.aio.server(
             options=[
@@ -74,12 +76,11 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),  # outputs have their own bound
                 # gRPC unpacks a compressed message whole before it looks at its size: 1 MB could take 1 GB.
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
-                ("grpc.max_concurrent_streams", settings.grpc_calls),  # of one connection
+                ("grpc.max_concurrent_streams", flood),
                 ("grpc.keepalive_time_ms", KEEP_ALIVE_MS),
                 ("grpc.so_reuseport", 0),  # a second market on this port must fail, not take half of the calls
             ],
-            # Beyond what is refused with a code below, a flood is refused before anything is looked at.
-            maximum_concurrent_rpcs=2 * (settings.grpc_calls + settings.grpc_streams + STRANGERS),
+            maximum_concurrent_rpcs=flood,
         )
         for service in (INFERENCE, HEALTH):
             handlers = {method.name: self._handler(service, method) for method in methods_of(service)}
