@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 GRACE_S = 10.0
 KEEP_ALIVE_MS = 60_000  # a connection whose other end does not answer a ping is closed, and its calls end
 STRANGERS = 64  # calls without a key (health) that may be in hand at once
-_IDENTITY_ONLY = 1  # a bit for each algorithm
 _log = logging.getLogger("algomart.grpc")
 
 
@@ -72,10 +71,8 @@ class GrpcServer:
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", settings.max_body_bytes),
+                ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it unpacks to
                 ("grpc.max_send_message_length", -1),  # outputs have their own bound
-                # gRPC unpacks a compressed message whole before it looks at its size: 1 MB could take 1 GB.
-                ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
                 ("grpc.max_concurrent_streams", flood),
                 ("grpc.keepalive_time_ms", KEEP_ALIVE_MS),
                 ("grpc.so_reuseport", 0),  # a second market on this port must fail, not take half of the calls

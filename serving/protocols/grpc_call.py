@@ -67,7 +67,7 @@ class GrpcCall:
                 content = await self._context.read()
         except TimeoutError:
             raise deadline_exceeded(READ_S * 1000) from None
-        if content is grpc.aio.EOF:  # also where gRPC has ended the call: a message over the limit, or compressed
+        if content is grpc.aio.EOF:  # also where gRPC has ended the call: a message over the limit
             raise request_message("the call has none")
         message: bytes = content
         return message
