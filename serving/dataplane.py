@@ -26,6 +26,7 @@ from model_store.tensors import Array
 from serving.batching import Ran, RunQueue
 from serving.calls import Call, Inference
 from serving.digests import digest_of_arrays, mint_usage_id
+from serving.drift import DriftBook
 from serving.errors import deadline_exceeded, internal_error, shutting_down
 from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
 from serving.journal import JournalWriter
@@ -59,6 +60,7 @@ class DataPlane:
         self.leases = LeaseBook(ports.admission, journal.node, journal.epoch)
         self.statistics = Statistics()
         self.loop_lag = LoopLag()
+        self.drift = DriftBook()
         self.residency = Residency(self.settings)
         self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
         self._restored: asyncio.Task[None] | None = None
@@ -413,5 +415,6 @@ class DataPlane:
             "algomart_leases_opened_total": self.leases.opened,
             "algomart_journal_bytes": self.journal.size_bytes,
             "algomart_journal_records_total": self.journal.next_seq - self.journal.first_seq,
+            "algomart_rows_outside_training_total": self.drift.rows_outside,
             "algomart_keys_asked_total": self.keys.asked,
         }

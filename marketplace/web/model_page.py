@@ -60,6 +60,8 @@ def model_facts(vendor: str, name: str, request: Request, market: Market) -> dic
         "metrics": metrics,
         "chart": _chart(metrics, language_of(request)),
         "competitors": _competitors(detail, actor, market),
+        "feature_of": {feature["name"]: feature for feature in features},
+        "drift": _drift(detail, actor, market),
     } | _terms(actor, detail, market)
 
 
@@ -112,6 +114,16 @@ def _card(detail: dict[str, Any], actor: Actor | None, market: Market) -> Markup
     lines = text.strip().splitlines()
     body = "\n".join(lines[1:] if lines and lines[0].startswith("# ") else lines)
     return Markup(_MARKDOWN.render(body))  # noqa: S704 - the renderer escapes what the vendor wrote
+
+
+def _drift(detail: dict[str, Any], actor: Actor | None, market: Market) -> dict[str, Any]:
+    """How the member's own organisation's latest calls compare with the training data, by feature."""
+    if actor is None or market.dataplane is None:
+        return {}
+    features: dict[str, Any] = market.dataplane.drift.report(
+        detail["name"], detail["version"] or 0, actor.organisation_id
+    )["features"]
+    return {name: found for name, found in features.items() if found["rows"]}
 
 
 def _terms(actor: Actor | None, detail: dict[str, Any], market: Market) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _read(text: str, kind: str) -> Any:
 
 
 async def try_model(market: Market, actor: Actor, name: str, form: FormData) -> dict[str, Any]:
-    """`{results, rows, usage_id, amount_micro}` of one metered call; `results` are the first `SHOWN_RESULTS` of `rows`.
+    """`{results, rows, outside, usage_id, amount_micro}` of one metered call; `results` are the first `SHOWN_RESULTS`.
 
     Raises refusals.
     """
@@ -85,7 +85,9 @@ async def try_model(market: Market, actor: Actor, name: str, form: FormData) -> 
     units = {"images": len(rows)} if pipeline.manifest.modality == "image" else None
     ran = await dataplane.infer(principal, served, tensors, units=units)
     results = pipeline.decode(ran.outputs, tensors)
+    outside = dataplane.drift.see(served.name, served.version, actor.organisation_id, pipeline.manifest, rows)
     return {
+        "outside": outside,
         "results": results[:SHOWN_RESULTS],
         "rows": len(results),
         "usage_id": ran.usage_id,

@@ -21,6 +21,7 @@ from model_store.processing.tables import write_csv
 from serving.calls import Inference
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_bytes
+from serving.drift import Outside, shown
 from serving.errors import request_field, scope_missing
 from serving.messages import Request, Response, json_response
 from serving.ports import Ports, ServedVersion
@@ -40,6 +41,7 @@ class Ran:
 
     results: list[dict[str, Any]] = field(default_factory=list)
     runs: list[Inference] = field(default_factory=list)
+    outside: list[Outside] = field(default_factory=list)  # of the training data
 
     @property
     def amount_micro(self) -> int:
@@ -69,10 +71,24 @@ class Using:
         else:
             asked = read_rows(content_type, request.body, manifest)
         ran = await self._run(request, served, manifest, asked.rows)
+        seen = (served.name, served.version, request.principal.organisation, manifest, asked.rows)
+        if len(asked.rows) > ROWS_AT_ONCE:
+            ran.outside = await self._dataplane.in_thread(self._dataplane.drift.see, *seen)
+        else:
+            ran.outside = self._dataplane.drift.see(*seen)
         as_csv = _wants_csv(request, asked)
         if len(asked.rows) > ROWS_RENDERED_AT_ONCE:
             return await self._dataplane.in_thread(_render, served, asked, ran, as_csv)
         return _render(served, asked, ran, as_csv)
+
+    def drift(self, request: Request, path: str) -> Response:
+        """How far one's own calls of a version have moved from its training data, since this node started."""
+        if "use" not in request.principal.scopes:
+            raise scope_missing("use")
+        name, _, selector = path.partition("@")
+        served = self._ports.bundles.resolve(name, selector or None, request.principal)
+        found = self._dataplane.drift.report(served.name, served.version, request.principal.organisation)
+        return json_response({"model": served.name, "version": served.version, **found})
 
     async def _run(
         self, request: Request, served: ServedVersion, manifest: Manifest, rows: Sequence[Mapping[str, Any]]
@@ -182,6 +198,8 @@ def _csv_response(asked: Asked, ran: Ran) -> Response:
         (b"x-amount-micro", str(ran.amount_micro).encode()),
     ]
     converted = {name: seen for name, seen in _matched(asked).items() if seen["how"] == "converted"}
+    if ran.outside:
+        heads.append((b"x-outside-training", json.dumps(shown(ran.outside)).encode()[:4000]))
     if converted:
         heads.append((b"x-columns-converted", json.dumps(converted).encode()[:4000]))
     return Response(200, write_csv([*headings, *names.values()], merged).encode(), heads)
@@ -198,6 +216,8 @@ def _body(served: ServedVersion, asked: Asked, ran: Ran) -> dict[str, Any]:
         "charge": {"amount_micro": ran.amount_micro, "lease_kind": first.lease_kind if first else "free"},
         "latency_ms": round(sum(run.queue_ms + run.compute_ms for run in ran.runs), 3),
     }
+    if ran.outside:
+        body["outside_training"] = shown(ran.outside)
     if asked.matches:
         body["columns"] = _matched(asked)
     if asked.single and ran.results:
