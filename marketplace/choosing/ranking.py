@@ -90,7 +90,7 @@ def rank(metric: str, higher_is_better: bool, scores: dict[str, Score], rows: in
         behind_low, behind_high = _interval(sign * (resampled[best] - resampled[key]))
         standings.append(Standing(key, values[key], low, high, behind_low, behind_high, tied=behind_low <= 0))
     clear = rows >= MIN_ROWS and len(order) > 1 and not any(row.tied for row in standings[1:])
-    return Ranking(metric, higher_is_better, rows, tuple(standings), clear_winner=clear or len(order) == 1)
+    return Ranking(metric, higher_is_better, rows, tuple(standings), clear_winner=clear)
 
 
 def agreement(predictions: dict[str, Array], numeric: bool) -> dict[str, float]:

@@ -118,3 +118,10 @@ def test_agreement_is_the_share_of_equal_answers_with_the_others() -> None:
     found = agreement({"a": np.array(["x", "y"]), "b": np.array(["x", "x"]), "c": np.array(["x", "y"])}, numeric=False)
     assert found == {"a": 0.75, "b": 0.5, "c": 0.75}
     assert agreement({"a": np.array(["x"])}, numeric=False) == {}
+
+
+def test_a_single_candidate_has_won_against_nobody() -> None:
+    actual = np.arange(ROWS, dtype=float)
+    found = rank("rmse", False, {"only": scorer("rmse", actual, actual)}, ROWS)
+    assert [row.key for row in found.standings] == ["only"]
+    assert not found.clear_winner
