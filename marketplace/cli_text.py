@@ -155,7 +155,8 @@ def _verdict(ranking: Row) -> Text:
     if ranking["clear_winner"]:
         return Text(f"✓ {word('明显最优', 'clear winner')}: {ranking['best']}", style="green")
     if len(ranking["order"]) == 1:
-        return Text(word("只有一个候选, 没有可比的。", "A single candidate: nothing to compare it with."), style="yellow")
+        alone = word("只有一个候选, 没有可比的。", "A single candidate: nothing to compare it with.")
+        return Text(alone, style="yellow")
     text = word("没有明显的赢家: 加粗者的区间相互重叠, 可比价格和速度, 或增加样本。",
                 "No clear winner: those in bold overlap. Compare price and speed, or bring more samples.")  # fmt: skip
     return Text(f"≈ {text}", style="yellow")
