@@ -242,12 +242,19 @@ def voucher(url: Url = None, key: Key = None, as_json: Json = False) -> None:
 
 def keys(create: Annotated[str, typer.Option(help="Name of a new key")] = "",
          revoke: Annotated[str, typer.Option(help="Id of a key to revoke")] = "",
+         limit: Annotated[str, typer.Option(help="Id of a key to set limits of")] = "",
+         rate: Annotated[int, typer.Option(help="Calls a second; 0: the node's limit only")] = 0,
+         burst: Annotated[int, typer.Option(help="Of those, how many at once; 0: what a second allows")] = 0,
+         concurrency: Annotated[int, typer.Option(help="Calls in hand; 0: the node's limit only")] = 0,
          url: Url = None, key: Key = None, as_json: Json = False) -> None:  # fmt: skip
-    """List, create or revoke API keys."""
+    """List, create, limit or revoke API keys."""
+    limits = {"rate_per_s": rate, "burst": burst, "concurrency": concurrency}
     with told(as_json), open_client(url, key) as market:
         if create:
-            made = market.create_key(create, ("use", "choose", "adapt"))
+            made = market.create_key(create, ("use", "choose", "adapt"), **limits)
             show(made, as_json, lambda done: console.print_json(json.dumps(done, ensure_ascii=False)))
+        elif limit:
+            show(market.limit_key(limit, **limits), as_json, lambda done: console.print(f"✓ {limit}"))
         elif revoke:
             show(market.revoke_key(revoke), as_json, lambda done: console.print(f"✓ {revoke}"))
         else:

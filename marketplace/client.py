@@ -243,9 +243,13 @@ class Market:
     def keys(self) -> list[dict[str, Any]]:
         return list(self.get("/api/v1/keys")["items"])
 
-    def create_key(self, name: str, scopes: Sequence[str] = ("use",)) -> dict[str, Any]:
-        """The secret is in the answer, this once."""
-        return dict(self.post("/api/v1/keys", {"name": name, "scopes": list(scopes)}))
+    def create_key(self, name: str, scopes: Sequence[str] = ("use",), **limits: int) -> dict[str, Any]:
+        """The secret is in the answer, this once. Limits: rate_per_s, burst, concurrency; 0 or none: the node's."""
+        return dict(self.post("/api/v1/keys", {"name": name, "scopes": list(scopes), **limits}))
+
+    def limit_key(self, key_id: str, **limits: int) -> dict[str, Any]:
+        """Set rate_per_s, burst and concurrency of a key; what is not named becomes 0, the node's."""
+        return dict(self.request("PUT", f"/api/v1/keys/{key_id}/limits", json=limits).json())
 
     def rotate_key(self, key_id: str, overlap_hours: int = 24) -> dict[str, Any]:
         return dict(self.post(f"/api/v1/keys/{key_id}/rotate", {"overlap_ms": overlap_hours * 3_600_000}))

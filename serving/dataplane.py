@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
@@ -32,9 +33,10 @@ from serving.idempotency import IdempotencyTable, key_digest, remembered_from_jo
 from serving.journal import JournalWriter
 from serving.keycache import KeyCache
 from serving.leases import LeaseBook
+from serving.limits import CallLimits
 from serving.loop_lag import LoopLag
 from serving.metering import PriceLine, rate_usage
-from serving.ports import Ports, Principal, ServedVersion
+from serving.ports import KeyLimits, Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
 from serving.settings import ServingSettings
 from serving.small_calls import SmallCall, run_now
@@ -58,6 +60,9 @@ class DataPlane:
         self.journal = journal
         self.keys = KeyCache(ports.admission, self.settings.key_cache_entries)
         self.leases = LeaseBook(ports.admission, journal.node, journal.epoch)
+        self.limits = CallLimits(
+            KeyLimits(self.settings.key_rate_per_s, self.settings.key_burst, self.settings.key_concurrency)
+        )
         self.statistics = Statistics()
         self.loop_lag = LoopLag()
         self.drift = DriftBook()
@@ -141,7 +146,8 @@ class DataPlane:
         """Reserve for a call that can run here and now: short, and nothing has to be waited for; else None.
 
         For calls without Idempotency-Key. What is admitted in one turn of the event loop is expected to hold it for
-        4 ms at most; the rest comes in later turns. Raises `Unavailable` JOURNAL_UNAVAILABLE.
+        4 ms at most; the rest comes in later turns. Raises `Unavailable` JOURNAL_UNAVAILABLE, `TooMany` RATE_LIMITED,
+        CONCURRENCY_LIMITED.
         """
         resident = self.residency.peek(served)
         if resident is None or resident.graph is None or not resident.cost.inline_allowed or self._stopped:
@@ -174,6 +180,13 @@ class DataPlane:
             amount = rate_usage(counted, line)
             if not held.reserve(amount, line):
                 return None
+        if purpose == "use":
+            try:
+                self.limits.take(principal)
+            except Refusal:
+                if line is not None:
+                    held.give_back(amount, line)
+                raise
         if not self._busy_ms:
             asyncio.get_running_loop().call_soon(self._turn_over)
         self._busy_ms = busy_ms
@@ -228,8 +241,9 @@ class DataPlane:
         `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count (tokens); calls, rows, ms
         and, of an image model, images are counted here. `deadline_ms` from now, at most the node's own. `digest`: the
         request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. Raises refusals
-        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL,
-        `DeadlineExceeded`, `Unavailable`, `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not charged.
+        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` RATE_LIMITED,
+        CONCURRENCY_LIMITED (both: purpose `use` only), QUEUE_FULL, `DeadlineExceeded`, `Unavailable`, `Conflict`
+        IDEMPOTENCY_CONFLICT. A refused call is not charged.
         """
         if self._stopped:
             raise shutting_down()
@@ -258,9 +272,10 @@ class DataPlane:
             purpose=purpose,
             reserved=None,
         )
-        if idempotency_key is not None:
-            await self._claim(call, idempotency_key)
-        answer = await self._infer_queued(call, inputs, names, limit_ms)
+        with self.limits.in_hand(principal) if purpose == "use" else contextlib.nullcontext():
+            if idempotency_key is not None:
+                await self._claim(call, idempotency_key)
+            answer = await self._infer_queued(call, inputs, names, limit_ms)
         if self.settings.journal_sync == "before_answer":
             await self.journal.synced()
         return answer

@@ -10,7 +10,7 @@
     NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND
     Conflict            IDEMPOTENCY_CONFLICT, PORT_IN_USE
     TooLarge            BODY_TOO_LARGE
-    TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL
+    TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED
     Broken              INTERNAL_ERROR
     NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED
     Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE
@@ -230,6 +230,31 @@ def queue_full(name: str, retry_after_s: int) -> TooMany:
         remedy_zh=f"请在 {retry_after_s} 秒后重试, 或把多行合并为一次请求",
         remedy_en=f"try again in {retry_after_s} s, or send several rows in one request",
         retry_after_s=retry_after_s,
+    )
+
+
+def rate_limited(rate_per_s: int, burst: int, retry_after_s: int) -> TooMany:
+    return TooMany(
+        "RATE_LIMITED",
+        zh=f"该密钥每秒最多调用 {rate_per_s} 次 (突发 {burst} 次)",
+        en=f"this key may make {rate_per_s} calls a second (a burst of {burst})",
+        remedy_zh=f"请在 {retry_after_s} 秒后重试, 把多行合并为一次请求, 或在控制台提高该密钥的限额",
+        remedy_en=f"try again in {retry_after_s} s, send several rows in one request, or raise the key's limit",
+        field="authorization",
+        retry_after_s=retry_after_s,
+        details={"ratelimit": {"limit": burst, "remaining": 0, "reset": retry_after_s}},
+    )
+
+
+def concurrency_limited(concurrency: int) -> TooMany:
+    return TooMany(
+        "CONCURRENCY_LIMITED",
+        zh=f"该密钥最多同时进行 {concurrency} 次调用",
+        en=f"this key may have {concurrency} calls in hand",
+        remedy_zh="请等前面的调用结束后重试, 或在控制台提高该密钥的限额",
+        remedy_en="try again when one of them has ended, or raise the key's limit",
+        field="authorization",
+        retry_after_s=1,
     )
 
 

@@ -12,6 +12,18 @@ from serving.metering import Lease
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How much a key may call of one node. 0: no limit; a burst of 0: what a second allows."""
+
+    rate_per_s: int = 0
+    burst: int = 0  # calls that may come at once
+    concurrency: int = 0  # calls in hand
+
+
+NO_LIMITS = KeyLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who calls. `scopes` ⊆ {"use", "choose", "adapt", "publish", "admin"}; `role` is the organisation's kind."""
 
@@ -21,6 +33,7 @@ class Principal:
     scopes: frozenset[str]
     member: str = ""
     expires_at_ms: int = 0  # 0: never
+    limits: KeyLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

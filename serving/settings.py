@@ -24,6 +24,9 @@ class ServingSettings:
     worker_slots_per_owner: int = 2
     queue_requests: int = 256  # waiting calls of one model, over which the next is refused
     queue_requests_in_all: int = 2048
+    key_rate_per_s: int = 0  # calls a second of any one key; 0: no limit but the key's own
+    key_burst: int = 0  # of those, how many may come at once; 0: what a second allows
+    key_concurrency: int = 1024  # calls of any one key in hand; 0: no limit but the key's own
     inline_ms: float = 1.0  # runs predicted shorter than this stay on the event loop
     idempotency_entries: int = 100_000
     grpc_calls: int = 256  # gRPC calls in hand, over which the next is refused

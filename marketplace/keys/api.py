@@ -17,12 +17,22 @@ from marketplace.keys.tables import ApiKey
 from marketplace.market import Market
 from marketplace.organisations.tables import Organisation
 from model_store.errors import NotFound
+from serving.ports import KeyLimits
 
 router = APIRouter(tags=["keys"])
 MANAGER = require(scope="manage")
 
 
-class NewKey(Body):
+class Limits(Body):
+    rate_per_s: int = Field(default=0, description="Calls a second; 0: no limit but the node's")
+    burst: int = Field(default=0, description="Of those, how many may come at once; 0: what a second allows")
+    concurrency: int = Field(default=0, description="Calls in hand; 0: no limit but the node's")
+
+    def limits(self) -> KeyLimits:
+        return KeyLimits(self.rate_per_s, self.burst, self.concurrency)
+
+
+class NewKey(Limits):
     name: str
     scopes: list[str] = Field(default_factory=lambda: ["use", "choose"], max_length=10)
     expires_at_ms: int | None = None
@@ -44,6 +54,9 @@ def key_view(row: ApiKey, at_ms: int) -> dict[str, Any]:
         "expires_at_ms",
         "revoked_at_ms",
         "replaced_by",
+        "rate_per_s",
+        "burst",
+        "concurrency",
     )
     return {name: getattr(row, name) for name in fields} | {"state": decide_key_state(row, at_ms)}
 
@@ -71,6 +84,7 @@ def create_key(body: NewKey, actor: Actor = Depends(MANAGER), market: Market = D
             expires_at_ms=body.expires_at_ms,
             at_ms=now_ms(),
             within=actor.scopes,
+            limits=body.limits(),
         )
         return key_view(row, now_ms()) | {"key": secret}
 
@@ -91,6 +105,20 @@ def rotate_key(
             session, old, overlap_ms=overlap_ms, actor=actor.id, at_ms=now_ms(), within=actor.scopes
         )
         answer = key_view(row, now_ms()) | {"key": secret, "old": key_view(old, now_ms())}
+    market.keys_changed(key_id)
+    return answer
+
+
+@router.put("/keys/{key_id}/limits")
+def limit_key(
+    key_id: str, body: Limits, actor: Actor = Depends(MANAGER), market: Market = Depends(market_of)
+) -> dict[str, Any]:
+    """Set what a key may call, within a second: one's own key, or an owner any of the organisation's."""
+    with transaction(market.engine) as session:
+        row = service.get_key(session, key_id, actor.organisation_id)
+        if actor.role != "owner":
+            check_holder(row, actor)
+        answer = key_view(service.limit_key(session, row, body.limits(), actor=actor.id), now_ms())
     market.keys_changed(key_id)
     return answer
 

@@ -7,6 +7,7 @@ from sqlalchemy import Engine
 from marketplace.clock import now_ms
 from marketplace.db import reading
 from marketplace.keys.authentication import check_standing, find_key
+from marketplace.keys.service import limits_of
 from serving.ports import Principal
 
 
@@ -24,4 +25,5 @@ def authenticate(engine: Engine, token: str) -> Principal:
         scopes=credential.scopes,
         member=key.member_id,
         expires_at_ms=key.expires_at_ms or 0,
+        limits=limits_of(key),
     )

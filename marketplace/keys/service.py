@@ -14,9 +14,11 @@ from marketplace.organisations import audit
 from marketplace.organisations.registration import check_text
 from marketplace.organisations.tables import Organisation
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound
+from serving.ports import NO_LIMITS, KeyLimits
 
 MAX_KEYS = 200
 MAX_OVERLAP_MS = 30 * 86_400_000
+MAX_LIMIT = 1_000_000
 
 
 def create_key(
@@ -30,9 +32,11 @@ def create_key(
     expires_at_ms: int | None = None,
     at_ms: int = 0,
     within: frozenset[str] | None = None,
+    limits: KeyLimits = NO_LIMITS,
 ) -> tuple[ApiKey, str]:
     """A key and its text, which is nowhere kept. `within`: the creator's own scopes; nobody hands out more."""
     wanted = check_scopes(scopes, organisation.kind, within)
+    check_limits(limits)
     if expires_at_ms is not None and expires_at_ms <= at_ms:
         raise BadInput(
             "EXPIRY_PAST",
@@ -52,6 +56,7 @@ def create_key(
             remedy_en="revoke keys that are no longer used",
         )
     key, secret = _new_key(organisation.id, member_id, check_text(name, field="name"), wanted, expires_at_ms)
+    _limit(key, limits)
     session.add(key)
     audit.record(
         session, actor=actor, organisation_id=organisation.id, action="key.create", subject=key.id, scopes=wanted
@@ -62,7 +67,7 @@ def create_key(
 def rotate_key(
     session: Session, key: ApiKey, *, overlap_ms: int, actor: str, at_ms: int, within: frozenset[str] | None = None
 ) -> tuple[ApiKey, str]:
-    """A successor with the same name and scopes; the old key keeps working for `overlap_ms` (0 to 30 days).
+    """A successor with the same name, scopes and limits; the old key keeps working for `overlap_ms` (0 to 30 days).
 
     `within`: the caller's own scopes; who holds a narrow key cannot rotate their way into a wide one.
     """
@@ -86,6 +91,7 @@ def rotate_key(
             field="overlap_ms",
         )
     successor, secret = _new_key(key.organisation_id, key.member_id, key.name, list(key.scopes), key.expires_at_ms)
+    _limit(successor, limits_of(key))
     end_ms = at_ms + overlap_ms
     key.expires_at_ms = min(end_ms, key.expires_at_ms) if key.expires_at_ms else end_ms
     key.replaced_by = successor.id
@@ -100,6 +106,28 @@ def rotate_key(
         overlap_ms=overlap_ms,
     )
     return successor, secret
+
+
+def limit_key(session: Session, key: ApiKey, limits: KeyLimits, *, actor: str) -> ApiKey:
+    """Set what a key may call. After the commit the caller tells the nodes (`Market.keys_changed`)."""
+    check_limits(limits)
+    _limit(key, limits)
+    session.add(key)
+    audit.record(
+        session,
+        actor=actor,
+        organisation_id=key.organisation_id,
+        action="key.limit",
+        subject=key.id,
+        rate_per_s=limits.rate_per_s,
+        burst=limits.burst,
+        concurrency=limits.concurrency,
+    )
+    return key
+
+
+def limits_of(key: ApiKey) -> KeyLimits:
+    return KeyLimits(key.rate_per_s, key.burst, key.concurrency)
 
 
 def revoke_key(session: Session, key: ApiKey, *, actor: str, at_ms: int) -> ApiKey:
@@ -152,6 +180,24 @@ def check_scopes(scopes: Iterable[str], kind: str, within: frozenset[str] | None
     return [scope for scope in SCOPES if scope in wanted]
 
 
+def check_limits(limits: KeyLimits) -> None:
+    """`BadInput` LIMIT_INVALID."""
+    for field, value in (
+        ("rate_per_s", limits.rate_per_s),
+        ("burst", limits.burst),
+        ("concurrency", limits.concurrency),
+    ):
+        if not 0 <= value <= MAX_LIMIT:
+            raise BadInput(
+                "LIMIT_INVALID",
+                zh=f"限额须在 0 至 {MAX_LIMIT} 之间",
+                en=f"a limit is 0 to {MAX_LIMIT}",
+                remedy_zh="请填写整数; 0 表示不另设限额",
+                remedy_en="give a whole number; 0 sets none",
+                field=field,
+            )
+
+
 def scopes_beyond() -> Forbidden:
     return Forbidden(
         "SCOPE_MISSING",
@@ -161,6 +207,10 @@ def scopes_beyond() -> Forbidden:
         remedy_en="log in at the console and do it there",
         field="scopes",
     )
+
+
+def _limit(key: ApiKey, limits: KeyLimits) -> None:
+    key.rate_per_s, key.burst, key.concurrency = limits.rate_per_s, limits.burst, limits.concurrency
 
 
 def _new_key(

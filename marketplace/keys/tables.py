@@ -19,3 +19,7 @@ class ApiKey(SQLModel, table=True):
     expires_at_ms: int | None = None  # set to the end of the overlap when rotated
     revoked_at_ms: int | None = None
     replaced_by: str | None = None
+    # Limits of the key's own, beside the node's; 0: none. `burst` 0: what a second allows.
+    rate_per_s: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    burst: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    concurrency: int = Field(default=0, sa_column_kwargs={"server_default": "0"})

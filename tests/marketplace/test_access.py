@@ -152,3 +152,18 @@ def test_suspending_an_organisation_stops_its_keys(client, keys):
     assert client.get("/api/v1/keys", headers=bearer(keys["acme"])).status_code == 403
     assert client.post(f"{path}/approve", headers=bearer(keys["city"])).json()["status"] == "approved"
     assert client.get("/api/v1/keys", headers=bearer(keys["acme"])).status_code == 200
+
+
+def test_limits_of_a_key_are_set_when_it_is_made_and_later(client, keys):
+    body = {"name": "line", "rate_per_s": 5, "burst": 10}
+    made = client.post("/api/v1/keys", json=body, headers=bearer(keys["factory"])).json()
+    assert (made["rate_per_s"], made["burst"], made["concurrency"]) == (5, 10, 0)
+    path = f"/api/v1/keys/{made['id']}/limits"
+    changed = client.put(path, json={"concurrency": 2}, headers=bearer(keys["factory"]))
+    assert changed.status_code == 200
+    listed = client.get("/api/v1/keys", headers=bearer(keys["factory"])).json()["items"]
+    now = next(key for key in listed if key["id"] == made["id"])
+    assert (now["rate_per_s"], now["burst"], now["concurrency"]) == (0, 0, 2)
+    assert client.put(path, json={"rate_per_s": -1}, headers=bearer(keys["factory"])).status_code == 400
+    assert client.put(path, json={"rate_per_s": 1}, headers=bearer(keys["acme"])).status_code == 404
+    assert client.put(path, json={"rate_per_s": 1}, headers=bearer(made["key"])).status_code == 403

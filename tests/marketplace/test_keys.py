@@ -3,11 +3,14 @@
 import pytest
 from sqlmodel import select
 
+from marketplace.clock import now_ms
 from marketplace.db import transaction
 from marketplace.keys import service
 from marketplace.keys.authentication import find_key
+from marketplace.keys.principals import authenticate
 from marketplace.organisations.tables import AuditEvent, Member, Organisation
 from model_store.errors import BadInput, Forbidden, Unauthenticated
+from serving.ports import NO_LIMITS, KeyLimits
 
 NOW = 1_800_000_000_000
 
@@ -103,3 +106,19 @@ def test_a_disabled_member_takes_their_keys_with_them(engine, factory):
         member.status = "disabled"
     with pytest.raises(Unauthenticated), transaction(engine) as session:
         find_key(session, secret, NOW)
+
+
+def test_limits_reach_the_node_and_a_successor_and_are_bounded(engine, factory):
+    limits = KeyLimits(rate_per_s=20, burst=40, concurrency=4)
+    with transaction(engine) as session:
+        key, secret = create(session, factory, limits=limits)
+        _, new = service.rotate_key(session, key, overlap_ms=60_000, actor="mem_f", at_ms=now_ms())
+    assert authenticate(engine, secret).limits == authenticate(engine, new).limits == limits
+    with transaction(engine) as session:
+        service.limit_key(session, service.get_key(session, key.id, "org_f"), NO_LIMITS, actor="mem_f")
+        assert "key.limit" in session.exec(select(AuditEvent.action)).all()
+    assert authenticate(engine, secret).limits == NO_LIMITS
+    for wrong in (KeyLimits(rate_per_s=-1), KeyLimits(concurrency=service.MAX_LIMIT + 1)):
+        with pytest.raises(BadInput) as refusal, transaction(engine) as session:
+            create(session, factory, limits=wrong)
+        assert refusal.value.code == "LIMIT_INVALID"

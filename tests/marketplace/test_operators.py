@@ -190,7 +190,10 @@ def test_keys_made_before_the_scope_keep_what_they_could_if_they_were_whole(tmp_
         session.flush()
         for name, scopes in (("whole", ["use", "choose", "adapt", "publish"]), ("narrow", ["use", "choose"])):
             create_key(session, organisation, name=name, scopes=scopes, actor="t")
+        session.flush()
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+        for column in ("rate_per_s", "burst", "concurrency"):  # of a later migration
+            session.connection().exec_driver_sql(f"ALTER TABLE api_key DROP COLUMN {column}")
     upgrade(engine)
     with engine.connect() as connection:
         found = dict(connection.exec_driver_sql("SELECT name, scopes FROM api_key").fetchall())

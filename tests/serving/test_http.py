@@ -25,6 +25,7 @@ import uvloop
 
 from serving import journal
 from serving.app import ServingApp
+from serving.ports import KeyLimits, Principal
 from serving.server import server_of
 from tests.serving.parts import (
     KEY,
@@ -617,3 +618,23 @@ def test_a_node_that_stops_seals_its_journal(tmp_path: Path) -> None:
     path = node.node.journal.path
     assert next(running, None) is None
     assert verify(path) == []
+
+
+def test_a_key_over_its_rate_is_told_when_to_come_back_on_both_ways(served: Served) -> None:
+    limits = KeyLimits(rate_per_s=1, burst=3)
+    served.node.admission.keys["key-limited"] = Principal(
+        "key_9", "org_factory", "enterprise", frozenset({"use"}), limits=limits
+    )
+    served.warm()
+    ordinary = {"X-Deadline-Ms": "1000"}
+    with served.client("key-limited") as client:
+        client.get("/v2")  # the key is known
+        body = request_of(rows(1))
+        assert [client.post(PATH, json=body, headers=each).status_code for each in ({}, ordinary, {})] == [200] * 3
+        for each in ({}, ordinary):
+            answer = client.post(PATH, json=body, headers=each)
+            assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert answer.headers["RateLimit-Limit"] == "3"
+            assert answer.headers["RateLimit-Remaining"] == "0"
+            assert answer.headers["RateLimit-Reset"] == answer.headers["Retry-After"]

@@ -1,0 +1,143 @@
+"""Limits of a key: calls a second and calls in hand, refused with 429 and when to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store.errors import TooMany
+from serving.limits import MAX_KEYS, CallLimits, tighter
+from serving.ports import KeyLimits, Principal
+from tests.serving.parts import FACTORY, OTHER, double, endless, rows, running_node, until
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def with_limits(principal: Principal, **limits: int) -> Principal:
+    return dataclasses.replace(principal, limits=KeyLimits(**limits))
+
+
+def passed(limits: CallLimits, principal: Principal, tries: int) -> int:
+    done = 0
+    for _ in range(tries):
+        try:
+            limits.take(principal)
+            done += 1
+        except TooMany:
+            pass
+    return done
+
+
+def test_a_burst_passes_and_then_so_many_a_second() -> None:
+    clock = Clock()
+    limits = CallLimits(KeyLimits(), clock)
+    key = with_limits(FACTORY, rate_per_s=2, burst=5)
+    assert passed(limits, key, 9) == 5
+    clock.now += 1
+    assert passed(limits, key, 9) == 2
+    clock.now += 1000
+    assert passed(limits, key, 9) == 5
+
+
+def test_a_rate_without_a_burst_allows_a_seconds_worth_at_once() -> None:
+    assert passed(CallLimits(KeyLimits(), Clock()), with_limits(FACTORY, rate_per_s=3), 9) == 3
+
+
+def test_a_refusal_says_when_to_come_back_and_then_a_call_passes() -> None:
+    clock = Clock()
+    limits = CallLimits(KeyLimits(), clock)
+    key = with_limits(FACTORY, rate_per_s=1, burst=1)
+    limits.take(key)
+    clock.now += 0.25
+    with pytest.raises(TooMany) as refused:
+        limits.take(key)
+    assert refused.value.code == "RATE_LIMITED"
+    assert refused.value.retry_after_s == 1
+    clock.now += refused.value.retry_after_s
+    limits.take(key)
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=200), st.integers(1, 20), st.integers(1, 30))
+def test_whenever_calls_come_no_more_pass_than_burst_and_rate_allow(gaps: list[float], rate: int, burst: int) -> None:
+    clock = Clock()
+    limits = CallLimits(KeyLimits(), clock)
+    key = with_limits(FACTORY, rate_per_s=rate, burst=burst)
+    started, done = clock.now, 0
+    for gap in gaps:
+        clock.now += gap
+        done += passed(limits, key, 7)
+        assert done <= burst + (clock.now - started) * rate + 1e-6
+    assert done >= min(burst, 7)
+
+
+def test_the_tighter_of_the_keys_and_the_nodes_limit_holds() -> None:
+    assert [tighter(0, 0), tighter(0, 5), tighter(5, 0), tighter(3, 5)] == [0, 5, 5, 3]
+    limits = CallLimits(KeyLimits(rate_per_s=4), Clock())
+    assert passed(limits, with_limits(FACTORY, rate_per_s=100), 9) == 4
+    assert passed(limits, OTHER, 9) == 4  # each key has its own
+
+
+def test_a_limit_that_changes_holds_from_the_next_call() -> None:
+    limits = CallLimits(KeyLimits(), Clock())
+    assert passed(limits, FACTORY, 9) == 9
+    key = with_limits(FACTORY, concurrency=1)
+    with limits.in_hand(key):
+        assert passed(limits, key, 9) == 0
+        assert passed(limits, with_limits(FACTORY, concurrency=2), 1) == 1
+    assert passed(limits, key, 9) == 9
+
+
+def test_what_is_remembered_of_keys_is_bounded() -> None:
+    limits = CallLimits(KeyLimits(rate_per_s=1), Clock())
+    with limits.in_hand(FACTORY):
+        for index in range(MAX_KEYS + 50):
+            limits.take(dataclasses.replace(OTHER, key_id=f"key-{index}"))
+        assert len(limits._keys) <= MAX_KEYS
+        assert FACTORY.key_id in limits._keys
+
+
+async def test_a_key_over_its_rate_is_refused_hot_and_queued_and_is_not_charged(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        served = node.add("acme/double", double(), 1000)
+        key = with_limits(FACTORY, rate_per_s=1, burst=4)
+        for _ in range(4):  # the first is queued, the others are short
+            await node.dataplane.infer(key, served, {"x": rows(1)})
+        spent = [held.lease.lease_id for held in node.dataplane.leases.leases()]
+        for _ in range(3):
+            with pytest.raises(TooMany) as refused:
+                await node.dataplane.infer(key, served, {"x": rows(1)})
+            assert refused.value.code == "RATE_LIMITED"
+        assert len(node.usage()) == 4
+        assert [held.lease.lease_id for held in node.dataplane.leases.leases()] == spent
+        await node.dataplane.infer(OTHER, served, {"x": rows(1)})
+        await node.dataplane.infer(key, served, {"x": rows(1)}, purpose="trial")
+
+
+async def test_calls_in_hand_are_bounded_and_room_comes_back(tmp_path: Path) -> None:
+    async with running_node(tmp_path, run_deadline_ms=1500) as node:
+        served, slow = node.add("acme/double", double()), node.add("acme/endless", endless())
+        key = with_limits(FACTORY, concurrency=2)
+        await node.dataplane.infer(key, served, {"x": rows(1)})
+        held = [asyncio.create_task(node.dataplane.infer(key, slow, {"x": rows(1)})) for _ in range(2)]
+        await until(lambda: sum(each.in_hand for each in node.dataplane.limits._keys.values()) == 2)
+        for model in (served, slow):
+            with pytest.raises(TooMany) as refused:
+                await node.dataplane.infer(key, model, {"x": rows(1)})
+            assert refused.value.code == "CONCURRENCY_LIMITED"
+            assert refused.value.retry_after_s
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await node.dataplane.infer(key, served, {"x": rows(1)})
+        assert not node.dataplane.limits._keys
