@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from model_store.errors import Refusal
-from serving.errors import internal_error, port_in_use, rpcs_full
+from serving.errors import internal_error, port_in_use, rpcs_full, shutting_down
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
 from serving.protocols.grpc_service import OPEN_METHODS, GrpcInference
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from serving.app import ServingApp
 
 GRACE_S = 10.0
+# gRPC says CANCELLED to what it has read but not begun when it stops, which no client repeats; so new calls are refused
+# as UNAVAILABLE for a moment before.
+DRAIN_S = 0.5
 KEEP_ALIVE_MS = 60_000  # a connection whose other end does not answer a ping is closed, and its calls end
 STRANGERS = 64  # calls without a key (health) that may be in hand at once
 _log = logging.getLogger("algomart.grpc")
@@ -54,8 +57,8 @@ class Places:
 class GrpcServer:
     """The gRPC side of one node. `start` and `stop` belong to the data plane's event loop; `port` is the bound one."""
 
-    def __init__(self, app: ServingApp, host: str, port: int) -> None:
-        self._app, self.host, self.port = app, host, port
+    def __init__(self, app: ServingApp, host: str, port: int, drain_s: float = DRAIN_S) -> None:
+        self._app, self.host, self.port, self._drain_s = app, host, port, drain_s
         self._service = GrpcInference(app)
         settings = app.dataplane.settings
         self._calls = Places(settings.grpc_calls, settings.grpc_calls)
@@ -86,16 +89,21 @@ class GrpcServer:
         try:
             self.port = self._server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
+            server, self._server = self._server, None
+            await server.stop(None)
             raise port_in_use(self.host, self.port, "ALGOMART_GRPC_PORT", str(error)) from error
         await self._server.start()
 
     async def stop(self) -> None:
-        """No new calls; waiting streams end; what runs is finished, within `GRACE_S`."""
-        if self._server is None:
+        """Refuse new calls; waiting streams end; what runs is finished, within `GRACE_S`."""
+        server, self._server = self._server, None
+        if server is None:
             return
         self._stopping.set_result(None)
-        await self._server.stop(GRACE_S)
-        self._server = None
+        try:
+            await asyncio.sleep(self._drain_s)
+        finally:
+            await server.stop(GRACE_S)
 
     def _handler(self, service: str, method: Method) -> Any:
         answer = self._health(method) if service == HEALTH else self._inference(method)
@@ -125,6 +133,8 @@ class GrpcServer:
                 with self._strangers.take(""):
                     await service.tell(method, call, None)
                 return
+            if call.is_stopping:
+                raise shutting_down()
             principal = await self._app.authenticate(call.headers)
             with places.take(principal.organisation):
                 if method.name == "ModelInfer":

@@ -30,6 +30,7 @@ class LiveMarket:
         self.home, self.demo = home, demo
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.grpc_port = int(environment.get("ALGOMART_GRPC_PORT", "0"))
         self.keys: dict[str, str] = {}
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ALGOMART_")}
         own = {"ALGOMART_HOME": str(home), "ALGOMART_PORT": str(self.port), "ALGOMART_BUILD_MINILM": "false"}

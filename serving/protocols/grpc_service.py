@@ -113,7 +113,7 @@ class GrpcInference:
         """Every other method: one request, one document. `principal` may be None for `OPEN_METHODS` only."""
         request = parse(method.request, await call.read())
         if principal is None:
-            document = {"live": True} if method.name == "ServerLive" else {"ready": self._app.is_ready()}
+            document = {"live": True} if method.name == "ServerLive" else {"ready": self._is_ready(call)}
         else:
             document = await self._documents[method.name](principal, request)
         answer = await self._dataplane.in_thread(_message_of, method.answer, document)
@@ -160,7 +160,7 @@ class GrpcInference:
     async def check(self, method: Method, call: GrpcCall) -> None:
         """grpc.health.v1.Health/Check. Raises `NotFound` NO_SUCH_PATH for a service that is not served here."""
         service = parse(method.request, await call.read()).service
-        status = self._status_of(service)
+        status = self._status_of(call, service)
         if status == "SERVICE_UNKNOWN":
             raise no_such_path(service)
         await call.write(_message_of(method.answer, {"status": status}))
@@ -170,17 +170,20 @@ class GrpcInference:
         service = parse(method.request, await call.read()).service
         said = ""
         while not call.is_over:
-            status = "NOT_SERVING" if call.is_stopping else self._status_of(service)
+            status = self._status_of(call, service)
             if status != said:
                 await call.write(_message_of(method.answer, {"status": status}))
                 said = status
             if await call.stopped_within(WATCH_S) and said != "SERVING":
                 return
 
-    def _status_of(self, service: str) -> str:
+    def _status_of(self, call: GrpcCall, service: str) -> str:
         if service not in ("", INFERENCE):
             return "SERVICE_UNKNOWN"
-        return "SERVING" if self._app.is_ready() else "NOT_SERVING"
+        return "SERVING" if self._is_ready(call) else "NOT_SERVING"
+
+    def _is_ready(self, call: GrpcCall) -> bool:
+        return not call.is_stopping and self._app.is_ready()
 
 
 def _decode(content: bytes, strong: bool) -> tuple[tuple[str, str | None], InferRequest, str]:

@@ -67,13 +67,13 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(folder: Path, **settings: Any) -> AsyncIterator[Served]:
+async def serving(folder: Path, drain_s: float = 0, **settings: Any) -> AsyncIterator[Served]:
     bounds = {"run_deadline_ms": 2000, "max_body_bytes": MAX_BODY} | settings
     async with running_node(folder, **bounds) as node:
         node.add("acme/double", double(), micro=PRICE)
         node.add("acme/gather", gather(), micro=1)
         node.add("acme/endless", endless(), micro=1)
-        server = GrpcServer(node.app, "127.0.0.1", 0)
+        server = GrpcServer(node.app, "127.0.0.1", 0, drain_s)
         await server.start()
         try:
             yield Served(node, server)
@@ -520,6 +520,20 @@ async def test_the_server_finishes_what_runs_and_takes_no_more(tmp_path: Path) -
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await server.ModelInfer(request_of(rows(1)), metadata=metadata)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_call_that_comes_while_the_server_stops_is_refused_with_a_code(tmp_path: Path) -> None:
+    async with serving(tmp_path, drain_s=5) as served, stub(served) as server, served.client() as client:
+        assert await client.is_server_ready()
+        stopping = asyncio.create_task(served.server.stop())
+        await asyncio.sleep(0)
+        assert not await client.is_server_ready()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await server.ModelInfer(request_of(rows(1)), metadata=tuple(bearer().items()))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert told(refused.value)["algomart-code"] == "SHUTTING_DOWN"
+        stopping.cancel()  # no need to wait for more
+        await asyncio.wait((stopping,))
 
 
 async def test_a_port_that_is_taken_is_said(served: Served) -> None:
