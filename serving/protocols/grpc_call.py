@@ -110,5 +110,7 @@ class GrpcCall:
         ]
         if refusal.retry_after_s is not None:
             trailing.append(("retry-after", str(refusal.retry_after_s)))
+        limits = refusal.details.get("ratelimit", {})
+        trailing += [(f"ratelimit-{name}", str(value)) for name, value in limits.items()]
         status = STATUS_OF.get(refusal.status, grpc.StatusCode.UNKNOWN)
         await self._context.abort(status, refusal_text(refusal)[:MAX_STATUS_CHARACTERS], tuple(trailing))

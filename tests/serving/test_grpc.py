@@ -492,6 +492,19 @@ async def test_calls_and_streams_in_hand_are_bounded(tmp_path: Path) -> None:
         assert (await server.ModelInfer(request_of(rows(1)), metadata=metadata)).outputs
 
 
+async def test_the_limits_of_a_key_hold_over_grpc_too(tmp_path: Path) -> None:
+    async with serving(tmp_path, key_rate_per_s=1, key_burst=2) as served, stub(served) as server:
+        metadata = tuple(bearer().items())
+        calls = [server.ModelInfer(request_of(rows(1)), metadata=metadata) for _ in range(9)]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asyncio.gather(*calls)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailing = told(refused.value)
+    assert trailing["algomart-code"] == "RATE_LIMITED"
+    assert int(trailing["retry-after"]) >= 1
+    assert any(name.startswith("ratelimit-") for name in trailing)
+
+
 async def test_a_stranger_s_message_is_not_read(served: Served) -> None:
     """The caller is known before its message is taken: a refusal comes while it is still to be sent."""
     async with grpc.aio.insecure_channel(served.url) as channel:

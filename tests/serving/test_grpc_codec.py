@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from model_store.errors import BadInput
+from model_store.errors import BadInput, NotHere, Refusal
 from model_store.manifest import OipType
 from model_store.tensors import NUMPY_OF
 from serving.calls import Inference
@@ -141,7 +141,6 @@ def test_bytes_are_read_as_they_are() -> None:
         ({"inputs": [tensor("FP32", [1], fp32_contents=[1])] * 2}, [], "REQUEST_FIELD"),
         ({"inputs": [{"datatype": "FP32", "shape": [1]}]}, [b"abcd"], "REQUEST_FIELD"),
         ({"outputs": [{"name": "y"}, {"name": "y"}]}, [], "REQUEST_FIELD"),
-        ({"outputs": [{"name": "y", "parameters": SHARED}]}, [], "REQUEST_FIELD"),
         ({"parameters": {"timeout": {"string_param": "soon"}}}, [], "REQUEST_FIELD"),
     ],
 )  # fmt: skip
@@ -152,9 +151,14 @@ def test_what_breaks_a_rule_is_refused_by_name(document: dict[str, Any], raw: li
     assert refused.value.field
 
 
-def test_an_input_in_shared_memory_is_refused() -> None:
-    with pytest.raises(BadInput, match="not supported"):
-        decode_infer(sent({"inputs": [tensor("FP32", [1]) | {"parameters": SHARED}]}, [b""]))
+@pytest.mark.parametrize(
+    "document",
+    [{"inputs": [tensor("FP32", [1]) | {"parameters": SHARED}]}, {"outputs": [{"name": "y", "parameters": SHARED}]}],
+)
+def test_a_tensor_in_shared_memory_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(Refusal) as refused:
+        decode_infer(sent(document))
+    assert "shared_memory_region" in str(refused.value.field)
 
 
 # --- nonsense ---------------------------------------------------------------------------------------------------------
@@ -163,7 +167,7 @@ def test_an_input_in_shared_memory_is_refused() -> None:
 def decoded_or_refused(content: bytes) -> None:
     try:
         message, request = decode_infer(content)
-    except BadInput:
+    except (BadInput, NotHere):
         return
     for given_, array in zip(message.inputs, request.inputs.values(), strict=True):
         assert list(array.shape) == list(given_.shape)
