@@ -12,7 +12,7 @@
     TooLarge            BODY_TOO_LARGE
     TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED
     Broken              INTERNAL_ERROR
-    NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED
+    NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED, EXTENSION_NOT_OFFERED
     Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE
     DeadlineExceeded    DEADLINE_EXCEEDED
 """
@@ -85,6 +85,28 @@ def request_field(field: str, zh: str, en: str) -> BadInput:
         remedy_zh="请对照 HTTP 接口文档中此路径的示例修改",
         remedy_en="compare the request with this path's example in the HTTP API's documentation",
         field=field[:160],
+    )
+
+
+def extension_not_offered(field: str, zh: str, en: str, remedy_zh: str, remedy_en: str) -> NotHere:
+    """One of Triton's extensions that this server does not have; `zh` and `en` name it."""
+    return NotHere(
+        "EXTENSION_NOT_OFFERED",
+        zh=f"本服务不提供{zh}",
+        en=f"this server does not offer {en}",
+        remedy_zh=remedy_zh,
+        remedy_en=remedy_en,
+        field=field[:160],
+    )
+
+
+def shared_memory_not_offered(field: str) -> NotHere:
+    return extension_not_offered(
+        field,
+        "共享内存",
+        "shared memory",
+        "请在请求中直接发送张量 (二进制最快)",
+        "send the tensors themselves; binary is fastest",
     )
 
 

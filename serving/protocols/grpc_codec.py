@@ -1,4 +1,5 @@
-"""Open Inference Protocol V2 over gRPC: messages → numpy, numpy → messages. Every failure is a `BadInput`.
+"""Open Inference Protocol V2 over gRPC: messages → numpy, numpy → messages. Every failure is a `BadInput`, or a
+`NotHere` for an extension that is not offered.
 
 Tensors come raw (`raw_input_contents`, read as views of the message's own bytes) or as typed `contents`; answers are
 always raw, as Triton's are. The rules of types, shapes, parameters and outputs are those of REST (`oip_codec`).
@@ -14,7 +15,14 @@ from google.protobuf.message import DecodeError
 
 from model_store.tensors import NUMPY_OF, OIP_OF, Array, object_array
 from serving.calls import Inference
-from serving.errors import binary_required, request_field, request_message, tensor_binary, tensor_data
+from serving.errors import (
+    binary_required,
+    request_field,
+    request_message,
+    shared_memory_not_offered,
+    tensor_binary,
+    tensor_data,
+)
 from serving.protocols.grpc_messages import ModelInferRequest, ModelInferResponse
 from serving.protocols.oip_codec import (
     MAX_NAME_CHARACTERS,
@@ -105,8 +113,7 @@ def _arrays(message: Any) -> dict[str, Array]:
         if name in arrays:
             raise request_field(f"inputs[{index}].name", f"“{name}”重复", f"repeats {name!r}")
         if SHARED_MEMORY in tensor.parameters:
-            field = f"{name}.parameters.{SHARED_MEMORY}"
-            raise request_field(field, "不支持共享内存", "is not supported: send the tensor itself")
+            raise shared_memory_not_offered(f"{name}.parameters.{SHARED_MEMORY}")
         declared = {"datatype": tensor.datatype, "shape": list(tensor.shape)}
         if not raw:
             arrays[name] = _array_of_contents(name, declared, tensor.contents)

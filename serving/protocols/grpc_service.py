@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from google.protobuf import json_format
 
 from model_store.errors import NotFound, Refusal
@@ -22,6 +23,7 @@ from serving.protocols.grpc_codec import decode_infer, encode_inference, parse
 from serving.protocols.grpc_messages import INFERENCE, Method, ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip import deadline_of
 from serving.protocols.oip_about import check_scope
+from serving.protocols.oip_classification import check_classes, classified
 from serving.protocols.oip_codec import InferRequest
 
 if TYPE_CHECKING:
@@ -86,6 +88,9 @@ class GrpcInference:
         else:
             model, request, digest = _decode(content, bool(key))
         served = self._about.resolve(principal, *model)
+        manifest = await plane.manifest_of(served) if request.classes else None
+        if request.classes and manifest is not None:
+            check_classes(request.classes, manifest, request.inputs)
         limits = (call.time_left_ms(), deadline_of(call.headers.get(b"x-deadline-ms")), request.timeout_ms)
         inference = await plane.infer(
             principal,
@@ -96,6 +101,9 @@ class GrpcInference:
             idempotency_key=key.decode("latin-1") if key else None,
             digest=digest,
         )
+        if request.classes and manifest is not None:
+            ranked = await plane.in_thread(classified, inference.outputs, request.classes, manifest)
+            inference = msgspec.structs.replace(inference, outputs=ranked)
         outputs = inference.outputs.values()
         if (
             sum(array.size for array in outputs) > ENCODE_IN_THREAD_ELEMENTS

@@ -6,19 +6,22 @@ A model is `vendor--name` in a path (`vendor/name` is understood too); a version
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import msgspec
 import orjson
 
 from model_store.errors import BadInput
+from model_store.manifest import Manifest
 from model_store.names import path_name
-from serving.dataplane import DataPlane
+from serving.dataplane import DataPlane, Inference
 from serving.digests import digest_of_bytes
 from serving.errors import no_such_path, request_field, request_json
 from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols.oip_about import About, check_scope
+from serving.protocols.oip_classification import check_classes, classified
 from serving.protocols.oip_codec import (
     InferRequest,
     check_binary_needs,
@@ -26,12 +29,16 @@ from serving.protocols.oip_codec import (
     encode_response,
     response_head,
 )
+from serving.protocols.oip_extensions import check_load_body, not_offered_at
+from serving.protocols.oip_generate import GenerateRequest, decode_generate, encode_generate
 from serving.protocols.oip_turn import Answer, Turn
 
+T = TypeVar("T")
 JSON_IN_THREAD_BYTES = 128 << 10  # decoding more than this would hold the event loop
 BINARY_IN_THREAD_BYTES = 2 << 20
 ENCODE_IN_THREAD_ELEMENTS = 32_768
 BINARY_TYPE = (b"content-type", b"application/octet-stream")
+EVENT_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 MAX_HEADS = 10_000
 
 
@@ -60,7 +67,7 @@ def parse_model_path(path: str) -> Target | None:
     return Target(name, selector, verb)
 
 
-_VERBS = frozenset({"infer", "ready", "config", "stats"})
+_VERBS = frozenset({"infer", "generate", "generate_stream", "ready", "config", "stats"})
 
 
 class OpenInference:
@@ -80,6 +87,9 @@ class OpenInference:
             if target.verb == "infer":
                 _check_method(method, "POST")
                 return await self._infer(request, target)
+            if target.verb in ("generate", "generate_stream"):
+                _check_method(method, "POST")
+                return await self._generate(request, target)
             _check_method(method, "GET")
             return await self._about(request, target)
         if path == "/v2":
@@ -96,7 +106,7 @@ class OpenInference:
         if parts[1:4] == ["v2", "repository", "models"] and parts[-1] in ("load", "unload") and len(parts) in (6, 7):
             _check_method(method, "POST")
             return await self._load_or_unload(request, "/".join(parts[4:-1]), parts[-1])
-        raise no_such_path(request.path)
+        raise not_offered_at(path) or no_such_path(request.path)
 
     # --- infer --------------------------------------------------------------------------------------------------------
 
@@ -110,6 +120,8 @@ class OpenInference:
         check_scope(principal, "use")
         served = self._ports.bundles.resolve(target.name, target.selector, principal)
         request = decode_request(body, header_length)
+        if request.classes is not None:
+            return False
         call = self._dataplane.admit_now(
             principal, served, request.inputs, request.outputs, digest=digest_of_bytes(body)
         )
@@ -134,6 +146,8 @@ class OpenInference:
             deadline_ms = call.timeout_ms if deadline_ms is None else min(deadline_ms, call.timeout_ms)
         manifest = await self._dataplane.manifest_of(served)
         check_binary_needs(call, {spec.name: spec.dtype for spec in manifest.outputs})
+        if call.classes:
+            check_classes(call.classes, manifest, call.inputs)
         inference = await self._dataplane.infer(
             request.principal,
             served,
@@ -143,21 +157,48 @@ class OpenInference:
             idempotency_key=key,
             digest=digest,
         )
-        elements = sum(array.size for array in inference.outputs.values())
         head = self._head(served)
-        if elements > ENCODE_IN_THREAD_ELEMENTS:
-            encoded = await self._dataplane.in_thread(encode_response, head, call, inference.outputs)
-        else:
-            encoded = encode_response(head, call, inference.outputs)
-        content, json_length = encoded
-        headers = [
-            JSON_TYPE if json_length is None else BINARY_TYPE,
-            (b"x-usage-id", inference.usage_id.encode()),
-            (b"x-amount-micro", str(inference.amount_micro).encode()),
-        ]
+
+        def encode() -> tuple[bytes, int | None]:
+            outputs = classified(inference.outputs, call.classes, manifest) if call.classes else inference.outputs
+            return encode_response(head, call, outputs)
+
+        content, json_length = await self._encoded(inference, encode)
+        headers = [JSON_TYPE if json_length is None else BINARY_TYPE, *_bill(inference)]
         if json_length is not None:
             headers.append((b"inference-header-content-length", str(json_length).encode()))
         return Response(200, content, headers)
+
+    async def _generate(self, request: Request, target: Target) -> Response:
+        """One answer, as JSON or as the one event of a stream; what is refused is no stream, but a plain refusal."""
+        check_scope(request.principal, "use")
+        served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
+        manifest = await self._dataplane.manifest_of(served)
+        body, key = request.body, request.header(b"idempotency-key") or None
+        if len(body) > JSON_IN_THREAD_BYTES:
+            call, digest = await self._dataplane.in_thread(_decode_generate, body, manifest, key is not None)
+        else:
+            call, digest = _decode_generate(body, manifest, key is not None)
+        inference = await self._dataplane.infer(
+            request.principal,
+            served,
+            call.inputs,
+            deadline_ms=deadline_of(request.headers.get(b"x-deadline-ms")),
+            idempotency_key=key,
+            digest=digest,
+        )
+        model, version = path_name(served.name), served.version
+        content = await self._encoded(inference, lambda: encode_generate(model, version, call, inference.outputs))
+        if target.verb == "generate":
+            return Response(200, content, [JSON_TYPE, *_bill(inference)])
+        headers = [EVENT_TYPE, (b"cache-control", b"no-store"), *_bill(inference)]
+        return Response(200, headers=headers, stream=_one_event(content))
+
+    async def _encoded(self, inference: Inference, encode: Callable[[], T]) -> T:
+        """In a thread where there is much to write."""
+        if sum(array.size for array in inference.outputs.values()) > ENCODE_IN_THREAD_ELEMENTS:
+            return await self._dataplane.in_thread(encode)
+        return encode()
 
     def _head(self, served: ServedVersion) -> bytes:
         head = self._heads.get(served.version_id)
@@ -185,6 +226,7 @@ class OpenInference:
 
     async def _load_or_unload(self, request: Request, name: str, verb: str) -> Response:
         if verb == "load":
+            check_load_body(request.body)
             await self.about.load(request.principal, name)
         else:
             self.about.unload(request.principal, name)
@@ -205,6 +247,21 @@ def _check_index_body(body: bytes) -> None:
 
 def _decode(body: bytes, header_length: int | None, strong: bool) -> tuple[InferRequest, str]:
     return decode_request(body, header_length), digest_of_bytes(body, strong)
+
+
+def _decode_generate(body: bytes, manifest: Manifest, strong: bool) -> tuple[GenerateRequest, str]:
+    return decode_generate(body, manifest), digest_of_bytes(body, strong)
+
+
+async def _one_event(content: bytes) -> AsyncIterator[bytes]:
+    yield b"data: " + content + b"\n\n"
+
+
+def _bill(inference: Inference) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-usage-id", inference.usage_id.encode()),
+        (b"x-amount-micro", str(inference.amount_micro).encode()),
+    ]
 
 
 def _check_method(method: str, expected: str) -> None:

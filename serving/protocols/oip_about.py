@@ -13,9 +13,17 @@ from model_store.names import path_name
 from serving.dataplane import DataPlane
 from serving.errors import not_owner, scope_missing
 from serving.ports import Ports, Principal, ServedVersion
+from serving.protocols.oip_classification import is_batched
 
 SERVER = "algomart"
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "generate",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+]
 
 
 class About:
@@ -98,8 +106,7 @@ def _metadata_of(spec: TensorSpec) -> dict[str, Any]:
 
 def model_config(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
     """What Triton's configuration extension needs to know, in its words. With batching, `dims` omit the batch."""
-    tensors = [*manifest.inputs, *manifest.outputs]
-    batched = manifest.batching.dynamic and all(spec.shape and spec.shape[0] == -1 for spec in tensors)
+    batched = is_batched(manifest)
     config: dict[str, Any] = {
         "name": path_name(served.name),
         "platform": "onnxruntime_onnx",

@@ -4,7 +4,7 @@ Binary tensors are views of the body (no copy) where their alignment allows. JSO
 where nothing is lost but precision: text, booleans as numbers, fractions as integers and values out of range are
 refused. NaN and infinities are read as `NaN`, `Infinity`, `-Infinity` (or `null` for NaN) and written as the same
 literals, as Triton does; whoever needs strict JSON asks for binary. BF16 travels as binary only.
-Every failure is a `BadInput`.
+Every failure is a `BadInput`, but what is asked of an extension that is not offered: that is a `NotHere`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ import orjson
 
 from model_store.manifest import OipType
 from model_store.tensors import NUMPY_OF, OIP_OF, Array, object_array
-from serving.errors import binary_required, request_field, request_json, tensor_binary, tensor_data
+from serving.errors import (
+    binary_required,
+    extension_not_offered,
+    request_field,
+    request_json,
+    shared_memory_not_offered,
+    tensor_binary,
+    tensor_data,
+)
 
 MAX_TENSORS = 256
 MAX_DIMENSIONS = 16
@@ -38,7 +46,8 @@ _LENGTH = struct.Struct("<I")
 
 
 class InferRequest(msgspec.Struct, gc=False):
-    """A decoded request. `outputs` None: all; `binary` by output name, `binary_default` for those not named."""
+    """A decoded request. `outputs` None: all; `binary` by output name, `binary_default` for those not named; `classes`:
+    outputs to be answered as so many classifications."""
 
     id: str
     inputs: dict[str, Array]
@@ -46,6 +55,7 @@ class InferRequest(msgspec.Struct, gc=False):
     binary: dict[str, bool]
     binary_default: bool
     timeout_ms: float | None
+    classes: dict[str, int] | None = None
 
 
 class _PlainTensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -103,7 +113,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
         usual = _decode_usual(body)
         if usual is not None:
             return usual
-        document = _loads(body)
+        document = loads(body)
     else:
         if not 0 <= header_length <= len(body):
             raise request_field(
@@ -111,7 +121,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
                 f"须在 0 至请求体长度 {len(body)} 之间",
                 f"must lie between 0 and the body's length, {len(body)}",
             )
-        document = _loads(body[:header_length])
+        document = loads(body[:header_length])
         binary = memoryview(body)[header_length:]
     if type(document) is not dict:
         raise request_field("body", "须为 JSON 对象", "must be a JSON object")
@@ -134,7 +144,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
         parameters = tensor.get("parameters")
         size = None if parameters is None else _binary_size(name, parameters)
         if size is None:
-            arrays[name] = _array_of_json(name, tensor)
+            arrays[name] = array_of_json(name, tensor)
         else:
             if binary is None or at + size > len(binary):
                 raise tensor_binary(name, "超出请求体", "goes beyond the end of the body")
@@ -155,7 +165,8 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
     return request
 
 
-def _loads(content: bytes) -> Any:
+def loads(content: bytes) -> Any:
+    """JSON, with the literals NaN and Infinity. Raises `BadInput` REQUEST_JSON."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -174,9 +185,7 @@ def _binary_size(name: str, parameters: object) -> int | None:
     if type(parameters) is not dict:
         raise request_field(f"{name}.parameters", "须为对象", "must be an object")
     if _SHARED_MEMORY in parameters:
-        raise request_field(
-            f"{name}.parameters.{_SHARED_MEMORY}", "不支持共享内存", "is not supported: send the tensor itself"
-        )
+        raise shared_memory_not_offered(f"{name}.parameters.{_SHARED_MEMORY}")
     size = parameters.get("binary_data_size")
     if size is None:
         return None
@@ -186,7 +195,10 @@ def _binary_size(name: str, parameters: object) -> int | None:
 
 
 def take_parameters(request: InferRequest, parameters: object) -> None:
-    """The request's own parameters, as JSON has them. Raises `BadInput` REQUEST_FIELD."""
+    """The request's own parameters, as JSON has them.
+
+    Raises `BadInput` REQUEST_FIELD, `NotHere` EXTENSION_NOT_OFFERED.
+    """
     if type(parameters) is not dict:
         raise request_field("parameters", "须为对象", "must be an object")
     binary = parameters.get("binary_data_output", False)
@@ -199,10 +211,24 @@ def take_parameters(request: InferRequest, parameters: object) -> None:
             raise request_field("parameters.timeout", "须为非负整数 (微秒)", "must be whole microseconds")
         if timeout:
             request.timeout_ms = min(timeout / 1000, 1e9)
+    for parameter, (zh, en) in _NOT_OFFERED.items():
+        if parameters.get(parameter):
+            raise extension_not_offered(
+                f"parameters.{parameter}", zh, en, "请去掉该参数", "leave this parameter out of the request"
+            )
+
+
+_SEQUENCE = "有状态序列", "stateful sequences of requests"
+_NOT_OFFERED = {
+    "sequence_id": _SEQUENCE,
+    "sequence_start": _SEQUENCE,
+    "sequence_end": _SEQUENCE,
+    "priority": ("请求优先级", "priorities of requests"),
+}
 
 
 def take_outputs(request: InferRequest, outputs: object) -> None:
-    """The requested outputs, as JSON has them. Raises `BadInput` REQUEST_FIELD."""
+    """The requested outputs, as JSON has them. Raises `BadInput` REQUEST_FIELD, `NotHere` EXTENSION_NOT_OFFERED."""
     if type(outputs) is not list or len(outputs) > MAX_TENSORS:
         raise request_field("outputs", f"须为至多 {MAX_TENSORS} 项的列表", f"must be a list of at most {MAX_TENSORS}")
     names: list[str] = []
@@ -218,9 +244,16 @@ def take_outputs(request: InferRequest, outputs: object) -> None:
             continue
         if type(parameters) is not dict:
             raise request_field(f"outputs[{index}].parameters", "须为对象", "must be an object")
-        for foreign in (_SHARED_MEMORY, "classification"):
-            if parameters.get(foreign):
-                raise request_field(f"outputs[{index}].parameters.{foreign}", "不支持该参数", "is not supported here")
+        if parameters.get(_SHARED_MEMORY):
+            raise shared_memory_not_offered(f"outputs[{index}].parameters.{_SHARED_MEMORY}")
+        count = parameters.get("classification")
+        if count is not None:
+            if type(count) is not int or count < 0:
+                raise request_field(
+                    f"outputs[{index}].parameters.classification", "须为非负整数", "must be a non-negative integer"
+                )
+            if count:
+                request.classes = {**(request.classes or {}), name: count}
         binary = parameters.get("binary_data")
         if binary is not None:
             if type(binary) is not bool:
@@ -260,7 +293,8 @@ def dtype_and_shape(name: str, tensor: Mapping[str, Any]) -> tuple[OipType, list
     return cast(OipType, dtype), shape, count
 
 
-def _array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
+def array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
+    """`data`, flat or nested as `shape` says, as `datatype`. Raises `BadInput`: see `decode_request`."""
     dtype, shape, count = dtype_and_shape(name, tensor)
     data = tensor.get("data")
     if dtype == "BF16":
@@ -435,10 +469,7 @@ def encode_response(head: bytes, request: InferRequest, outputs: Mapping[str, Ar
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         elif dtype == "BYTES":
-            tensor["data"] = [
-                item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)
-                for item in array.flat
-            ]
+            tensor["data"] = [text_of(item) for item in array.flat]
         elif dtype == "BF16":
             tensor["data"] = array.astype(np.float32).ravel()
         else:
@@ -463,6 +494,11 @@ def encode_response(head: bytes, request: InferRequest, outputs: Mapping[str, Ar
 def response_head(model: str, version: int) -> bytes:
     """`{"model_name":…,"model_version":…,` for `encode_response`."""
     return orjson.dumps({"model_name": model, "model_version": str(version)})[:-1] + b","
+
+
+def text_of(item: object) -> str:
+    """An element of a BYTES tensor as JSON can hold it."""
+    return item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)
 
 
 def _with_literals(tensors: list[dict[str, Any]]) -> bytes:

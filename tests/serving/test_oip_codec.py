@@ -113,8 +113,8 @@ def test_nan_and_infinity_are_read_from_literals_and_null() -> None:
         (body([1, 2], parameters={"timeout": "soon"}), "REQUEST_FIELD"),
         (body([1, 2], outputs={}), "REQUEST_FIELD"),
         (body([1, 2], outputs=[{"name": "y"}, {"name": "y"}]), "REQUEST_FIELD"),
-        (body([1, 2], outputs=[{"name": "y", "parameters": {"classification": 3}}]), "REQUEST_FIELD"),
-        (body([1, 2], outputs=[{"name": "y", "parameters": {"shared_memory_region": "r"}}]), "REQUEST_FIELD"),
+        (body([1, 2], outputs=[{"name": "y", "parameters": {"classification": -3}}]), "REQUEST_FIELD"),
+        (body([1, 2], outputs=[{"name": "y", "parameters": {"classification": True}}]), "REQUEST_FIELD"),
     ],
 )
 def test_what_is_not_well_formed_is_a_clear_400(content: bytes, code: str) -> None:

@@ -1,0 +1,56 @@
+"""Triton's extensions that are not offered here, recognised so that the refusal says so and what to do instead."""
+
+from __future__ import annotations
+
+import orjson
+
+from model_store.errors import NotHere
+from serving.errors import extension_not_offered, request_field, request_json, shared_memory_not_offered
+
+
+def not_offered_at(path: str) -> NotHere | None:
+    """The refusal where a path under `/v2` belongs to such an extension; None for any other path."""
+    parts = path.split("/")[2:]
+    if parts[:1] in (["systemsharedmemory"], ["cudasharedmemory"]):
+        return shared_memory_not_offered("path")
+    if parts[-2:] == ["trace", "setting"]:
+        return extension_not_offered(
+            "path",
+            "跟踪设置",
+            "trace settings",
+            "请使用应答中的 X-Request-Id 与 GET /api/v1/usage/{usage_id} 追踪一次调用",
+            "follow a call by its X-Request-Id, and by GET /api/v1/usage/{usage_id}",
+        )
+    if parts == ["logging"]:
+        return extension_not_offered(
+            "path",
+            "远程日志设置",
+            "log settings over HTTP",
+            "请在启动时设置 ALGOMART_LOG_LEVEL",
+            "set ALGOMART_LOG_LEVEL at start",
+        )
+    return None
+
+
+def check_load_body(body: bytes) -> None:
+    """A load may carry nothing that would change the model: bundles are immutable.
+
+    Raises `NotHere` EXTENSION_NOT_OFFERED, `BadInput` REQUEST_JSON, REQUEST_FIELD.
+    """
+    if not body.strip():
+        return
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise request_json(str(error)) from error
+    parameters = asked.get("parameters", {}) if isinstance(asked, dict) else None
+    if not isinstance(parameters, dict):
+        raise request_field("body", "须为 JSON 对象", "must be a JSON object, and `parameters` in it too")
+    if parameters:
+        raise extension_not_offered(
+            f"parameters.{next(iter(parameters))}",
+            "加载时改变配置或文件",
+            "a change of configuration or files at loading",
+            "请发布新版本",
+            "publish a new version",
+        )
