@@ -1,11 +1,13 @@
 """The documentation, run: every block of its pages against a live market, every link, every table.
 
-In README*.md, docs/quickstart-*.md, docs/http-api.md and docs/configuration.md a block fenced `sh` or `python` is run,
-in the order of the page, in one folder a page. Exported variables last to the page's end. Three things differ:
+In README*.md, docs/quickstart-*.md, docs/http-api.md, docs/grpc.md and docs/configuration.md a block fenced `sh` or
+`python` is run, in the order of the page, in one folder a page. Exported variables last to the page's end. Three things
+differ:
 
 - a block under the line `<!-- not run: REASON -->` is not run;
 - a block fenced `sh refused CODE` has to fail and to say CODE;
-- `http://127.0.0.1:8000` stands for the test's market, and `.algomart` for its folder.
+- `http://127.0.0.1:8000` stands for the test's market, `127.0.0.1:8001` for its gRPC port, and `.algomart` for its
+  folder.
 
 Every other fence (`text`, `json`, …) shows what was printed, or a file, and is not run.
 """
@@ -30,6 +32,7 @@ PAGES = [
     *sorted(ROOT.glob("README*.md")),
     *sorted((ROOT / "docs").glob("quickstart-*.md")),
     ROOT / "docs" / "http-api.md",
+    ROOT / "docs" / "grpc.md",
     ROOT / "docs" / "configuration.md",
 ]
 FENCE = re.compile(r"^(?P<skip><!-- not run: .+ -->\n)?```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -61,6 +64,7 @@ def run(
     block: Block, folder: Path, market: LiveMarket, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     text = block.text.replace("http://127.0.0.1:8000", market.url)
+    text = text.replace("127.0.0.1:8001", f"127.0.0.1:{market.grpc_port}")
     if block.language == "python":
         script = folder / "block.py"
         script.write_text(text, encoding="utf-8")
