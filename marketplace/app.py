@@ -15,7 +15,7 @@ from ulid import ULID
 
 from marketplace.body_limit import BodyLimit
 from marketplace.catalogue import api as catalogue_api
-from marketplace.catalogue import publishing_api
+from marketplace.catalogue import publishing_api, rollouts_api
 from marketplace.errors import add_error_handlers
 from marketplace.keys import api as keys_api
 from marketplace.ledger import api as ledger_api
@@ -112,6 +112,6 @@ class RequestIds:
 
 
 def _routers() -> list[APIRouter]:
-    shop = [organisations_api, keys_api, catalogue_api, publishing_api, review_api]
+    shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
     money = [vouchers_api, usage_api, ledger_api]
     return [module.router for module in (*shop, *money)]

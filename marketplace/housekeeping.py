@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from sqlmodel import select
 
-from marketplace.catalogue.tables import PriceVersion
+from marketplace.catalogue.rollouts import decide_rollback, roll_back
+from marketplace.catalogue.tables import Listing, PriceVersion, Rollout
 from marketplace.choosing.samples import purge_expired
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading, transaction
@@ -40,7 +41,7 @@ class Housekeeping:
 
     def go_round(self) -> None:
         """One round, each step by itself."""
-        steps: list[Callable[[], None]] = [self._vouchers, self._samples, self._prices, self._replay]
+        steps: list[Callable[[], None]] = [self._rollouts, self._vouchers, self._samples, self._prices, self._replay]
         for step in steps:
             try:
                 step()
@@ -50,6 +51,26 @@ class Housekeeping:
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL_S):
             self.go_round()
+
+    def _rollouts(self) -> None:
+        """Take back every canary that breaks too often."""
+        plane = self._market.dataplane
+        if plane is None:
+            return
+        with reading(self._market.engine) as session:
+            active = [
+                (session.get_one(Listing, row.listing_id), row)
+                for row in session.exec(select(Rollout).where(Rollout.state == "active"))
+            ]
+        for listing, row in active:
+            tallies = self._market.rollouts.tallies(plane, listing, row)
+            canary = tallies.get(row.canary or 0)
+            if canary is None or not decide_rollback(tallies[row.stable], canary, row.max_failure_percent):
+                continue
+            with transaction(self._market.engine) as session:
+                roll_back(session, session.get_one(Listing, listing.id), session.get_one(Rollout, listing.id), canary)
+            self._market.catalogue_changed(listing.id)
+            _log.warning("the canary of %s was taken back", listing.name)
 
     def _vouchers(self) -> None:
         with transaction(self._market.engine) as session:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from marketplace.catalogue.documents import load_documents
+from marketplace.catalogue.rollouts import RolloutWatch
 from marketplace.catalogue.search import SearchIndex
 from marketplace.catalogue.source import CatalogueSource
 from marketplace.catalogue.tables import ModelVersion
@@ -61,6 +62,7 @@ class Market:
     ports: Ports | None = None
     mlflow: MlflowChild | None = None  # None where a foreign MLflow is used
     registry_settled: threading.Event = field(default_factory=_set)  # what a crash left half-published is settled
+    rollouts: RolloutWatch = field(default_factory=RolloutWatch)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def catalogue_changed(self, listing_id: str | None = None) -> None:

@@ -39,6 +39,7 @@ from serving.metering import PriceLine, rate_usage
 from serving.ports import KeyLimits, Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
 from serving.settings import ServingSettings
+from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
 from serving.statistics import Statistics
 
@@ -66,6 +67,7 @@ class DataPlane:
         self.statistics = Statistics()
         self.loop_lag = LoopLag()
         self.drift = DriftBook()
+        self.shadows = ShadowBook(self)
         self.residency = Residency(self.settings)
         self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
         self._restored: asyncio.Task[None] | None = None
@@ -113,6 +115,7 @@ class DataPlane:
         self.loop_lag.stop()
         if self._restored is not None:
             await asyncio.wait([self._restored])
+        await self.shadows.close()
         await self.queue.close()
         await self.worker_queue.close()
         await self.residency.close()
@@ -221,6 +224,8 @@ class DataPlane:
         except BaseException:
             call.undo()
             raise
+        if call.served.shadow is not None:
+            self.shadows.offer(call.served, call.inputs, call.outputs, results, call.rows, compute_ms)
         return Inference(results, call.usage_id, call.amount, call.held.kind, 0.0, compute_ms, call.rows)
 
     async def infer(
@@ -312,13 +317,15 @@ class DataPlane:
             left_ms = limit_ms - (time.monotonic() - arrived) * 1000
             queue = self.queue if resident.graph is not None else self.worker_queue
             job = queue.submit(resident, inputs, outputs, call.rows, left_ms)
-        except BaseException:
-            self._drop(call, resident)
+        except BaseException as error:
+            self._drop(call, resident, error)
             raise
         answer: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
         loaded = resident
         elements = sum(array.size for array in inputs.values())
         job.done.add_done_callback(lambda done: self._conclude(call, loaded, elements, done, answer))
+        if call.served.shadow is not None:
+            job.done.add_done_callback(lambda done: self._offer_shadow(call, inputs, outputs, done))
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
@@ -327,12 +334,21 @@ class DataPlane:
                 job.done.cancel()  # dropped before it runs; what has started is finished and billed
             raise
 
-    def _drop(self, call: Call, resident: Resident | None) -> None:
+    def _drop(self, call: Call, resident: Resident | None, error: BaseException) -> None:
         if resident is not None:
             self.residency.release(resident)
-        self._fail(call)
+        self._fail(call, error)
 
-    def _fail(self, call: Call) -> None:
+    def _offer_shadow(
+        self, call: Call, inputs: dict[str, Array], outputs: list[str] | None, done: asyncio.Future[Ran]
+    ) -> None:
+        if not done.cancelled() and done.exception() is None:
+            ran = done.result()
+            self.shadows.offer(call.served, inputs, outputs, ran.outputs, call.rows, ran.compute_ms)
+
+    def _fail(self, call: Call, error: BaseException | None) -> None:
+        if isinstance(error, Refusal):
+            call.statistics.count_broken(error.code)
         if call.reserved is None and call.entry is not None and not call.entry.billed:
             self.idempotency.finish(call.key, call.entry, None)
         call.fail(self.idempotency)
@@ -350,15 +366,15 @@ class DataPlane:
         failure: BaseException | None = None
         inference: Inference | None = None
         if done.cancelled():
-            self._fail(call)
+            self._fail(call, None)
             failure = shutting_down()
         else:
             failure = done.exception()
             if failure is not None:
-                self._fail(call)
                 if not isinstance(failure, Refusal):
                     _log.error("a run broke", exc_info=failure)
                     failure = internal_error()
+                self._fail(call, failure)
             else:
                 ran = done.result()
                 resident.cost.record(elements, ran.batch_cpu_ms, shared=ran.batch_rows != call.rows)

@@ -49,6 +49,7 @@ class ServedVersion:
     trusted: bool  # listed after review: runs in process; else in the memory-limited worker
     owner: str  # organisation id
     pinned: bool = False
+    shadow: ServedVersion | None = None  # gets the same inputs, unanswered and unpaid
 
 
 class Admission(Protocol):

@@ -7,6 +7,7 @@ from math import ceil
 
 import msgspec
 
+from model_store.errors import Refusal
 from model_store.runtime import check_output_bytes
 from model_store.tensors import Array
 from serving.digests import mint_usage_id
@@ -83,8 +84,10 @@ def run_now(call: SmallCall, max_output_bytes: int) -> dict[str, Array]:
             size += array.nbytes
         if size > max_output_bytes:
             check_output_bytes(results, max_output_bytes)
-    except BaseException:
+    except BaseException as error:
         call.undo()
+        if isinstance(error, Refusal):
+            call.statistics.count_broken(error.code)
         raise
     compute_ms = (time.perf_counter() - started) * 1000
     call.charge(compute_ms)

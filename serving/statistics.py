@@ -6,6 +6,11 @@ import time
 from bisect import bisect_left
 from typing import Any
 
+# A caller's values can make a sound graph fail too; so rates are compared between versions, not taken by themselves.
+BROKEN_CODES = frozenset({
+    "MODEL_RUN_FAILED", "MODEL_LOAD_FAILED", "MODEL_OUT_OF_MEMORY", "BUNDLE_UNREADABLE", "INTERNAL_ERROR",
+    "WORKER_OUT_OF_MEMORY", "WORKER_KILLED",
+})  # fmt: skip
 BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 10_000.0)
 
 
@@ -13,8 +18,8 @@ class VersionStatistics:
     """Counts and nanoseconds of one version; successes and failures apart. Updated on the event loop only."""
 
     __slots__ = (
-        "buckets", "compute_ns", "executions", "failed", "failed_ns", "label", "last_ms", "name", "queue_ns", "rows",
-        "succeeded", "total_ns", "version",
+        "broken", "buckets", "compute_ns", "executions", "failed", "failed_ns", "label", "last_ms", "name", "queue_ns",
+        "rows", "succeeded", "total_ns", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, version: int) -> None:
@@ -23,6 +28,7 @@ class VersionStatistics:
         self.succeeded = self.failed = self.executions = self.rows = 0
         self.total_ns = self.failed_ns = self.queue_ns = self.compute_ns = 0
         self.last_ms = 0
+        self.broken = 0  # of the failed, those whose graph could not be loaded or run
         self.buckets = [0] * (len(BUCKETS_MS) + 1)
 
     def success(self, rows: int, total_ms: float, queue_ms: float, compute_ms: float, at_ms: int) -> None:
@@ -48,6 +54,11 @@ class VersionStatistics:
     def failure(self, total_ms: float) -> None:
         self.failed += 1
         self.failed_ns += int(total_ms * 1e6)
+
+    def count_broken(self, code: str) -> None:
+        """A failed call was refused with this code; count it where the version is at fault rather than the call."""
+        if code in BROKEN_CODES:
+            self.broken += 1
 
     def as_triton(self) -> dict[str, Any]:
         """One entry of `model_stats`, in the statistics extension's own names."""

@@ -8,15 +8,16 @@ organisation. Retired and withdrawn versions are gone.
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Engine
 from sqlmodel import select
 
-from marketplace.catalogue.tables import Alias, Listing, ModelVersion
+from marketplace.catalogue.tables import Alias, Listing, ModelVersion, Rollout
 from marketplace.db import reading
 from model_store.errors import NotFound, Refusal
 from model_store.names import path_name
@@ -25,6 +26,20 @@ from serving.ports import Principal, ServedVersion
 RUNNABLE_STATES = ("inspected", "in_review", "listed")
 _log = logging.getLogger("algomart.catalogue")
 Materialise = Callable[[ModelVersion], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How calls of the bare name are shared: `canary` gets `share` of them; the stable one may carry a shadow."""
+
+    stable: ServedVersion
+    canary: ServedVersion | None
+    share: float
+
+    def pick(self) -> ServedVersion:
+        if self.canary is not None and random.random() < self.share:  # noqa: S311 - a share, no secret
+            return self.canary
+        return self.stable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,7 @@ class Entry:
     private: bool
     versions: dict[int, tuple[str, ServedVersion]] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
+    split: Split | None = None
     newest_listed: ServedVersion | None = field(init=False)  # what all who may see the listing get by its bare name
 
     def __post_init__(self) -> None:
@@ -53,7 +69,10 @@ class Entry:
         return state == "listed" or (principal.role == "operator" and state == "in_review")
 
     def latest_for(self, principal: Principal) -> ServedVersion | None:
-        """The newest listed version; only where none is listed, the newest that this caller may run."""
+        """By the rollout where there is one, else the newest listed version; only where none is listed, the newest that
+        this caller may run."""
+        if self.split is not None and (not self.private or principal.organisation == self.owner):
+            return self.split.pick()
         if self.newest_listed is not None:
             return self.newest_listed if not self.private or principal.organisation == self.owner else None
         seen = [number for number in self.versions if self.seen_by(principal, number)]
@@ -89,6 +108,11 @@ class CatalogueSource:
             raise model_not_found(name, selector)
         return served
 
+    def split(self, name: str) -> Split | None:
+        """How calls of this bare name are shared just now; None where no rollout is under way."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.split
+
     def visible(self, principal: Principal) -> Sequence[ServedVersion]:
         """Every latest version that the caller may run, ordered by name."""
         seen = (entry.latest_for(principal) for name, entry in self._entries.items() if name == entry.name)
@@ -112,14 +136,16 @@ class CatalogueSource:
                 names[entry.listing_id] = entry.name
             self._entries, self._names = changed, names
 
-    def _read(self, listing_id: str | None) -> list[tuple[Listing, list[ModelVersion], list[Alias]]]:
+    def _read(self, listing_id: str | None) -> list[tuple[Listing, list[ModelVersion], list[Alias], Rollout | None]]:
         listings = select(Listing).where(Listing.status.not_in(("retired", "withdrawn")))  # type: ignore[attr-defined]
         versions = select(ModelVersion).where(ModelVersion.state.in_(RUNNABLE_STATES))  # type: ignore[attr-defined]
         aliases = select(Alias)
+        rollouts = select(Rollout)
         if listing_id is not None:
             listings = listings.where(Listing.id == listing_id)
             versions = versions.where(ModelVersion.listing_id == listing_id)
             aliases = aliases.where(Alias.listing_id == listing_id)
+            rollouts = rollouts.where(Rollout.listing_id == listing_id)
         versions_of: dict[str, list[ModelVersion]] = {}
         aliases_of: dict[str, list[Alias]] = {}
         with reading(self._engine) as session:
@@ -127,10 +153,13 @@ class CatalogueSource:
                 versions_of.setdefault(version.listing_id, []).append(version)
             for alias in session.exec(aliases):
                 aliases_of.setdefault(alias.listing_id, []).append(alias)
+            rollout_of = {rollout.listing_id: rollout for rollout in session.exec(rollouts)}
             rows = list(session.exec(listings))
-        return [(row, versions_of.get(row.id, []), aliases_of.get(row.id, [])) for row in rows]
+        return [(row, versions_of.get(row.id, []), aliases_of.get(row.id, []), rollout_of.get(row.id)) for row in rows]
 
-    def _entry_of(self, listing: Listing, versions: list[ModelVersion], aliases: list[Alias]) -> Entry:
+    def _entry_of(
+        self, listing: Listing, versions: list[ModelVersion], aliases: list[Alias], rollout: Rollout | None
+    ) -> Entry:
         served = {}
         for version in versions:
             try:
@@ -158,7 +187,22 @@ class CatalogueSource:
             private=listing.visibility == "private",
             versions=served,
             aliases={alias.alias: alias.number for alias in aliases},
+            split=None if rollout is None else split_of(rollout, {n: each for n, (_, each) in served.items()}),
         )
+
+
+def split_of(rollout: Rollout, versions: dict[int, ServedVersion]) -> Split | None:
+    """The rollout over the versions that are there; None where its stable one is not (withdrawn meanwhile).
+
+    A canary that was taken back gets no calls, and the stable version keeps them all until the vendor ends the rollout.
+    """
+    stable = versions.get(rollout.stable)
+    if stable is None:
+        return None
+    shadow = versions.get(rollout.shadow) if rollout.shadow is not None else None
+    taken_back = rollout.canary is None or rollout.state == "rolled_back"
+    canary = None if taken_back else versions.get(rollout.canary or 0)
+    return Split(replace(stable, shadow=shadow), canary, rollout.canary_percent / 100)
 
 
 def model_not_found(name: str, selector: str | None = None) -> Refusal:

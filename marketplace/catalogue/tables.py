@@ -81,6 +81,20 @@ class Alias(SQLModel, table=True):
     number: int
 
 
+class Rollout(SQLModel, table=True):
+    """How calls of a listing's bare name are shared among its versions. One row a listing; gone when it has ended."""
+
+    __tablename__ = "rollout"
+    listing_id: str = Field(primary_key=True, foreign_key="listing.id")
+    stable: int
+    canary: int | None = None
+    canary_percent: int = 0
+    shadow: int | None = None
+    max_failure_percent: int = 5
+    state: str = "active"  # active | rolled_back
+    started_at_ms: int = Field(default_factory=now_ms)
+
+
 class PriceVersion(SQLModel, table=True):
     """A price from an instant on; never updated. `use`: for calling this listing; `derivative`: its derivatives."""
 

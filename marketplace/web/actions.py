@@ -22,6 +22,7 @@ from starlette.responses import RedirectResponse, Response
 
 from marketplace.access import check_same_site, market_of
 from marketplace.catalogue import api as catalogue
+from marketplace.catalogue import rollouts_api as rollouts
 from marketplace.keys import api as keys
 from marketplace.market import Market
 from marketplace.organisations import api as organisations
@@ -81,6 +82,12 @@ ACTIONS = {
     "submit-version": Action(catalogue.submit, "/vendor/models/{vendor}/{name}"),
     "withdraw-version": Action(catalogue.withdraw, "/vendor/models/{vendor}/{name}",
                                ask=("下架该版本? 新调用将被拒绝。", "Withdraw this version? New calls are refused.")),
+    "set-rollout": Action(rollouts.put_rollout, "/vendor/models/{vendor}/{name}",
+                          ask=("按此分配调用? 对之后的调用立即生效。",
+                               "Share the calls like this? It holds from the next call on.")),
+    "end-rollout": Action(rollouts.delete_rollout, "/vendor/models/{vendor}/{name}",
+                          ask=("结束灰度? 之后的调用全部使用最新上架的版本。",
+                               "End the rollout? Every call goes to the newest listed version.")),
     "set-price": Action(catalogue.post_price, "/vendor/models/{vendor}/{name}",
                         ask=("发布新价格? 对之后的调用生效。", "Publish this price? It holds for calls from then on.")),
     "approve-review": Action(reviews.approve, "/city"),

@@ -14,6 +14,7 @@ from marketplace.access import Actor, check_same_site, market_of, require
 from marketplace.catalogue import api as catalogue
 from marketplace.catalogue import publishing_api as publishing
 from marketplace.catalogue.listings import find_version, own_listing
+from marketplace.catalogue.rollouts_api import rollout_of
 from marketplace.catalogue.tables import Listing
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading
@@ -100,4 +101,5 @@ def own_model(
             version["version"]: written(find_version(session, listing, version["version"], actor).inspection)
             for version in detail["versions"]
         }
-    return page(request, "vendor_model.html", model=detail, reports=reports, vendor=vendor, name=name)
+        rollout = rollout_of(session, market, listing)
+    return page(request, "vendor_model.html", model=detail, reports=reports, vendor=vendor, name=name, rollout=rollout)

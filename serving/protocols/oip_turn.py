@@ -174,13 +174,21 @@ class Turn:
             call.usage_id = ids[index]
             call.charge(row_ms * call.rows)
             records.append(call.record(digest_of_arrays(own)))
+            if call.served.shadow is not None:
+                self._dataplane.shadows.offer(
+                    call.served, call.inputs, call.outputs, own, call.rows, row_ms * call.rows
+                )
 
     def _run_alone(self, answer: Answer, records: list[UsageRecord]) -> None:
         call = answer.call
         assert call is not None
         assert answer.request is not None
         try:
+            started = time.perf_counter()
             results = run_now(call, self._dataplane.settings.max_output_bytes)
+            if call.served.shadow is not None:
+                own_ms = (time.perf_counter() - started) * 1000
+                self._dataplane.shadows.offer(call.served, call.inputs, call.outputs, results, call.rows, own_ms)
             records.append(call.record(digest_of_arrays(results)))
             answer.content, answer.json_length = encode_response(answer.head, answer.request, results)
         except Refusal as refusal:

@@ -1,0 +1,168 @@
+"""Versions in traffic: a canary takes a share of the calls of the bare name, a shadow runs beside them unpaid.
+
+A canary that breaks too often, and more often than the stable version beside it, is taken back by the market itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session
+
+from marketplace.catalogue.tables import Listing, ModelVersion, Rollout
+from marketplace.clock import now_ms
+from marketplace.organisations import audit, notices
+from model_store.errors import BadInput, Conflict, NotFound
+from serving.dataplane import DataPlane
+from serving.statistics import VersionStatistics
+
+FEWEST_CALLS = 20  # of the canary, before it is judged
+WORSE = 2.0  # a canary breaks at least this many times as often as the stable version
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Calls of one version since the rollout began: answered, and broken by the version's own fault."""
+
+    answered: int
+    broken: int
+
+    @property
+    def rate(self) -> float:
+        calls = self.answered + self.broken
+        return self.broken / calls if calls else 0.0
+
+
+def decide_rollback(stable: Tally, canary: Tally, max_failure_percent: int) -> bool:
+    """Whether a canary goes back: enough calls, too many of them broken, and clearly more than beside it. Pure."""
+    enough = canary.answered + canary.broken >= FEWEST_CALLS
+    too_often = canary.rate * 100 >= max_failure_percent and canary.broken > 0
+    return enough and too_often and canary.rate >= WORSE * stable.rate
+
+
+def set_rollout(
+    session: Session,
+    listing: Listing,
+    versions: dict[int, ModelVersion],
+    *,
+    stable: int,
+    canary: int | None,
+    canary_percent: int,
+    shadow: int | None,
+    max_failure_percent: int,
+    actor: str,
+) -> Rollout:
+    """Begin, or replace, the listing's rollout. `versions`: the listing's own, by number.
+
+    Raises `BadInput` ROLLOUT_INVALID, `Conflict` VERSION_NOT_CALLABLE, `NotFound` VERSION_NOT_FOUND.
+    """
+    named = [number for number in (stable, canary, shadow) if number is not None]
+    alone, twice = len(named) == 1, len(set(named)) != len(named)
+    if alone or twice or (canary is None) != (canary_percent == 0):
+        raise BadInput(
+            "ROLLOUT_INVALID",
+            zh="灰度需要一个稳定版本, 以及另一个灰度版本 (比例 1 至 100) 或影子版本; 三者不能相同",
+            en="a rollout has a stable version and another as canary (1 to 100 percent) or as shadow",
+            remedy_zh="请检查 stable、canary、canary_percent 与 shadow",
+            remedy_en="check stable, canary, canary_percent and shadow",
+            field="canary",
+        )
+    lawful = ("listed",) if listing.visibility == "public" else ("inspected", "listed")
+    for number in named:
+        version = versions.get(number)
+        if version is None:
+            raise NotFound(
+                "VERSION_NOT_FOUND",
+                zh=f"“{listing.name}”没有版本 {number}",
+                en=f"{listing.name} has no version {number}",
+                remedy_zh="请在模型页查看现有版本",
+                remedy_en="see the model's page for the versions there are",
+                field="version",
+            )
+        if version.state not in lawful:
+            raise Conflict(
+                "VERSION_NOT_CALLABLE",
+                zh=f"版本 {number} 处于“{version.state}”状态, 不能参与灰度",
+                en=f"version {number} is {version.state}; a rollout needs versions that callers may run",
+                remedy_zh="请先上架该版本",
+                remedy_en="have it listed first",
+                field="version",
+            )
+    row = session.get(Rollout, listing.id) or Rollout(listing_id=listing.id, stable=stable)
+    row.stable, row.canary, row.canary_percent, row.shadow = stable, canary, canary_percent, shadow
+    row.max_failure_percent, row.state, row.started_at_ms = max_failure_percent, "active", now_ms()
+    session.add(row)
+    _record(session, listing, "rollout.set", actor, stable=stable, canary=canary, percent=canary_percent, shadow=shadow)
+    return row
+
+
+def end_rollout(session: Session, listing: Listing, *, actor: str) -> None:
+    """Calls of the bare name get the newest listed version again; `NotFound` ROLLOUT_NOT_FOUND."""
+    row = session.get(Rollout, listing.id)
+    if row is None:
+        raise NotFound(
+            "ROLLOUT_NOT_FOUND",
+            zh=f"“{listing.name}”没有进行中的灰度",
+            en=f"{listing.name} has no rollout",
+            remedy_zh="无需操作",
+            remedy_en="there is nothing to end",
+        )
+    session.delete(row)
+    _record(session, listing, "rollout.end", actor)
+
+
+def roll_back(session: Session, listing: Listing, row: Rollout, canary: Tally) -> None:
+    """The market takes a canary back: the stable version gets every call again, and the vendor is told."""
+    row.state = "rolled_back"
+    session.add(row)
+    _record(session, listing, "rollout.roll_back", "system", canary=row.canary, broken=canary.broken)
+    notices.notify(
+        session,
+        listing.organisation_id,
+        "CANARY_ROLLED_BACK",
+        zh=f"{listing.name} 的灰度版本 {row.canary} 出错率 {canary.rate:.0%}, 已自动退回版本 {row.stable}",
+        en=f"the canary {row.canary} of {listing.name} broke in {canary.rate:.0%} of its calls; "
+        f"version {row.stable} has all calls again",
+        link=f"/vendor/models/{listing.name}",
+    )
+
+
+class RolloutWatch:
+    """What each version has done since its rollout began, from the node's own counters."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, tuple[int, dict[int, Tally]]] = {}
+
+    def tallies(self, plane: DataPlane, listing: Listing, row: Rollout) -> dict[int, Tally]:
+        """By version number. Counters from before the rollout (or before this node began to look) are left out."""
+        numbers = [number for number in (row.stable, row.canary) if number is not None]
+        now = {number: _tally(plane.statistics.of(listing.name, number)) for number in numbers}
+        known = self._began.get(listing.id)
+        if known is None or known[0] != row.started_at_ms:
+            known = self._began[listing.id] = (row.started_at_ms, now)
+        before = known[1]
+        return {
+            number: Tally(each.answered - before[number].answered, each.broken - before[number].broken)
+            for number, each in now.items()
+        }
+
+
+def rollout_view(row: Rollout, tallies: dict[int, Tally], shadow: dict[str, Any] | None) -> dict[str, Any]:
+    """A rollout with what has come of it so far, as the API answers it."""
+    fields = ("stable", "canary", "canary_percent", "shadow", "max_failure_percent", "state", "started_at_ms")
+    measured = {
+        str(number): {"answered": each.answered, "broken": each.broken, "broken_share": round(each.rate, 4)}
+        for number, each in tallies.items()
+    }
+    return {name: getattr(row, name) for name in fields} | {"calls": measured, "comparison": shadow}
+
+
+def _tally(statistics: VersionStatistics) -> Tally:
+    return Tally(statistics.succeeded, statistics.broken)
+
+
+def _record(session: Session, listing: Listing, action: str, actor: str, **details: int | None) -> None:
+    audit.record(
+        session, actor=actor, organisation_id=listing.organisation_id, action=action, subject=listing.name, **details
+    )

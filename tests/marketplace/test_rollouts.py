@@ -1,0 +1,177 @@
+"""Versions in traffic: a canary's share, a shadow's comparison, and the canary that goes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketplace.catalogue.rollouts import FEWEST_CALLS, Tally, decide_rollback
+from marketplace.catalogue.tables import Rollout
+from marketplace.db import reading, transaction
+from marketplace.housekeeping import Housekeeping
+from marketplace.keys.service import create_key
+from marketplace.market import Market
+from model_store.errors import Refusal
+from serving.dataplane import DataPlane
+from tests.marketplace.shelf import add_listing, add_organisation, add_version
+from tests.serving.parts import FACTORY, bundle, double, rows, running_node, until
+from tests.serving.test_shadow import broken, scaled
+
+ROLLOUT = "/api/v1/models/acme/wheel/rollout"
+
+
+@pytest.fixture
+def key(market: Market, tmp_path: Path) -> dict[str, str]:
+    """The vendor's key. `acme/wheel`: 1 doubles, 2 does so too, 3 breaks on every call, 4 is not listed."""
+    with transaction(market.engine) as session:
+        acme = add_organisation(session, "acme")
+        stranger = add_organisation(session, "other")
+        listing = add_listing(session, "acme/wheel")
+        for number, graph in ((1, double()), (2, scaled(2)), (3, broken())):
+            folder = tmp_path / "made" / str(number)
+            digest = bundle(folder, "acme/wheel", graph).digest
+            (tmp_path / "bundles").mkdir(exist_ok=True)
+            folder.rename(tmp_path / "bundles" / digest)
+            add_version(session, listing, number, digest=digest)
+        add_version(session, listing, 4, state="in_review", digest="none")
+        keys = {
+            slug: create_key(session, organisation, name="k", scopes=["publish"], actor="t")[1]
+            for slug, organisation in (("acme", acme), ("other", stranger))
+        }
+    market.catalogue_changed()
+    return {slug: f"Bearer {secret}" for slug, secret in keys.items()}
+
+
+def put(client: TestClient, key: dict[str, str], **body: Any) -> Any:
+    return client.put(ROLLOUT, json=body, headers={"Authorization": key["acme"]})
+
+
+def served(market: Market, times: int = 400) -> Counter[int]:
+    return Counter(market.bundles.resolve("acme/wheel", None, FACTORY).version for _ in range(times))
+
+
+def test_calls_of_the_bare_name_are_shared_and_a_named_version_is_left_alone(
+    market: Market, client: TestClient, key: dict[str, str]
+) -> None:
+    assert set(served(market)) == {3}  # the newest listed
+    answer = put(client, key, stable=1, canary=2, canary_percent=25)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["rollout"]["state"] == "active"
+    shares = served(market, 2000)
+    assert set(shares) == {1, 2}
+    assert 350 < shares[2] < 650  # a quarter, ten standard deviations either way
+    assert market.bundles.resolve("acme/wheel", "3", FACTORY).version == 3
+    assert client.delete(ROLLOUT, headers={"Authorization": key["acme"]}).status_code == 200
+    assert set(served(market)) == {3}
+    assert client.get(ROLLOUT, headers={"Authorization": key["acme"]}).json()["rollout"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"stable": 1}, 400, "ROLLOUT_INVALID"),
+        ({"stable": 1, "canary": 1, "canary_percent": 5}, 400, "ROLLOUT_INVALID"),
+        ({"stable": 1, "canary": 2}, 400, "ROLLOUT_INVALID"),
+        ({"stable": 1, "shadow": 2, "canary_percent": 5}, 400, "ROLLOUT_INVALID"),
+        ({"stable": 1, "canary": 2, "canary_percent": 101}, 400, "REQUEST_INVALID"),
+        ({"stable": 1, "canary": 9, "canary_percent": 5}, 404, "VERSION_NOT_FOUND"),
+        ({"stable": 1, "shadow": 4}, 409, "VERSION_NOT_CALLABLE"),
+    ],
+)
+def test_a_rollout_that_makes_no_sense_is_refused_and_changes_nothing(
+    market: Market, client: TestClient, key: dict[str, str], body: dict[str, Any], status: int, code: str
+) -> None:
+    answer = put(client, key, **body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert set(served(market)) == {3}
+
+
+def test_a_rollout_is_the_vendor_s_own_affair(client: TestClient, key: dict[str, str]) -> None:
+    headers = {"Authorization": key["other"]}
+    for answer in (
+        client.put(ROLLOUT, json={"stable": 1, "shadow": 2}, headers=headers),
+        client.get(ROLLOUT, headers=headers),
+        client.delete(ROLLOUT, headers=headers),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "NOT_YOUR_MODEL")
+
+
+def test_a_withdrawn_version_leaves_the_traffic(market: Market, client: TestClient, key: dict[str, str]) -> None:
+    assert put(client, key, stable=1, canary=2, canary_percent=50).status_code == 200
+    headers = {"Authorization": key["acme"]}
+    assert client.post("/api/v1/models/acme/wheel/versions/2/withdraw", headers=headers).status_code == 200
+    assert set(served(market)) == {1}
+    assert client.post("/api/v1/models/acme/wheel/versions/1/withdraw", headers=headers).status_code == 200
+    assert set(served(market)) == {3}
+
+
+async def call(market: Market, plane: DataPlane, times: int) -> None:
+    for seed in range(times):
+        with contextlib.suppress(Refusal):
+            await plane.infer(FACTORY, market.bundles.resolve("acme/wheel", None, FACTORY), {"x": rows(2, seed=seed)})
+
+
+async def test_a_canary_that_breaks_is_taken_back_and_the_vendor_is_told(
+    market: Market, client: TestClient, key: dict[str, str], tmp_path: Path
+) -> None:
+    async with running_node(tmp_path / "node") as node:
+        market.dataplane = node.dataplane
+        assert put(client, key, stable=1, canary=3, canary_percent=50).status_code == 200
+        await call(market, node.dataplane, 10)
+        await asyncio.to_thread(Housekeeping(market).go_round)
+        assert set(served(market)) == {1, 3}  # too few calls to judge by
+        await call(market, node.dataplane, 120)
+        await asyncio.to_thread(Housekeeping(market).go_round)
+        assert set(served(market)) == {1}
+        headers = {"Authorization": key["acme"]}
+        view = client.get(ROLLOUT, headers=headers).json()["rollout"]
+        assert view["state"] == "rolled_back"
+        assert view["calls"]["1"]["broken"] == 0
+        assert view["calls"]["3"]["broken_share"] == 1
+        notices = client.get("/api/v1/notices", headers=headers).json()["items"]
+        assert [notice["code"] for notice in notices] == ["CANARY_ROLLED_BACK"]
+        with reading(market.engine) as session:
+            assert session.get_one(Rollout, "lst_acme/wheel").state == "rolled_back"
+
+
+async def test_a_sound_canary_stays_and_a_shadow_is_compared(
+    market: Market, client: TestClient, key: dict[str, str], tmp_path: Path
+) -> None:
+    async with running_node(tmp_path / "node") as node:
+        market.dataplane = node.dataplane
+        assert put(client, key, stable=1, shadow=2).status_code == 200
+        await call(market, node.dataplane, 30)
+
+        def compared() -> Any:
+            found = client.get(ROLLOUT, headers={"Authorization": key["acme"]}).json()["rollout"]["comparison"]
+            return found if found and found["runs"] == 30 else None
+
+        await until(lambda: node.dataplane.shadows.report(market.bundles.split("acme/wheel").stable)["runs"] == 30)  # type: ignore[union-attr, index]
+        assert (await asyncio.to_thread(compared))["decisions_changed_share"] == 0
+        assert put(client, key, stable=1, canary=2, canary_percent=50).status_code == 200
+        await call(market, node.dataplane, 100)
+        await asyncio.to_thread(Housekeeping(market).go_round)
+        assert set(served(market)) == {1, 2}
+
+
+calls = st.builds(Tally, st.integers(0, 10_000), st.integers(0, 10_000))
+
+
+@given(stable=calls, canary=calls, percent=st.integers(1, 100))
+def test_a_canary_goes_back_only_for_its_own_faults(stable: Tally, canary: Tally, percent: int) -> None:
+    back = decide_rollback(stable, canary, percent)
+    if canary.broken == 0 or canary.answered + canary.broken < FEWEST_CALLS:
+        assert not back
+    if back:
+        assert canary.rate * 100 >= percent
+        assert canary.rate >= 2 * stable.rate
+    if canary.rate == 1 and stable.rate == 0 and canary.broken >= FEWEST_CALLS:
+        assert back
