@@ -1,99 +1,70 @@
-"""Who runs when: bounded, event-driven queues with deadlines, rows of several calls in one run where the graph allows.
+"""Who runs when: bounded, fair, event-driven queues with deadlines, several calls in one run where the graph allows.
 
-Calls of one lane (same version, same shapes but for the first dimension, same outputs) may share a run. When a slot is
-free the next lane runs at once, taking what has gathered meanwhile up to its `max_rows`; nothing polls, and nothing
-waits for company. Lanes take turns. A call past its deadline is answered at that moment, even while the model is busy;
-one whose caller went away before its run is dropped. Every future ends in a result or an exception.
+Calls of one lane (same version, same shapes but for the first dimension, same outputs) may share a run, whosever they
+are. When a slot is free the organisation that has had the least run time goes next (`serving.fairness`), with the lane
+of its turn, and what has gathered there meanwhile fills the run up to its `max_rows`; nothing polls, and nothing waits
+for company. Who fills the queue is refused; others are not. A call past its deadline is answered at that moment, even
+while the model is busy; one whose caller went away before its run is dropped. Every future ends in a result or an
+exception.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-
-import numpy as np
+from typing import TypeVar
 
 from model_store.errors import Refusal
-from model_store.tensors import Array
-from serving.digests import digest_of_arrays
 from serving.errors import deadline_exceeded, queue_full, shutting_down
+from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
 from serving.residency import Resident
+from serving.runs import Job, Outputs, Ran, run_batch
 
-Outputs = dict[str, Array]
-
-
-@dataclass(slots=True)
-class Ran:
-    """What one call got of a run: its own rows. Times in milliseconds; `compute_ms` is its share of the run.
-
-    `batch_cpu_ms` is what the whole run took of its thread, without the waits for the interpreter and for a core that a
-    busy node adds: by it a model is judged to be short or long.
-    """
-
-    outputs: Outputs
-    digest: str
-    queue_ms: float
-    compute_ms: float
-    batch_rows: int
-    batch_cpu_ms: float
-
-
-class Job:
-    """One queued call. `done` is its future; `started` once its run has begun (from then on it is work done)."""
-
-    __slots__ = (
-        "deadline", "deadline_ms", "done", "elements", "inputs", "outputs", "queued_at", "rows", "started", "timer",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        inputs: Outputs,
-        outputs: list[str] | None,
-        rows: int,
-        deadline_ms: float,
-        done: asyncio.Future[Ran],
-    ) -> None:
-        self.inputs, self.outputs, self.rows = inputs, outputs, rows
-        self.elements = sum(array.size for array in inputs.values())
-        self.queued_at = time.monotonic()
-        self.deadline_ms = deadline_ms
-        self.deadline = self.queued_at + deadline_ms / 1000
-        self.done = done
-        self.started = False
-        self.timer: asyncio.TimerHandle | None = None
+K = TypeVar("K")
+UNKNOWN_COST_MS = 100.0  # what a run is charged at most before it has shown what it takes
+MAX_RETRY_AFTER_S = 60
 
 
 class Lane:
-    """The waiting calls that may run together."""
+    """The waiting calls that may run together, in one flow for each organisation and priority."""
 
-    __slots__ = ("jobs", "key", "ready", "resident", "running", "shared")
+    __slots__ = ("flows", "key", "resident", "running", "shared")
 
     def __init__(self, key: Hashable, resident: Resident, shared: bool) -> None:
         self.key, self.resident, self.shared = key, resident, shared
-        self.jobs: deque[Job] = deque()
+        self.flows: dict[tuple[str, str], Flow[Job]] = {}
         self.running = 0
-        self.ready = False
 
-    def take(self) -> list[Job]:
-        """The next calls to run together, at most `max_rows` rows of them; those that ended meanwhile are dropped."""
+    def flow_of(self, tenant: str, priority: str) -> Flow[Job]:
+        flow = self.flows.get((tenant, priority))
+        if flow is None:
+            flow = self.flows[tenant, priority] = Flow(tenant, priority, self)
+        return flow
+
+    def take(self, flows: Iterable[Flow[Job]]) -> list[Job]:
+        """The next calls to run together, at most `max_rows` rows of them: the first flow's, then what fits of the
+        others'. Those that ended meanwhile are dropped."""
         batch: list[Job] = []
-        rows = 0
-        limit = 0
-        while self.jobs:
-            job = self.jobs[0]
-            if job.done.done():
-                self.jobs.popleft()
-                continue
-            if not batch and self.shared and self.resident.batchable:
-                limit = self.resident.cost.rows_together(job.elements, job.rows, self.resident.max_rows)
-            if batch and rows + job.rows > limit:
+        rows = limit = 0
+        for flow in flows:
+            jobs = flow.jobs
+            while jobs:
+                job = jobs[0]
+                if job.done.done():
+                    jobs.popleft()
+                    continue
+                if not batch and self.shared and self.resident.batchable:
+                    limit = self.resident.cost.rows_together(job.elements, job.rows, self.resident.max_rows)
+                if batch and rows + job.rows > limit:
+                    break
+                batch.append(jobs.popleft())
+                rows += job.rows
+            if not batch or rows >= limit:
                 break
-            batch.append(self.jobs.popleft())
-            rows += job.rows
         return batch
 
 
@@ -112,7 +83,8 @@ class RunQueue:
         max_output_bytes: int,
         release: Callable[[Resident], None],
     ) -> None:
-        """`release(resident)` gives back the reference that a run holds, which may outlive its callers."""
+        """`waiting_per_model`: calls of one organisation. `release(resident)` gives back the reference that a run
+        holds, which may outlive its callers."""
         self._release = release
         self._executor = executor
         self._free = slots
@@ -120,38 +92,50 @@ class RunQueue:
         self._waiting_per_model, self._waiting_in_all = waiting_per_model, waiting_in_all
         self._max_output_bytes = max_output_bytes
         self._lanes: dict[Hashable, Lane] = {}
-        self._ready: deque[Lane] = deque()
+        self._order: FairOrder[Job] = FairOrder()
         self._owners: dict[str, int] = {}
-        self._waiting: dict[str, int] = {}
+        self._waiting: Counter[tuple[str, str]] = Counter()  # by organisation and digest; no zeros
+        self._waiting_of: Counter[str] = Counter()  # by organisation; no zeros
         self._running: set[asyncio.Future[list[Ran | BaseException]]] = set()
         self._closing = False
         self.waiting = 0
         self.runs = self.rows_run = 0
 
     def submit(
-        self, resident: Resident, inputs: Outputs, outputs: list[str] | None, rows: int, deadline_ms: float
+        self,
+        resident: Resident,
+        inputs: Outputs,
+        outputs: list[str] | None,
+        rows: int,
+        deadline_ms: float,
+        tenant: str,
+        priority: str = "normal",
     ) -> Job:
-        """Queue a call. Raises `TooMany` QUEUE_FULL, `DeadlineExceeded`, `Unavailable` SHUTTING_DOWN."""
+        """Queue a call. `tenant`: the organisation that calls; `priority` high, normal or low, among its own calls.
+
+        Raises `TooMany` QUEUE_FULL, `DeadlineExceeded`, `Unavailable` SHUTTING_DOWN.
+        """
         if self._closing:
             raise shutting_down()
         if deadline_ms <= 0:
             raise deadline_exceeded(deadline_ms)
-        waiting = self._waiting.get(resident.digest, 0)
-        if waiting >= self._waiting_per_model or self.waiting >= self._waiting_in_all:
-            raise queue_full(resident.name, self._retry_after_s(resident, inputs, rows))
-        loop = asyncio.get_running_loop()
-        job = Job(inputs, outputs, rows, deadline_ms, loop.create_future())
-        job.timer = loop.call_later(deadline_ms / 1000, _expire, job)
+        if self._waiting[tenant, resident.digest] >= self._waiting_per_model or not self._find_room(tenant):
+            raise self._full(resident, inputs, rows, tenant)
         shared = resident.batchable and all(array.ndim and array.shape[0] == rows for array in inputs.values())
         key = _shared_key(resident, inputs, outputs) if shared else (resident.digest, resident.trusted)
         lane = self._lanes.get(key)
         if lane is None or lane.resident is not resident:
             lane = self._lanes[key] = Lane(key, resident, shared)
-        lane.jobs.append(job)
-        self._waiting[resident.digest] = waiting + 1
+        flow = lane.flow_of(tenant, priority)
+        loop = asyncio.get_running_loop()
+        job = Job(inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
+        job.timer = loop.call_later(deadline_ms / 1000, _expire, job)
+        flow.jobs.append(job)
+        self._waiting[tenant, resident.digest] += 1
+        self._waiting_of[tenant] += 1
         self.waiting += 1
-        job.done.add_done_callback(lambda _: self._ended(job, resident))
-        self._make_ready(lane)
+        job.done.add_done_callback(lambda _: self._ended(job, lane))
+        self._order.add(flow)
         self._pump()
         return job
 
@@ -159,35 +143,82 @@ class RunQueue:
         """Refuse what comes, end what waits, and wait for what runs."""
         self._closing = True
         for lane in self._lanes.values():
-            for job in lane.jobs:
-                if not job.done.done():
-                    job.done.set_exception(shutting_down())
+            for flow in lane.flows.values():
+                for job in flow.jobs:
+                    if not job.done.done():
+                        job.done.set_exception(shutting_down())
         if self._running:
             await asyncio.wait(self._running)
 
+    # --- room ---------------------------------------------------------------------------------------------------------
+
+    def _find_room(self, tenant: str) -> bool:
+        """Whether one more call of this organisation may wait: where all room is taken, at the cost of whoever has
+        taken most of it."""
+        if self.waiting < self._waiting_in_all:
+            return True
+        crowd, most = self._waiting_of.most_common(1)[0] if self._waiting_of else (tenant, 0)
+        if most <= self._waiting_of[tenant] + 1:
+            return False
+        flow = max(self._order.flows_of(crowd), key=_newest, default=None)
+        if flow is None or not flow.jobs:
+            return False
+        job = flow.jobs[-1]
+        if not job.done.done():
+            job.done.set_exception(self._full(flow.lane.resident, job.inputs, job.rows, crowd))
+        self._ended(job, flow.lane)
+        return True
+
+    def _full(self, resident: Resident, inputs: Outputs, rows: int, tenant: str) -> Refusal:
+        elements = sum(array.size for array in inputs.values())
+        one = min(resident.cost.predict_ms(elements, rows), 10_000.0)
+        waiting = self._waiting[tenant, resident.digest]
+        return queue_full(resident.name, max(1, min(MAX_RETRY_AFTER_S, round(one * waiting / 1000))))
+
+    def _ended(self, job: Job, lane: Lane) -> None:
+        """A future ended, by whatever way: its timer goes, and what never started leaves the queue."""
+        if job.timer is not None:
+            job.timer.cancel()
+        if job.started:
+            return
+        job.started = True  # counted out once
+        with contextlib.suppress(ValueError):  # passed over by `take` already
+            job.flow.jobs.remove(job)
+        self._left(job, lane)
+        self._forget_if_empty(lane, job.flow)
+
+    def _left(self, job: Job, lane: Lane) -> None:
+        self.waiting -= 1
+        _count_down(self._waiting, (job.flow.tenant, lane.resident.digest))
+        _count_down(self._waiting_of, job.flow.tenant)
+
+    def _forget_if_empty(self, lane: Lane, flow: Flow[Job]) -> None:
+        if not flow.jobs:
+            self._order.remove(flow)
+            if lane.flows.get((flow.tenant, flow.priority)) is flow:
+                del lane.flows[flow.tenant, flow.priority]
+        if not lane.flows and not lane.running and self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
+
     # --- scheduling ---------------------------------------------------------------------------------------------------
 
-    def _make_ready(self, lane: Lane) -> None:
-        if not lane.ready and lane.jobs and lane.running < self._per_lane:
-            lane.ready = True
-            self._ready.append(lane)
+    def _may_run(self, flow: Flow[Job]) -> bool:
+        lane: Lane = flow.lane
+        return lane.running < self._per_lane and self._owners.get(lane.resident.owner, 0) < self._per_owner
 
     def _pump(self) -> None:
-        """Start runs while there is a slot and a lane whose owner is within bounds; lanes take turns."""
-        passed_over = 0
-        while self._free > 0 and passed_over < len(self._ready):
-            lane = self._ready.popleft()
-            if self._owners.get(lane.resident.owner, 0) >= self._per_owner:
-                self._ready.append(lane)
-                passed_over += 1
-                continue
-            passed_over = 0
-            lane.ready = False
-            batch = lane.take()
+        """Start runs while there is a slot and somebody whose turn it is."""
+        while self._free > 0:
+            flow = self._order.choose(self._may_run)
+            if flow is None:
+                return
+            lane: Lane = flow.lane
+            others = self._order.in_turn(each for each in lane.flows.values() if each is not flow)
+            batch = lane.take((flow, *others))
             if batch:
                 self._start(lane, batch)
-            self._make_ready(lane)
-            self._forget_if_idle(lane)
+            for each in (flow, *others):
+                self._forget_if_empty(lane, each)
 
     def _start(self, lane: Lane, batch: list[Job]) -> None:
         self._free -= 1
@@ -195,15 +226,22 @@ class RunQueue:
         lane.resident.references += 1
         owner = lane.resident.owner
         self._owners[owner] = self._owners.get(owner, 0) + 1
+        rows = sum(job.rows for job in batch)
+        predicted_ms = min(lane.resident.cost.predict_ms(sum(job.elements for job in batch), rows), UNKNOWN_COST_MS)
         for job in batch:
             job.started = True
-            self._left(lane.resident)
+            self._left(job, lane)
+            job.charged_ms = max(predicted_ms * job.rows / rows, LEAST_COST_MS)
+            self._order.charge(job.flow.tenant, job.flow.priority, job.charged_ms)
         loop = asyncio.get_running_loop()
+        started = time.monotonic()
         run = loop.run_in_executor(self._executor, run_batch, lane.resident, batch, self._max_output_bytes)
         self._running.add(run)
-        run.add_done_callback(lambda done: self._finish(lane, batch, done))
+        run.add_done_callback(lambda done: self._finish(lane, batch, started, done))
 
-    def _finish(self, lane: Lane, batch: list[Job], run: asyncio.Future[list[Ran | BaseException]]) -> None:
+    def _finish(
+        self, lane: Lane, batch: list[Job], started: float, run: asyncio.Future[list[Ran | BaseException]]
+    ) -> None:
         self._running.discard(run)
         failure = shutting_down() if run.cancelled() else run.exception()
         results = run.result() if failure is None else [failure] * len(batch)
@@ -215,7 +253,11 @@ class RunQueue:
             del self._owners[owner]
         self.runs += 1
         self._release(lane.resident)
-        if len(batch) > 1 and isinstance(results[0], Ran) and results[0].batch_rows == sum(job.rows for job in batch):
+        rows = sum(job.rows for job in batch)
+        took_ms = (time.monotonic() - started) * 1000
+        for job in batch:
+            self._order.charge(job.flow.tenant, job.flow.priority, took_ms * job.rows / rows - job.charged_ms)
+        if len(batch) > 1 and isinstance(results[0], Ran) and results[0].batch_rows == rows:
             lane.resident.cost.record(sum(job.elements for job in batch), results[0].batch_cpu_ms)
         for job, result in zip(batch, results, strict=True):
             self.rows_run += job.rows
@@ -225,34 +267,8 @@ class RunQueue:
                 job.done.set_result(result)
             else:
                 job.done.set_exception(result)
-        self._make_ready(lane)
-        self._forget_if_idle(lane)
+        self._forget_if_empty(lane, batch[0].flow)
         self._pump()
-
-    def _ended(self, job: Job, resident: Resident) -> None:
-        """A future ended, by whatever way: its timer goes, and what never started leaves the count of the waiting."""
-        if job.timer is not None:
-            job.timer.cancel()
-        if not job.started:
-            job.started = True  # counted out once
-            self._left(resident)
-
-    def _left(self, resident: Resident) -> None:
-        self.waiting -= 1
-        left = self._waiting[resident.digest] - 1
-        if left:
-            self._waiting[resident.digest] = left
-        else:
-            del self._waiting[resident.digest]
-
-    def _forget_if_idle(self, lane: Lane) -> None:
-        if not lane.jobs and not lane.running and not lane.ready and self._lanes.get(lane.key) is lane:
-            del self._lanes[lane.key]
-
-    def _retry_after_s(self, resident: Resident, inputs: Outputs, rows: int) -> int:
-        elements = sum(array.size for array in inputs.values())
-        one = min(resident.cost.predict_ms(elements, rows), 10_000.0)
-        return max(1, round(one * self._waiting.get(resident.digest, 0) / 1000))
 
 
 def _shared_key(resident: Resident, inputs: Outputs, outputs: list[str] | None) -> Hashable:
@@ -261,68 +277,17 @@ def _shared_key(resident: Resident, inputs: Outputs, outputs: list[str] | None) 
     return (resident.digest, resident.trusted, shapes, tuple(outputs) if outputs is not None else None)
 
 
+def _count_down(counter: Counter[K], key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def _newest(flow: Flow[Job]) -> tuple[float, float]:
+    """For choosing who gives way: of the least priority, what came last."""
+    return -WEIGHTS[flow.priority], flow.jobs[-1].queued_at if flow.jobs else 0.0
+
+
 def _expire(job: Job) -> None:
     if not job.done.done():
         job.done.set_exception(deadline_exceeded(job.deadline_ms))
-
-
-# --- in a thread ------------------------------------------------------------------------------------------------------
-
-
-def run_batch(resident: Resident, batch: list[Job], max_output_bytes: int) -> list[Ran | BaseException]:
-    """Run calls together and split the rows exactly. A call that spoils a shared run is found by running each alone."""
-    started = time.monotonic()
-    live = [job for job in batch if not job.done.done() and job.deadline > started]
-    results: dict[Job, Ran | BaseException] = {
-        job: deadline_exceeded(job.deadline_ms) for job in batch if job not in live
-    }
-    if len(live) > 1:
-        shared = _run_shared(resident, live, max_output_bytes * len(live), started)
-        if shared is not None:
-            results.update(shared)
-            return [results[job] for job in batch]
-    for job in live:
-        results[job] = _run_alone(resident, job, max_output_bytes)
-    return [results[job] for job in batch]
-
-
-def _run_alone(resident: Resident, job: Job, max_output_bytes: int) -> Ran | BaseException:
-    started = time.monotonic()
-    left_ms = (job.deadline - started) * 1000
-    if left_ms <= 0:
-        return deadline_exceeded(job.deadline_ms)
-    cpu = time.thread_time()
-    try:
-        outputs = resident.runner.run(job.inputs, job.outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
-    except Exception as error:  # handed to the call's own future
-        return error
-    compute_ms = (time.monotonic() - started) * 1000
-    cpu_ms = (time.thread_time() - cpu) * 1000
-    return Ran(outputs, digest_of_arrays(outputs), (started - job.queued_at) * 1000, compute_ms, job.rows, cpu_ms)
-
-
-def _run_shared(
-    resident: Resident, live: list[Job], max_output_bytes: int, started: float
-) -> dict[Job, Ran | BaseException] | None:
-    """One run for all of them; None where it failed or its outputs do not follow the rows."""
-    total = sum(job.rows for job in live)
-    joined = {name: np.concatenate([job.inputs[name] for job in live]) for name in live[0].inputs}
-    left_ms = (max(job.deadline for job in live) - started) * 1000
-    cpu = time.thread_time()
-    try:
-        outputs = resident.runner.run(joined, live[0].outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
-    except Refusal:
-        return None
-    if any(not array.ndim or array.shape[0] != total for array in outputs.values()):
-        resident.batchable = False  # the manifest promised rows that the graph does not keep
-        return None
-    compute_ms = (time.monotonic() - started) * 1000
-    cpu_ms = (time.thread_time() - cpu) * 1000
-    results: dict[Job, Ran | BaseException] = {}
-    at = 0
-    for job in live:
-        own = {name: array[at : at + job.rows] for name, array in outputs.items()}
-        at += job.rows
-        queue_ms = (started - job.queued_at) * 1000
-        results[job] = Ran(own, digest_of_arrays(own), queue_ms, compute_ms * job.rows / total, total, cpu_ms)
-    return results

@@ -24,7 +24,7 @@ from model_store.bundle import open_bundle
 from model_store.errors import Refusal
 from model_store.manifest import Manifest
 from model_store.tensors import Array
-from serving.batching import Ran, RunQueue
+from serving.batching import RunQueue
 from serving.calls import Call, Inference
 from serving.digests import digest_of_arrays, mint_usage_id
 from serving.drift import DriftBook
@@ -38,6 +38,7 @@ from serving.loop_lag import LoopLag
 from serving.metering import PriceLine, rate_usage
 from serving.ports import KeyLimits, Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
+from serving.runs import Ran
 from serving.settings import ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
@@ -240,15 +241,17 @@ class DataPlane:
         deadline_ms: float | None = None,
         idempotency_key: str | None = None,
         digest: str | None = None,
+        priority: str = "normal",
     ) -> Inference:
         """Run one call, metered and paid for.
 
         `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count (tokens); calls, rows, ms
         and, of an image model, images are counted here. `deadline_ms` from now, at most the node's own. `digest`: the
-        request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. Raises refusals
-        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` RATE_LIMITED,
-        CONCURRENCY_LIMITED (both: purpose `use` only), QUEUE_FULL, `DeadlineExceeded`, `Unavailable`, `Conflict`
-        IDEMPOTENCY_CONFLICT. A refused call is not charged.
+        request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. `priority` among
+        the organisation's own waiting calls: high, normal, low. Raises refusals only: of the graph (`BadInput` …), of
+        admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL and, with purpose `use`, RATE_LIMITED and
+        CONCURRENCY_LIMITED, `DeadlineExceeded`, `Unavailable`, `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not
+        charged.
         """
         if self._stopped:
             raise shutting_down()
@@ -280,7 +283,7 @@ class DataPlane:
         with self.limits.in_hand(principal) if purpose == "use" else contextlib.nullcontext():
             if idempotency_key is not None:
                 await self._claim(call, idempotency_key)
-            answer = await self._infer_queued(call, inputs, names, limit_ms)
+            answer = await self._infer_queued(call, inputs, names, limit_ms, priority)
         if self.settings.journal_sync == "before_answer":
             await self.journal.synced()
         return answer
@@ -294,7 +297,7 @@ class DataPlane:
         call.key = key
 
     async def _infer_queued(
-        self, call: Call, inputs: dict[str, Array], outputs: list[str] | None, limit_ms: float
+        self, call: Call, inputs: dict[str, Array], outputs: list[str] | None, limit_ms: float, priority: str
     ) -> Inference:
         arrived = time.monotonic()
         billed = call.entry is not None and call.entry.billed
@@ -316,7 +319,8 @@ class DataPlane:
                 raise deadline_exceeded(limit_ms) from None
             left_ms = limit_ms - (time.monotonic() - arrived) * 1000
             queue = self.queue if resident.graph is not None else self.worker_queue
-            job = queue.submit(resident, inputs, outputs, call.rows, left_ms)
+            tenant = call.principal.organisation
+            job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority)
         except BaseException as error:
             self._drop(call, resident, error)
             raise

@@ -247,8 +247,8 @@ def idempotency_conflict() -> Conflict:
 def queue_full(name: str, retry_after_s: int) -> TooMany:
     return TooMany(
         "QUEUE_FULL",
-        zh=f"模型 {name} 的等待队列已满",
-        en=f"the queue of {name} is full",
+        zh=f"贵单位在模型 {name} 等待的调用已满",
+        en=f"your organisation's waiting calls of {name} fill their room",
         remedy_zh=f"请在 {retry_after_s} 秒后重试, 或把多行合并为一次请求",
         remedy_en=f"try again in {retry_after_s} s, or send several rows in one request",
         retry_after_s=retry_after_s,

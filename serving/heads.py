@@ -15,6 +15,7 @@ import msgspec
 from serving.digests import mint_usage_id
 from serving.keycache import digest_of_token
 from serving.protocols.oip import Target, header_length_of
+from serving.protocols.oip_codec import priority_of
 
 MAX_HEAD_BYTES = 4096
 MAX_LENGTH_DIGITS = 6
@@ -40,6 +41,7 @@ def head_of(target: Target, fields: dict[bytes, bytes]) -> Head | None:
         return None
     header_length = header_length_of(fields.get(b"inference-header-content-length"))
     request_id = given_request_id(fields).encode()
+    priority_of(fields.get(b"x-priority"))  # what is answered at once has none, but a wrong one is refused all the same
     return Head(target, fields, token, digest_of_token(token), header_length, request_id)
 
 

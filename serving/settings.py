@@ -22,8 +22,8 @@ class ServingSettings:
     threads: int = 0  # threads that run graphs; 0: one a core
     worker_slots: int = 8  # unlisted graphs that may run at once, each in its own process
     worker_slots_per_owner: int = 2
-    queue_requests: int = 256  # waiting calls of one model, over which the next is refused
-    queue_requests_in_all: int = 2048
+    queue_requests: int = 256  # waiting calls of one organisation for one model, over which its next is refused
+    queue_requests_in_all: int = 2048  # over which the newest of the organisation that has most is refused
     key_rate_per_s: int = 0  # calls a second of any one key; 0: no limit but the key's own
     key_burst: int = 0  # of those, how many may come at once; 0: what a second allows
     key_concurrency: int = 1024  # calls of any one key in hand; 0: no limit but the key's own

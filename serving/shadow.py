@@ -138,7 +138,7 @@ class ShadowBook:
             resident = await plane.residency.acquire(shadow)
             try:
                 queue = plane.queue if resident.graph is not None else plane.worker_queue
-                ran = await queue.submit(resident, inputs, outputs, rows, DEADLINE_MS).done
+                ran = await queue.submit(resident, inputs, outputs, rows, DEADLINE_MS, shadow.owner, "low").done
             finally:
                 plane.residency.release(resident)
         except Refusal as refusal:

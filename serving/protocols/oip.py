@@ -27,6 +27,7 @@ from serving.protocols.oip_codec import (
     check_binary_needs,
     decode_request,
     encode_response,
+    priority_of,
     response_head,
 )
 from serving.protocols.oip_extensions import check_load_body, not_offered_at
@@ -156,6 +157,7 @@ class OpenInference:
             deadline_ms=deadline_ms,
             idempotency_key=key,
             digest=digest,
+            priority=call.priority or priority_of(request.headers.get(b"x-priority")) or "normal",
         )
         head = self._head(served)
 
@@ -186,6 +188,7 @@ class OpenInference:
             deadline_ms=deadline_of(request.headers.get(b"x-deadline-ms")),
             idempotency_key=key,
             digest=digest,
+            priority=priority_of(request.headers.get(b"x-priority")) or "normal",
         )
         model, version = path_name(served.name), served.version
         content = await self._encoded(inference, lambda: encode_generate(model, version, call, inference.outputs))

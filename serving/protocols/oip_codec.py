@@ -30,6 +30,7 @@ from serving.errors import (
     tensor_binary,
     tensor_data,
 )
+from serving.fairness import WEIGHTS
 
 MAX_TENSORS = 256
 MAX_DIMENSIONS = 16
@@ -56,6 +57,7 @@ class InferRequest(msgspec.Struct, gc=False):
     binary_default: bool
     timeout_ms: float | None
     classes: dict[str, int] | None = None
+    priority: str | None = None
 
 
 class _PlainTensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -194,6 +196,20 @@ def _binary_size(name: str, parameters: object) -> int | None:
     return size
 
 
+def priority_of(value: object) -> str | None:
+    """`X-Priority`, or the parameter `priority`: high, normal or low, or Triton's number (1: high, 2: normal, more:
+    low; 0: the default). None where nothing was said. Raises `BadInput` REQUEST_FIELD."""
+    if value is None or (type(value) is int and value == 0):
+        return None
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").strip().lower()
+    if isinstance(value, str) and value in WEIGHTS:
+        return value
+    if type(value) is int and value > 0:
+        return {1: "high", 2: "normal"}.get(value, "low")
+    raise request_field("priority", "须为 high、normal 或 low", "must be high, normal or low")
+
+
 def take_parameters(request: InferRequest, parameters: object) -> None:
     """The request's own parameters, as JSON has them.
 
@@ -211,6 +227,8 @@ def take_parameters(request: InferRequest, parameters: object) -> None:
             raise request_field("parameters.timeout", "须为非负整数 (微秒)", "must be whole microseconds")
         if timeout:
             request.timeout_ms = min(timeout / 1000, 1e9)
+    if "priority" in parameters:
+        request.priority = priority_of(parameters["priority"])
     for parameter, (zh, en) in _NOT_OFFERED.items():
         if parameters.get(parameter):
             raise extension_not_offered(
@@ -223,7 +241,6 @@ _NOT_OFFERED = {
     "sequence_id": _SEQUENCE,
     "sequence_start": _SEQUENCE,
     "sequence_end": _SEQUENCE,
-    "priority": ("请求优先级", "priorities of requests"),
 }
 
 

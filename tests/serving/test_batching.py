@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from model_store.errors import BadInput, DeadlineExceeded, TooMany, Unavailable, Unprocessable
 from model_store.runtime import Graph, load_graph
-from serving.batching import Ran, RunQueue
+from serving.batching import RunQueue
 from serving.cost import CostEstimate
 from serving.ports import ServedVersion
 from serving.residency import Resident
+from serving.runs import Ran
 from tests.serving.parts import bundle, double, gather, rows, until
 
 
@@ -55,8 +56,15 @@ def released(resident: Resident) -> None:
     resident.references -= 1
 
 
-def submit(queue: RunQueue, resident: Resident, x: Any, deadline_ms: float = 20_000) -> asyncio.Future[Ran]:
-    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms).done
+def submit(
+    queue: RunQueue,
+    resident: Resident,
+    x: Any,
+    deadline_ms: float = 20_000,
+    tenant: str = "org",
+    priority: str = "normal",
+) -> asyncio.Future[Ran]:
+    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms, tenant, priority).done
 
 
 @settings(max_examples=40, deadline=None)
@@ -268,3 +276,135 @@ def test_what_gained_nothing_once_is_tried_again_now_and_then() -> None:
     asked = [cost.rows_together(100, 1, 64) for _ in range(200)]
     assert set(asked) == {1, 2}
     assert asked.count(2) < 10
+
+
+def noting(residents: list[Resident], order: list[tuple[str, int]]) -> None:
+    """Each run writes down its model and its rows."""
+    for resident in residents:
+        real = resident.runner.run
+
+        def noted(
+            inputs: dict[str, Any], *arguments: Any, real: Any = real, name: str = resident.name, **o: Any
+        ) -> Any:
+            order.append((name, len(inputs["x"])))
+            return real(inputs, *arguments, **o)
+
+        resident.runner.run = noted
+
+
+async def test_a_flood_does_not_keep_another_organisation_waiting(tmp_path: Path) -> None:
+    order: list[tuple[str, int]] = []
+    queue = queue_of()
+    one, two = (resident_of(tmp_path, double(n), f"acme/m{n}", dynamic=False) for n in (3, 4))
+    noting([one, two], order)
+    futures = [submit(queue, resident, x, tenant="flood") for _ in range(50) for resident, x in
+               ((one, rows(1)), (two, rows(1, 4)))]  # fmt: skip
+    quiet = submit(queue, one, rows(7), tenant="quiet")  # behind 99 others of the same lane
+    one.runner.opened.set()
+    two.runner.opened.set()
+    await asyncio.gather(quiet, *futures)
+    assert order.index(("acme/m3", 7)) == 1  # after what was running
+
+
+async def test_organisations_share_a_run_and_each_gets_its_own_rows(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), max_rows=8)
+    queue = queue_of()
+    busy = submit(queue, resident, rows(1), tenant="a")
+    sent = [(tenant, rows(2, seed=seed)) for seed, tenant in enumerate("aaabbc")]
+    futures = [submit(queue, resident, x, tenant=tenant) for tenant, x in sent]
+    resident.runner.opened.set()
+    await busy
+    for (_, x), ran in zip(sent, await asyncio.gather(*futures), strict=True):
+        np.testing.assert_array_equal(ran.outputs["y"], 2 * x)
+    assert resident.runner.runs[:2] == [1, 8]
+
+
+async def test_high_goes_before_low_among_ones_own_calls(tmp_path: Path) -> None:
+    order: list[tuple[str, int]] = []
+    queue = queue_of()
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    noting([resident], order)
+    futures = [submit(queue, resident, rows(1), priority="low") for _ in range(4)]
+    futures += [submit(queue, resident, rows(9), priority="high")]
+    resident.runner.opened.set()
+    await asyncio.gather(*futures)
+    assert order.index(("acme/m", 9)) == 1
+
+
+async def test_only_who_floods_is_refused(tmp_path: Path) -> None:
+    queue = queue_of(waiting_per_model=5, waiting_in_all=12)
+    models = [resident_of(tmp_path, double(n), f"acme/m{n}", dynamic=False) for n in (2, 3, 4, 5)]
+    flood: list[asyncio.Future[Ran]] = []
+    refused = 0
+    for resident, columns in zip(models, (2, 3, 4, 5), strict=True):
+        for _ in range(8):
+            try:
+                flood.append(submit(queue, resident, rows(1, columns), tenant="flood"))
+            except TooMany:
+                refused += 1
+    assert refused == 32 - len(flood) == 32 - 13  # one runs, twelve wait
+    quiet = [submit(queue, models[0], rows(1, 2), tenant=tenant) for tenant in ("b", "c", "b", "c")]
+    assert queue.waiting == 12
+    with pytest.raises(TooMany):
+        submit(queue, models[3], rows(1, 5), tenant="flood")
+    for resident in models:
+        resident.runner.opened.set()
+    assert all(isinstance(each, Ran) for each in await asyncio.gather(*quiet))
+    ended = await asyncio.gather(*flood, return_exceptions=True)
+    assert [type(each) for each in ended].count(Ran) == 9
+    given_way = [each for each in ended if not isinstance(each, Ran)]
+    assert all(isinstance(each, TooMany) and each.code == "QUEUE_FULL" and each.retry_after_s for each in given_way)
+    await until(lambda: not queue.waiting)
+    assert not queue._waiting_of
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 4), st.sampled_from("abc"), st.sampled_from(["high", "normal", "low"]), st.integers(0, 1),
+            st.sampled_from(["stay", "stay", "cancel", "expire"]),
+        ),
+        min_size=1, max_size=40,
+    ),
+    st.integers(1, 3),
+)  # fmt: skip
+async def test_whoever_calls_order_in_a_flow_is_kept_no_run_is_too_large_and_every_future_ends(
+    tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[int, str, str, int, str]], slots: int
+) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    residents = [resident_of(folder, double(3 + n), f"acme/m{n}", max_rows=6) for n in (0, 1)]
+    queue = queue_of(slots, waiting_per_model=8, waiting_in_all=20)
+    ended: dict[tuple[str, str, int], list[int]] = {}
+    futures = []
+    for index, (size, tenant, priority, which, fate) in enumerate(calls):
+        try:
+            future = submit(queue, residents[which], rows(size, 3 + which, index), 1 if fate == "expire" else 20_000,
+                            tenant, priority)  # fmt: skip
+        except TooMany:
+            continue
+        flow = ended.setdefault((tenant, priority, which), [])
+        future.add_done_callback(
+            lambda done, flow=flow, index=index: (
+                flow.append(index) if not done.cancelled() and done.exception() is None else None
+            )
+        )
+        futures.append((future, rows(size, 3 + which, index)))
+        if fate == "cancel":
+            future.cancel()
+    await asyncio.sleep(0.005)
+    for resident in residents:
+        resident.runner.opened.set()
+    for future, x in futures:
+        (result,) = await asyncio.gather(future, return_exceptions=True)
+        if isinstance(result, Ran):
+            np.testing.assert_array_equal(result.outputs["y"], 2 * x)
+        else:
+            assert isinstance(result, (TooMany, DeadlineExceeded, asyncio.CancelledError))
+    if slots == 1:
+        assert all(flow == sorted(flow) for flow in ended.values())
+    assert all(count <= 6 for resident in residents for count in resident.runner.runs)
+    await until(lambda: not any(resident.references for resident in residents))
+    assert queue.waiting == 0
+    assert not queue._lanes
+    assert not queue._waiting

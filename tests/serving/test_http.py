@@ -638,3 +638,24 @@ def test_a_key_over_its_rate_is_told_when_to_come_back_on_both_ways(served: Serv
             assert answer.headers["RateLimit-Limit"] == "3"
             assert answer.headers["RateLimit-Remaining"] == "0"
             assert answer.headers["RateLimit-Reset"] == answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize("priority", ["high", "normal", "low", "Low"])
+def test_a_priority_is_understood(served: Served, priority: str) -> None:
+    with served.client() as client:
+        assert client.post(PATH, json=request_of(rows(1)), headers={"X-Priority": priority}).status_code == 200
+        for number in (0, 1, 3, 99):
+            body = request_of(rows(1), parameters={"priority": number})
+            assert client.post(PATH, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("more", [{}, {"X-Deadline-Ms": "1000"}])
+def test_a_priority_that_is_none_is_refused_hot_and_cold(served: Served, more: dict[str, str]) -> None:
+    served.warm()
+    with served.client() as client:
+        answers = [client.post(PATH, json=request_of(rows(1)), headers={"X-Priority": "urgent", **more})]
+        for wrong in ("urgent", -1, 1.5, True, [1]):
+            body = request_of(rows(1), parameters={"priority": wrong})
+            answers.append(client.post(PATH, json=body, headers=more))
+        for answer in answers:
+            assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_FIELD")

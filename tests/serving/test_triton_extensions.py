@@ -300,8 +300,8 @@ def test_extensions_that_are_not_offered_say_so_in_both_languages(client, call) 
         call(client)
 
 
-@pytest.mark.parametrize("more", [{"sequence_id": 7, "sequence_start": True}, {"sequence_id": "a"}, {"priority": 1}])
-def test_a_call_that_counts_on_state_or_priority_is_refused_not_answered_without(served, client, more) -> None:
+@pytest.mark.parametrize("more", [{"sequence_id": 7, "sequence_start": True}, {"sequence_id": "a"}])
+def test_a_call_that_counts_on_state_is_refused_not_answered_without(served, client, more) -> None:
     tensor = triton.InferInput("x", [1, 3], "FP32")
     tensor.set_data_from_numpy(rows(1))
     before = len(served.node.usage())
@@ -349,3 +349,12 @@ async def test_classifications_are_the_same_over_grpc(tmp_path: Path) -> None:
         [b"10.000000:2:plum", b"5.000000:1:pear"],
         [b"0.500000:2:plum", b"0.250000:0:apple"],
     ]
+
+
+@pytest.mark.parametrize("priority", [1, 2, 9])
+def test_the_client_may_give_a_priority(client: triton.InferenceServerClient, priority: int) -> None:
+    x = rows(1)
+    tensor = triton.InferInput("x", [1, 3], "FP32")
+    tensor.set_data_from_numpy(x)
+    answer = client.infer("acme--double", [tensor], headers=bearer(), priority=priority)
+    np.testing.assert_array_equal(answer.as_numpy("y"), 2 * x)

@@ -1,0 +1,122 @@
+"""A run: what a queued call is, and how calls that may run together do so in a thread, each getting its rows back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_store.errors import Refusal
+from model_store.tensors import Array
+from serving.digests import digest_of_arrays
+from serving.errors import deadline_exceeded
+from serving.fairness import Flow
+from serving.residency import Resident
+
+Outputs = dict[str, Array]
+
+
+@dataclass(slots=True)
+class Ran:
+    """What one call got of a run: its own rows. Times in milliseconds; `compute_ms` is its share of the run.
+
+    `batch_cpu_ms` is what the whole run took of its thread, without the waits for the interpreter and for a core that a
+    busy node adds: by it a model is judged to be short or long.
+    """
+
+    outputs: Outputs
+    digest: str
+    queue_ms: float
+    compute_ms: float
+    batch_rows: int
+    batch_cpu_ms: float
+
+
+class Job:
+    """One queued call. `done` is its future; `started` once its run has begun (from then on it is work done)."""
+
+    __slots__ = (
+        "charged_ms", "deadline", "deadline_ms", "done", "elements", "flow", "inputs", "outputs", "queued_at", "rows",
+        "started", "timer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inputs: Outputs,
+        outputs: list[str] | None,
+        rows: int,
+        deadline_ms: float,
+        done: asyncio.Future[Ran],
+        flow: Flow[Job],
+    ) -> None:
+        self.inputs, self.outputs, self.rows = inputs, outputs, rows
+        self.elements = sum(array.size for array in inputs.values())
+        self.queued_at = time.monotonic()
+        self.deadline_ms = deadline_ms
+        self.deadline = self.queued_at + deadline_ms / 1000
+        self.done = done
+        self.flow = flow
+        self.charged_ms = 0.0
+        self.started = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+def run_batch(resident: Resident, batch: list[Job], max_output_bytes: int) -> list[Ran | BaseException]:
+    """Run calls together and split the rows exactly. A call that spoils a shared run is found by running each alone."""
+    started = time.monotonic()
+    live = [job for job in batch if not job.done.done() and job.deadline > started]
+    results: dict[Job, Ran | BaseException] = {
+        job: deadline_exceeded(job.deadline_ms) for job in batch if job not in live
+    }
+    if len(live) > 1:
+        shared = _run_shared(resident, live, max_output_bytes * len(live), started)
+        if shared is not None:
+            results.update(shared)
+            return [results[job] for job in batch]
+    for job in live:
+        results[job] = _run_alone(resident, job, max_output_bytes)
+    return [results[job] for job in batch]
+
+
+def _run_alone(resident: Resident, job: Job, max_output_bytes: int) -> Ran | BaseException:
+    started = time.monotonic()
+    left_ms = (job.deadline - started) * 1000
+    if left_ms <= 0:
+        return deadline_exceeded(job.deadline_ms)
+    cpu = time.thread_time()
+    try:
+        outputs = resident.runner.run(job.inputs, job.outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
+    except Exception as error:  # handed to the call's own future
+        return error
+    compute_ms = (time.monotonic() - started) * 1000
+    cpu_ms = (time.thread_time() - cpu) * 1000
+    return Ran(outputs, digest_of_arrays(outputs), (started - job.queued_at) * 1000, compute_ms, job.rows, cpu_ms)
+
+
+def _run_shared(
+    resident: Resident, live: list[Job], max_output_bytes: int, started: float
+) -> dict[Job, Ran | BaseException] | None:
+    """One run for all of them; None where it failed or its outputs do not follow the rows."""
+    total = sum(job.rows for job in live)
+    joined = {name: np.concatenate([job.inputs[name] for job in live]) for name in live[0].inputs}
+    left_ms = (max(job.deadline for job in live) - started) * 1000
+    cpu = time.thread_time()
+    try:
+        outputs = resident.runner.run(joined, live[0].outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
+    except Refusal:
+        return None
+    if any(not array.ndim or array.shape[0] != total for array in outputs.values()):
+        resident.batchable = False  # the manifest promised rows that the graph does not keep
+        return None
+    compute_ms = (time.monotonic() - started) * 1000
+    cpu_ms = (time.thread_time() - cpu) * 1000
+    results: dict[Job, Ran | BaseException] = {}
+    at = 0
+    for job in live:
+        own = {name: array[at : at + job.rows] for name, array in outputs.items()}
+        at += job.rows
+        queue_ms = (started - job.queued_at) * 1000
+        results[job] = Ran(own, digest_of_arrays(own), queue_ms, compute_ms * job.rows / total, total, cpu_ms)
+    return results
