@@ -23,6 +23,7 @@ from serving.heads import request_id_of
 from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.ports import Ports, Principal
 from serving.protocols.oip import OpenInference
+from serving.protocols.openai import OpenAI, is_openai_path, openai_error_body
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -57,6 +58,7 @@ class ServingApp:
         except importlib.metadata.PackageNotFoundError:  # run from a checkout
             version = "0"
         self.oip = OpenInference(dataplane, ports, version)
+        self.openai = OpenAI(dataplane, ports)
         self.native = native if native is not None else _native(dataplane, ports)
         self._uploads = UploadRoom(dataplane.settings.max_samples_in_all_bytes)
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
@@ -72,6 +74,9 @@ class ServingApp:
             path = scope["path"]
             if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
                 await self._answer(self.oip, oip_error_body, scope, receive, send)
+                return
+            if is_openai_path(path):
+                await self._answer(self.openai, openai_error_body, scope, receive, send)
                 return
             if path.startswith("/v1/"):
                 await self._answer(self.native, native_error_body, scope, receive, send)

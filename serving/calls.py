@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from model_store.errors import Refusal
 from model_store.tensors import Array
 from serving.digests import mint_usage_id
 from serving.idempotency import IdempotencyTable, Remembered
@@ -110,3 +111,27 @@ class Call:
             self.reserved.cancel()
             if self.entry is not None:
                 table.finish(self.key, self.entry, None)
+
+
+def with_what_was_run(refusal: Refusal, runs: Sequence[Inference], rows_answered: int) -> Refusal:
+    """A request of several runs that ends in a refusal was run, and charged, up to there: say so.
+
+    A copy, because callers whose rows shared one batch share its refusal.
+    """
+    if not runs:
+        return refusal
+    done = {
+        "rows_answered": rows_answered,
+        "usage_ids": [run.usage_id for run in runs],
+        "charged_micro": sum(run.amount_micro for run in runs),
+    }
+    return type(refusal)(
+        refusal.code,
+        zh=refusal.zh,
+        en=refusal.en,
+        remedy_zh=refusal.remedy_zh,
+        remedy_en=refusal.remedy_en,
+        field=refusal.field,
+        retry_after_s=refusal.retry_after_s,
+        details={**refusal.details, **done},
+    )

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from model_store.errors import BadInput
 from serving.ports import Principal
 
 JSON_TYPE = (b"content-type", b"application/json")
@@ -57,3 +58,18 @@ def json_response(value: object, status: int = 200, headers: list[tuple[bytes, b
     """`value` as JSON (numpy arrays and numbers included; NaN becomes null)."""
     body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
     return Response(status, body, [JSON_TYPE, *(headers or [])])
+
+
+def check_method(method: str, expected: str) -> None:
+    """HEAD counts as GET. Raises `BadInput` METHOD_NOT_ALLOWED, with the status 405."""
+    if method != expected and not (method == "HEAD" and expected == "GET"):
+        refusal = BadInput(
+            "METHOD_NOT_ALLOWED",
+            zh=f"此地址只接受 {expected}",
+            en=f"this path takes {expected}",
+            remedy_zh=f"请改用 {expected}",
+            remedy_en=f"use {expected}",
+            field="method",
+        )
+        refusal.status = 405  # type: ignore[misc]  # HTTP's own status for it, on this one refusal
+        raise refusal

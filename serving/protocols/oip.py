@@ -12,13 +12,12 @@ from typing import TypeVar
 import msgspec
 import orjson
 
-from model_store.errors import BadInput
 from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import DataPlane, Inference
 from serving.digests import digest_of_bytes
 from serving.errors import no_such_path, request_field, request_json
-from serving.messages import JSON_TYPE, Request, Response, json_response
+from serving.messages import JSON_TYPE, Request, Response, check_method, json_response
 from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols.oip_about import About, check_scope
 from serving.protocols.oip_classification import check_classes, classified
@@ -86,26 +85,26 @@ class OpenInference:
         target = parse_model_path(path)
         if target is not None and (target.name, target.verb) != ("stats", ""):
             if target.verb == "infer":
-                _check_method(method, "POST")
+                check_method(method, "POST")
                 return await self._infer(request, target)
             if target.verb in ("generate", "generate_stream"):
-                _check_method(method, "POST")
+                check_method(method, "POST")
                 return await self._generate(request, target)
-            _check_method(method, "GET")
+            check_method(method, "GET")
             return await self._about(request, target)
         if path == "/v2":
-            _check_method(method, "GET")
+            check_method(method, "GET")
             return json_response(self.about.server())
         if path == "/v2/models/stats":
-            _check_method(method, "GET")
+            check_method(method, "GET")
             return await self._in_thread(self.about.all_statistics, request.principal)
         if path == "/v2/repository/index":
-            _check_method(method, "POST")
+            check_method(method, "POST")
             _check_index_body(request.body)
             return await self._in_thread(self.about.index, request.principal)
         parts = path.split("/")
         if parts[1:4] == ["v2", "repository", "models"] and parts[-1] in ("load", "unload") and len(parts) in (6, 7):
-            _check_method(method, "POST")
+            check_method(method, "POST")
             return await self._load_or_unload(request, "/".join(parts[4:-1]), parts[-1])
         raise not_offered_at(path) or no_such_path(request.path)
 
@@ -265,20 +264,6 @@ def _bill(inference: Inference) -> list[tuple[bytes, bytes]]:
         (b"x-usage-id", inference.usage_id.encode()),
         (b"x-amount-micro", str(inference.amount_micro).encode()),
     ]
-
-
-def _check_method(method: str, expected: str) -> None:
-    if method != expected and not (method == "HEAD" and expected == "GET"):
-        refusal = BadInput(
-            "METHOD_NOT_ALLOWED",
-            zh=f"此地址只接受 {expected}",
-            en=f"this path takes {expected}",
-            remedy_zh=f"请改用 {expected}",
-            remedy_en=f"use {expected}",
-            field="method",
-        )
-        refusal.status = 405  # type: ignore[misc]  # HTTP's own status for it, on this one refusal
-        raise refusal
 
 
 def header_length_of(value: bytes | None) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import orjson
 
 from model_store.errors import NotHere
@@ -46,9 +48,14 @@ def check_load_body(body: bytes) -> None:
     parameters = asked.get("parameters", {}) if isinstance(asked, dict) else None
     if not isinstance(parameters, dict):
         raise request_field("body", "须为 JSON 对象", "must be a JSON object, and `parameters` in it too")
-    if parameters:
+    check_load_parameters(parameters)
+
+
+def check_load_parameters(parameters: Iterable[str]) -> None:
+    """As `check_load_body`, of the names of a load's parameters. Raises `NotHere` EXTENSION_NOT_OFFERED."""
+    for name in parameters:
         raise extension_not_offered(
-            f"parameters.{next(iter(parameters))}",
+            f"parameters.{name}",
             "加载时改变配置或文件",
             "a change of configuration or files at loading",
             "请发布新版本",

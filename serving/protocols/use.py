@@ -8,30 +8,27 @@ costs nothing; what takes long is done in a thread, so the event loop is never h
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_store.bundle import open_bundle
 from model_store.errors import Refusal, Unprocessable
 from model_store.manifest import Manifest
-from model_store.processing.pipeline import Pipeline
 from model_store.processing.tables import write_csv
-from serving.calls import Inference
+from serving.calls import Inference, with_what_was_run
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_bytes
 from serving.drift import Outside, shown
 from serving.errors import request_field, scope_missing
 from serving.messages import Request, Response, json_response
 from serving.ports import Ports, ServedVersion
+from serving.protocols.pipelines import Pipelines
 from serving.protocols.use_rows import TABLE_TYPES, Asked, encode_chunks, read_rows
 
 ROWS_AT_ONCE = 16  # more rows, or any picture, text or series, are encoded in a thread
 BYTES_AT_ONCE = 32_768  # of a JSON body; a longer one is read in a thread
 ROWS_RENDERED_AT_ONCE = 500
 CHUNK_ROWS = 256
-PIPELINES_KEPT = 256
 CSV_TYPE = (b"content-type", b"text/csv; charset=utf-8")
 
 
@@ -53,7 +50,7 @@ class Using:
 
     def __init__(self, dataplane: DataPlane, ports: Ports) -> None:
         self._dataplane, self._ports = dataplane, ports
-        self._pipelines: OrderedDict[str, Pipeline] = OrderedDict()
+        self._pipelines = Pipelines(dataplane)
 
     async def answer(self, request: Request, path: str) -> Response:
         """`path` is `vendor/name[@selector]`. Raises refusals; where rows were run before one, it says which."""
@@ -103,7 +100,7 @@ class Using:
                 f"a request with an Idempotency-Key has at most {size} rows",
             )
         deadline_ms = _deadline(request.header(b"x-deadline-ms"))
-        pipeline = await self._pipeline(served)
+        pipeline = await self._pipelines.of(served)
         heavy = manifest.modality != "tabular" or len(rows) > ROWS_AT_ONCE
         if heavy:
             chunks = await self._dataplane.in_thread(encode_chunks, pipeline, rows, size)
@@ -130,17 +127,8 @@ class Using:
                 else:
                     ran.results += pipeline.decode(done.outputs, tensors)
             except Refusal as refusal:
-                raise _with_what_was_run(refusal, ran) from refusal
+                raise with_what_was_run(refusal, ran.runs, len(ran.results)) from refusal
         return ran
-
-    async def _pipeline(self, served: ServedVersion) -> Pipeline:
-        found = self._pipelines.get(served.digest)
-        if found is None:
-            found = await self._dataplane.in_thread(lambda: Pipeline(open_bundle(served.bundle)))
-            self._pipelines[served.digest] = found
-            while len(self._pipelines) > PIPELINES_KEPT:
-                self._pipelines.popitem(last=False)
-        return found
 
 
 def _digest(request: Request, keyed: bool) -> str:
@@ -242,30 +230,6 @@ def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
         elif not isinstance(value, (list, dict)):
             flat[name] = value
     return flat
-
-
-def _with_what_was_run(refusal: Refusal, ran: Ran) -> Refusal:
-    """A request of several chunks that ends in a refusal was run, and charged, up to there: say so.
-
-    A copy, because callers whose rows shared one batch share its refusal.
-    """
-    if not ran.runs:
-        return refusal
-    done = {
-        "rows_answered": len(ran.results),
-        "usage_ids": [run.usage_id for run in ran.runs],
-        "charged_micro": ran.amount_micro,
-    }
-    return type(refusal)(
-        refusal.code,
-        zh=refusal.zh,
-        en=refusal.en,
-        remedy_zh=refusal.remedy_zh,
-        remedy_en=refusal.remedy_en,
-        field=refusal.field,
-        retry_after_s=refusal.retry_after_s,
-        details={**refusal.details, **done},
-    )
 
 
 def _tensors_only(served: ServedVersion) -> Refusal:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 from marketplace.client import Market
 from tests.live import LiveMarket
@@ -45,6 +46,12 @@ def test_minilm_is_built_in_the_background_and_fine_tuned_through_the_api(market
             assert time.monotonic() < deadline, market.log
             time.sleep(0.5)
         assert found["items"][0]["name"] == "pearl/minilm-l6"
+        texts = ["replace leaking hydraulic hose", "the light does not work"]
+        with OpenAI(base_url=f"{market.url}/v1", api_key=market.keys["factory"]) as client:
+            embedded = client.embeddings.create(model="pearl/minilm-l6", input=texts)
+        used = factory.use("pearl/minilm-l6", [{"text": text} for text in texts])
+        for item, row in zip(embedded.data, used["results"], strict=True):
+            assert item.embedding == pytest.approx(row["embedding"], abs=1e-6)
         samples = engineer.upload_samples(orders(tmp_path), label_column="system")
         job = engineer.adapt(
             "text_lora",
