@@ -13,10 +13,11 @@ import msgspec
 from google.protobuf import json_format
 
 from model_store.errors import NotFound, Refusal
+from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
-from serving.errors import no_such_path, refusal_text, request_field
+from serving.errors import no_such_path, refusal_text
 from serving.ports import Principal, ServedVersion
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_codec import decode_infer, encode_inference, parse
@@ -25,6 +26,7 @@ from serving.protocols.oip import deadline_of
 from serving.protocols.oip_about import check_scope
 from serving.protocols.oip_classification import check_classes, classified
 from serving.protocols.oip_codec import InferRequest
+from serving.protocols.oip_extensions import check_load_parameters
 
 if TYPE_CHECKING:
     from serving.app import ServingApp
@@ -101,17 +103,10 @@ class GrpcInference:
             idempotency_key=key.decode("latin-1") if key else None,
             digest=digest,
         )
-        if request.classes and manifest is not None:
-            ranked = await plane.in_thread(classified, inference.outputs, request.classes, manifest)
-            inference = msgspec.structs.replace(inference, outputs=ranked)
-        outputs = inference.outputs.values()
-        if (
-            sum(array.size for array in outputs) > ENCODE_IN_THREAD_ELEMENTS
-            or sum(array.nbytes for array in outputs) > ENCODE_IN_THREAD_BYTES
-        ):
-            encoded = await plane.in_thread(_encode, served, request, inference, wrap)
+        if manifest is not None or _is_large(inference):
+            encoded = await plane.in_thread(_encode, served, request, inference, manifest, wrap)
         else:
-            encoded = _encode(served, request, inference, wrap)
+            encoded = _encode(served, request, inference, manifest, wrap)
         plane.statistics.answered(200)
         return inference, encoded
 
@@ -154,8 +149,7 @@ class GrpcInference:
         return {"models": await self._dataplane.in_thread(self._about.index, principal)}
 
     async def _load(self, principal: Principal, request: Any) -> Document:
-        if request.parameters:
-            raise request_field("parameters", "不支持配置或文件", "cannot carry a configuration or files")
+        check_load_parameters(request.parameters)
         await self._about.load(principal, request.model_name)
         return {}
 
@@ -201,7 +195,26 @@ def _decode(content: bytes, strong: bool) -> tuple[tuple[str, str | None], Infer
     return (message.model_name, message.model_version or None), request, digest_of_bytes(content, strong)
 
 
-def _encode(served: ServedVersion, request: InferRequest, inference: Inference, wrap: Callable[[Any], bytes]) -> bytes:
+def _is_large(inference: Inference) -> bool:
+    """Writing it would hold the event loop."""
+    outputs = inference.outputs.values()
+    return (
+        sum(array.size for array in outputs) > ENCODE_IN_THREAD_ELEMENTS
+        or sum(array.nbytes for array in outputs) > ENCODE_IN_THREAD_BYTES
+    )
+
+
+def _encode(
+    served: ServedVersion,
+    request: InferRequest,
+    inference: Inference,
+    manifest: Manifest | None,
+    wrap: Callable[[Any], bytes],
+) -> bytes:
+    """`manifest` where classifications are asked for."""
+    if manifest is not None and request.classes:
+        ranked = classified(inference.outputs, request.classes, manifest)
+        inference = msgspec.structs.replace(inference, outputs=ranked)
     return wrap(encode_inference(path_name(served.name), served.version, request, inference))
 
 

@@ -30,6 +30,7 @@ from tritonclient.utils import InferenceServerException
 from model_store.errors import Conflict
 from serving.grpc_server import GrpcServer
 from serving.journal import journal_unavailable
+from serving.protocols import grpc_call
 from tests.neighbours import starter
 from tests.serving.parts import (
     FACTORY,
@@ -316,7 +317,7 @@ async def test_the_owner_loads_and_unloads(served: Served) -> None:
         assert len(served.node.dataplane.residency.residents()) == 0
         with pytest.raises(InferenceServerException, match="NOT_OWNER"):
             await client.load_model("acme--double", headers=bearer(OTHER_KEY))
-        with pytest.raises(InferenceServerException, match="REQUEST_FIELD"):
+        with pytest.raises(InferenceServerException, match="EXTENSION_NOT_OFFERED"):
             await client.load_model("acme--double", headers=bearer(OPERATOR_KEY), config="{}")
 
 
@@ -503,6 +504,15 @@ async def test_the_limits_of_a_key_hold_over_grpc_too(tmp_path: Path) -> None:
     assert trailing["algomart-code"] == "RATE_LIMITED"
     assert int(trailing["retry-after"]) >= 1
     assert any(name.startswith("ratelimit-") for name in trailing)
+
+
+async def test_a_caller_who_does_not_send_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_call, "READ_S", 0.1)
+    async with grpc.aio.insecure_channel(served.url) as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(metadata=tuple(bearer().items()))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+    assert told(refused.value)["algomart-code"] == "DEADLINE_EXCEEDED"
 
 
 async def test_a_stranger_s_message_is_not_read(served: Served) -> None:
