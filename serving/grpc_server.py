@@ -61,7 +61,7 @@ class GrpcServer:
         self._app, self.host, self.port, self._drain_s = app, host, port, drain_s
         self._service = GrpcInference(app)
         settings = app.dataplane.settings
-        self._calls = Places(settings.grpc_calls, settings.grpc_calls)
+        self._calls = Places(settings.grpc_calls, max(1, settings.grpc_calls // 2))
         self._streams = Places(settings.grpc_streams, max(1, settings.grpc_streams // 4))
         self._strangers = Places(STRANGERS, STRANGERS)
         self._server: Any = None

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 
+TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
+
+
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
     """Sizes in bytes, times in the unit of the name's last word."""
@@ -27,9 +30,9 @@ class ServingSettings:
     key_rate_per_s: int = 0  # calls a second of any one key; 0: no limit but the key's own
     key_burst: int = 0  # of those, how many may come at once; 0: what a second allows
     key_concurrency: int = 1024  # calls of any one key in hand; 0: no limit but the key's own
-    inline_ms: float = 1.0  # runs predicted shorter than this stay on the event loop
+    inline_ms: float = 0.0  # runs predicted shorter than this stay on the event loop; 0: 1 ms, on one core 4 ms
     idempotency_entries: int = 100_000
-    grpc_calls: int = 256  # gRPC calls in hand, over which the next is refused
+    grpc_calls: int = 256  # gRPC calls in hand, over which the next is refused; half of them for one organisation
     grpc_streams: int = 64  # gRPC streams; a quarter of them for one organisation
     journal_sync: Literal["grouped", "before_answer"] = "grouped"
     metrics_token: str = ""  # beside loopback, who sends this bearer token may read /metrics
@@ -39,6 +42,12 @@ class ServingSettings:
         """Take every field that `source` has an attribute for (the market's settings, for example)."""
         found = {each.name: getattr(source, each.name) for each in fields(cls) if hasattr(source, each.name)}
         return cls(**found)
+
+    @property
+    def inline_limit_ms(self) -> float:
+        """Below this a run stays on the event loop. With a single core a thread could not work beside the loop, only
+        take the interpreter and the core from it, so the limit is what the loop may be held at all."""
+        return self.inline_ms or (1.0 if self.run_threads > 1 else TURN_MS)
 
     @property
     def run_threads(self) -> int:

@@ -469,14 +469,15 @@ async def test_the_caller_s_own_grpc_deadline_is_the_call_s(served: Served) -> N
 
 
 async def test_calls_and_streams_in_hand_are_bounded(tmp_path: Path) -> None:
-    async with serving(tmp_path, grpc_calls=2, grpc_streams=4) as served, stub(served) as server:
+    async with serving(tmp_path, grpc_calls=4, grpc_streams=4) as served, stub(served) as server:
         metadata = tuple(bearer().items())
         held = [server.ModelInfer(request_of(rows(1), "acme--endless"), metadata=metadata) for _ in range(2)]
         await until(lambda: running(served) + served.node.dataplane.queue.waiting == 2)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await server.ModelInfer(request_of(rows(1)), metadata=metadata)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert told(refused.value)["algomart-code"] == "RPCS_FULL"
+        assert told(refused.value)["algomart-code"] == "RPCS_FULL"  # half of the calls are this organisation's
+        assert (await server.ModelInfer(request_of(rows(1)), metadata=tuple(bearer(OTHER_KEY).items()))).outputs
         stream = server.ModelStreamInfer(metadata=metadata)
         await stream.write(request_of(rows(1)))
         assert (await stream.read()).error_message == ""
