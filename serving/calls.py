@@ -67,7 +67,7 @@ class Call:
         reserved = self.reserved
         if reserved is None:
             assert self.entry is not None, "only a repeat has no reservation"
-            self.statistics.success(self.rows, total_ms, queue_ms, compute_ms, at_ms)
+            self.statistics.answered(self.rows, total_ms, queue_ms, at_ms)
             return Inference(
                 outputs, self.entry.usage_id, self.entry.amount_micro, "repeat", queue_ms, compute_ms, self.rows
             )
@@ -101,7 +101,7 @@ class Call:
         reserved.keep(amount)
         if self.entry is not None:
             table.finish(self.key, self.entry, amount)
-        self.statistics.success(self.rows, total_ms, queue_ms, compute_ms, at_ms)
+        self.statistics.answered(self.rows, total_ms, queue_ms, at_ms)
         return Inference(outputs, usage_id, amount, reserved.kind, queue_ms, compute_ms, self.rows)
 
     def fail(self, table: IdempotencyTable) -> None:

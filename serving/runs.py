@@ -18,6 +18,15 @@ from serving.residency import Resident
 Outputs = dict[str, Array]
 
 
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One run as the statistics have it: milliseconds of the graph, of joining its rows before, of splitting after."""
+
+    compute_ms: float
+    input_ms: float = 0.0
+    output_ms: float = 0.0
+
+
 @dataclass(slots=True)
 class Ran:
     """What one call got of a run: its own rows. Times in milliseconds; `compute_ms` is its share of the run.
@@ -32,6 +41,7 @@ class Ran:
     compute_ms: float
     batch_rows: int
     batch_cpu_ms: float
+    execution: Execution | None = None  # with one of the calls of a run, so that it is counted once
 
 
 class Job:
@@ -92,7 +102,9 @@ def _run_alone(resident: Resident, job: Job, max_output_bytes: int) -> Ran | Bas
         return error
     compute_ms = (time.monotonic() - started) * 1000
     cpu_ms = (time.thread_time() - cpu) * 1000
-    return Ran(outputs, digest_of_arrays(outputs), (started - job.queued_at) * 1000, compute_ms, job.rows, cpu_ms)
+    queue_ms = (started - job.queued_at) * 1000
+    alone = Execution(compute_ms)
+    return Ran(outputs, digest_of_arrays(outputs), queue_ms, compute_ms, job.rows, cpu_ms, alone)
 
 
 def _run_shared(
@@ -101,6 +113,7 @@ def _run_shared(
     """One run for all of them; None where it failed or its outputs do not follow the rows."""
     total = sum(job.rows for job in live)
     joined = {name: np.concatenate([job.inputs[name] for job in live]) for name in live[0].inputs}
+    input_ms = (time.monotonic() - started) * 1000
     left_ms = (max(job.deadline for job in live) - started) * 1000
     cpu = time.thread_time()
     try:
@@ -112,11 +125,16 @@ def _run_shared(
         return None
     compute_ms = (time.monotonic() - started) * 1000
     cpu_ms = (time.thread_time() - cpu) * 1000
-    results: dict[Job, Ran | BaseException] = {}
+    parts: list[Outputs] = []
     at = 0
     for job in live:
-        own = {name: array[at : at + job.rows] for name, array in outputs.items()}
+        parts.append({name: array[at : at + job.rows] for name, array in outputs.items()})
         at += job.rows
-        queue_ms = (started - job.queued_at) * 1000
-        results[job] = Ran(own, digest_of_arrays(own), queue_ms, compute_ms * job.rows / total, total, cpu_ms)
+    output_ms = (time.monotonic() - started) * 1000 - compute_ms
+    execution: Execution | None = Execution(compute_ms - input_ms, input_ms, output_ms)
+    results: dict[Job, Ran | BaseException] = {}
+    for job, own in zip(live, parts, strict=True):
+        queue_ms, own_ms = (started - job.queued_at) * 1000, compute_ms * job.rows / total
+        results[job] = Ran(own, digest_of_arrays(own), queue_ms, own_ms, total, cpu_ms, execution)
+        execution = None
     return results

@@ -11,6 +11,7 @@ BROKEN_CODES = frozenset({
     "MODEL_RUN_FAILED", "MODEL_LOAD_FAILED", "MODEL_OUT_OF_MEMORY", "BUNDLE_UNREADABLE", "INTERNAL_ERROR",
     "WORKER_OUT_OF_MEMORY", "WORKER_KILLED",
 })  # fmt: skip
+MAX_BATCH_SIZES = 256  # of one version that are counted apart
 BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 10_000.0)
 
 
@@ -18,8 +19,8 @@ class VersionStatistics:
     """Counts and nanoseconds of one version; successes and failures apart. Updated on the event loop only."""
 
     __slots__ = (
-        "broken", "buckets", "compute_ns", "executions", "failed", "failed_ns", "label", "last_ms", "name", "queue_ns",
-        "rows", "succeeded", "total_ns", "version",
+        "batches", "broken", "buckets", "compute_ns", "executions", "failed", "failed_ns", "input_ns", "label",
+        "last_ms", "name", "output_ns", "queue_ns", "rows", "succeeded", "total_ns", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, version: int) -> None:
@@ -27,29 +28,62 @@ class VersionStatistics:
         self.label = f"{name}@{version}"
         self.succeeded = self.failed = self.executions = self.rows = 0
         self.total_ns = self.failed_ns = self.queue_ns = self.compute_ns = 0
+        self.input_ns = self.output_ns = 0  # joining the rows of a shared run, and splitting its outputs
+        self.batches: dict[int, list[int]] = {}  # rows of a run → runs, ns of the graph, of joining, of splitting
         self.last_ms = 0
         self.broken = 0  # of the failed, those whose graph could not be loaded or run
         self.buckets = [0] * (len(BUCKETS_MS) + 1)
 
     def success(self, rows: int, total_ms: float, queue_ms: float, compute_ms: float, at_ms: int) -> None:
+        """One call that had a run to itself."""
+        compute_ns = int(compute_ms * 1e6)
         self.succeeded += 1
         self.executions += 1
         self.rows += rows
         self.total_ns += int(total_ms * 1e6)
         self.queue_ns += int(queue_ms * 1e6)
-        self.compute_ns += int(compute_ms * 1e6)
+        self.compute_ns += compute_ns
+        self.last_ms = at_ms
+        self.buckets[bisect_left(BUCKETS_MS, total_ms)] += 1
+        batch = self.batches.get(rows) or self._new_batch(rows)
+        batch[0] += 1
+        batch[1] += compute_ns
+
+    def joined(self, calls: int, rows: int, compute_ms: float, input_ms: float, at_ms: int) -> None:
+        """One run that several calls shared, all of them answered when it ended."""
+        self.succeeded += calls
+        self.rows += rows
+        self.total_ns += int(compute_ms * 1e6) * calls
+        self.last_ms = at_ms
+        self.buckets[bisect_left(BUCKETS_MS, compute_ms)] += calls
+        self.executed(rows, compute_ms, input_ms, 0.0)
+
+    def answered(self, rows: int, total_ms: float, queue_ms: float, at_ms: int) -> None:
+        """One call of a queued run; the run itself is counted by `executed`, once for all its calls."""
+        self.succeeded += 1
+        self.rows += rows
+        self.total_ns += int(total_ms * 1e6)
+        self.queue_ns += int(queue_ms * 1e6)
         self.last_ms = at_ms
         self.buckets[bisect_left(BUCKETS_MS, total_ms)] += 1
 
-    def joined(self, calls: int, rows: int, compute_ms: float, at_ms: int) -> None:
-        """One run that several calls shared, all of them answered when it ended."""
-        self.succeeded += calls
+    def executed(self, rows: int, compute_ms: float, input_ms: float, output_ms: float) -> None:
+        """One run of so many rows: of the graph, and around it."""
+        spent = int(compute_ms * 1e6), int(input_ms * 1e6), int(output_ms * 1e6)
         self.executions += 1
-        self.rows += rows
-        self.total_ns += int(compute_ms * 1e6) * calls
-        self.compute_ns += int(compute_ms * 1e6)
-        self.last_ms = at_ms
-        self.buckets[bisect_left(BUCKETS_MS, compute_ms)] += calls
+        self.compute_ns += spent[0]
+        self.input_ns += spent[1]
+        self.output_ns += spent[2]
+        batch = self.batches.get(rows) or self._new_batch(rows)
+        batch[0] += 1
+        for place, ns in enumerate(spent, 1):
+            batch[place] += ns
+
+    def _new_batch(self, rows: int) -> list[int]:
+        if len(self.batches) >= MAX_BATCH_SIZES:
+            return [0, 0, 0, 0]  # beside the table: what callers send must not fill the memory
+        made = self.batches[rows] = [0, 0, 0, 0]
+        return made
 
     def failure(self, total_ms: float) -> None:
         self.failed += 1
@@ -73,13 +107,21 @@ class VersionStatistics:
                 "success": {"count": ok, "ns": self.total_ns},
                 "fail": {"count": self.failed, "ns": self.failed_ns},
                 "queue": {"count": ok, "ns": self.queue_ns},
-                "compute_input": {"count": ok, "ns": 0},
+                "compute_input": {"count": ok, "ns": self.input_ns},
                 "compute_infer": {"count": ok, "ns": self.compute_ns},
-                "compute_output": {"count": ok, "ns": 0},
+                "compute_output": {"count": ok, "ns": self.output_ns},
                 "cache_hit": {"count": 0, "ns": 0},
                 "cache_miss": {"count": 0, "ns": 0},
             },
-            "batch_stats": [],
+            "batch_stats": [
+                {
+                    "batch_size": rows,
+                    "compute_input": {"count": runs, "ns": input_ns},
+                    "compute_infer": {"count": runs, "ns": compute_ns},
+                    "compute_output": {"count": runs, "ns": output_ns},
+                }
+                for rows, (runs, compute_ns, input_ns, output_ns) in sorted(self.batches.items())
+            ],
         }
 
 
@@ -98,6 +140,10 @@ class Statistics:
         if found is None:
             found = self._versions[key] = VersionStatistics(name, version)
         return found
+
+    def called(self, name: str) -> list[int]:
+        """The numbers of the versions of a model that were called since this node started."""
+        return sorted(version for known, version in self._versions if known == name)
 
     def known(self, name: str, version: int) -> VersionStatistics | None:
         return self._versions.get((name, version))

@@ -6,8 +6,10 @@ as the messages of the same field names.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+from model_store.errors import NotFound
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
 from serving.dataplane import DataPlane
@@ -22,6 +24,7 @@ EXTENSIONS = [
     "generate",
     "model_configuration",
     "model_repository",
+    "schedule_policy",
     "statistics",
 ]
 
@@ -51,9 +54,14 @@ class About:
         return model_config(served, await self._dataplane.manifest_of(served))
 
     def statistics(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
-        """`{"model_stats": [one version]}`."""
-        served = self.resolve(principal, name, selector)
-        return {"model_stats": [self._dataplane.statistics.of(served.name, served.version).as_triton()]}
+        """`{"model_stats": […]}`: the version named; with none, the latest and what else was called and may be seen."""
+        served, known = self.resolve(principal, name, selector), self._dataplane.statistics
+        versions = {served.version}
+        if not selector:
+            for version in known.called(served.name):
+                with contextlib.suppress(NotFound):
+                    versions.add(self.resolve(principal, served.name, str(version)).version)
+        return {"model_stats": [known.of(served.name, version).as_triton() for version in sorted(versions)]}
 
     def all_statistics(self, principal: Principal) -> dict[str, Any]:
         """`{"model_stats": […]}` of every visible version that was called. Thousands of models take milliseconds."""

@@ -133,6 +133,7 @@ class Turn:
         calls = [answer.call for answer in chunk if answer.call is not None]
         first = calls[0]
         resident = first.resident
+        began = time.perf_counter()
         joined = {name: np.concatenate([call.inputs[name] for call in calls]) for name in first.inputs}
         assert resident.graph is not None, "small calls run in this process"
         started = time.perf_counter()
@@ -150,7 +151,7 @@ class Turn:
         if size > self._dataplane.settings.max_output_bytes:
             return False
         resident.cost.record(sum(call.elements for call in calls), compute_ms)
-        first.statistics.joined(len(calls), rows, compute_ms, first.at_ms)
+        first.statistics.joined(len(calls), rows, compute_ms, (started - began) * 1000, first.at_ms)
         self._conclude(chunk, results, compute_ms / rows, records)
         return True
 

@@ -324,10 +324,8 @@ def test_tensors_in_shared_memory_are_refused(client) -> None:
 
 def test_the_server_lists_what_it_offers_and_nothing_else(client) -> None:
     offered = client.get_server_metadata(headers=bearer())["extensions"]
-    assert {"binary_tensor_data", "classification", "generate", "model_repository", "statistics"} <= set(offered)
-    assert not {"sequence", "schedule_policy", "trace", "logging", "system_shared_memory", "cuda_shared_memory"} & set(
-        offered
-    )
+    assert {"binary_tensor_data", "classification", "generate", "schedule_policy", "statistics"} <= set(offered)
+    assert not {"sequence", "trace", "logging", "system_shared_memory", "cuda_shared_memory"} & set(offered)
 
 
 async def test_classifications_are_the_same_over_grpc(tmp_path: Path) -> None:
