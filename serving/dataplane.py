@@ -39,7 +39,7 @@ from serving.metering import PriceLine, rate_usage
 from serving.ports import KeyLimits, Ports, Principal, ServedVersion
 from serving.residency import Residency, Resident
 from serving.runs import Ran
-from serving.settings import ServingSettings
+from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
 from serving.statistics import Statistics
@@ -49,7 +49,6 @@ T = TypeVar("T")
 _log = logging.getLogger("algomart.dataplane")
 MANIFESTS_KEPT = 2048
 DIGEST_IN_THREAD_BYTES = 1 << 20
-TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
 
 
 class DataPlane:
@@ -76,6 +75,7 @@ class DataPlane:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._stopped = False
+        self._inline_limit_ms = self.settings.inline_limit_ms
         self._busy_ms = 0.0  # how long the calls admitted in this turn of the event loop would hold it one by one
         threads, slots = self.settings.run_threads, self.settings.worker_slots
         self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
@@ -163,7 +163,7 @@ class DataPlane:
         settings = self.settings
         expected_ms = resident.cost.predict_ms(elements, rows)
         busy_ms = self._busy_ms + expected_ms
-        if expected_ms > settings.inline_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
+        if expected_ms > self._inline_limit_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
             return None
         held = self.leases.find(principal.organisation, served.listing_id, purpose)
         at_ms = time.time_ns() // 1_000_000

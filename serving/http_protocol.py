@@ -24,7 +24,8 @@ from serving.protocols.oip import Target, parse_model_path
 from serving.protocols.oip_turn import Answer
 
 _log = logging.getLogger("algomart.serving")
-MAX_FAST_BODY_BYTES = 64 << 10
+MAX_FAST_BODY_BYTES = 64 << 10  # of JSON, which takes time to read
+MAX_FAST_BINARY_BYTES = 512 << 10  # with binary tensors, which are not copied
 MAX_PATHS = 4096
 HOLD_S = 0.004  # of one read; what more a pipelining client has sent goes the ordinary way
 _PREFIX, _SUFFIX = b"/v2/models/", b"/infer"
@@ -159,7 +160,8 @@ class _FastHttpProtocol(HttpToolsProtocol):
             return None
         fields = self._fields = dict(self.headers)
         length = fields.get(b"content-length", b"")
-        if not length.isdigit() or len(length) > 6 or int(length) > MAX_FAST_BODY_BYTES:
+        most = MAX_FAST_BINARY_BYTES if b"inference-header-content-length" in fields else MAX_FAST_BODY_BYTES
+        if not length.isdigit() or len(length) > 6 or int(length) > most:
             return None
         if not _ORDINARY.isdisjoint(fields):
             return None

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
-
 TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
 
 

@@ -123,7 +123,7 @@ class Turn:
         """As many rows as it pays to join, and no more than keep the run short enough for the event loop."""
         cost, each = call.resident.cost, max(1, call.elements // call.rows)
         rows = cost.rows_together(call.elements, call.rows, call.resident.max_rows)
-        while rows > call.rows and cost.predict_ms(each * rows, rows) > self._dataplane.settings.inline_ms:
+        while rows > call.rows and cost.predict_ms(each * rows, rows) > self._dataplane.settings.inline_limit_ms:
             rows //= 2
         return rows
 

@@ -317,7 +317,11 @@ def test_who_may_not_is_told_why(served: Served, key: str | None, path: str, sta
 
 def test_a_private_model_is_there_for_its_owner_only(served: Served) -> None:
     with served.client(OTHER_KEY) as client:
-        assert client.post("/v2/models/other--secret/infer", json=request_of(rows(1))).status_code == 200
+        for _ in range(5):  # on a busy machine its worker may take longer to start than a call may take
+            answer = client.post("/v2/models/other--secret/infer", json=request_of(rows(1)))
+            if answer.status_code != 504:
+                break
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
