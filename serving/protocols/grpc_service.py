@@ -17,7 +17,7 @@ from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
-from serving.errors import no_such_path, refusal_text
+from serving.errors import no_such_path
 from serving.ports import Principal, ServedVersion
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_codec import decode_infer, encode_inference, parse
@@ -25,7 +25,7 @@ from serving.protocols.grpc_messages import INFERENCE, Method, ModelInferRequest
 from serving.protocols.oip import deadline_of
 from serving.protocols.oip_about import check_scope
 from serving.protocols.oip_classification import check_classes, classified
-from serving.protocols.oip_codec import InferRequest
+from serving.protocols.oip_codec import InferRequest, priority_of
 from serving.protocols.oip_extensions import check_load_parameters
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class GrpcInference:
             except Refusal as refusal:
                 self._dataplane.statistics.refused(refusal.code)
                 self._dataplane.statistics.answered(refusal.status)
-                answer = await self._dataplane.in_thread(_refused, content, refusal)
+                answer = await self._dataplane.in_thread(_refused, content, refusal, self._app.refusal_text(refusal))
             await call.write(answer)
 
     async def _answer(
@@ -102,6 +102,7 @@ class GrpcInference:
             deadline_ms=min((limit for limit in limits if limit is not None), default=None),
             idempotency_key=key.decode("latin-1") if key else None,
             digest=digest,
+            priority=request.priority or priority_of(call.headers.get(b"x-priority")) or "normal",
         )
         if manifest is not None or _is_large(inference):
             encoded = await plane.in_thread(_encode, served, request, inference, manifest, wrap)
@@ -228,8 +229,8 @@ def _streamed(response: Any) -> bytes:
     return _whole(ModelStreamInferResponse(infer_response=response))
 
 
-def _refused(content: bytes, refusal: Refusal) -> bytes:
-    answer = ModelStreamInferResponse(error_message=refusal_text(refusal))
+def _refused(content: bytes, refusal: Refusal, text: str) -> bytes:
+    answer = ModelStreamInferResponse(error_message=text)
     answer.infer_response.parameters["algomart_code"].string_param = refusal.code
     answer.infer_response.parameters["triton_final_response"].bool_param = True
     with contextlib.suppress(Refusal):  # so that the caller knows which

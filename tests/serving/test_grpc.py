@@ -516,6 +516,16 @@ async def test_a_caller_who_does_not_send_loses_its_place(served: Served, monkey
     assert told(refused.value)["algomart-code"] == "DEADLINE_EXCEEDED"
 
 
+async def test_a_priority_is_understood_and_a_wrong_one_refused(served: Served) -> None:
+    async with served.client() as client:
+        for priority in ("high", "normal", "low"):
+            await client.infer("acme--double", [tensor(rows(1))], headers=bearer(x_priority=priority))
+        await client.infer("acme--double", [tensor(rows(1))], headers=bearer(), priority=1)
+        with pytest.raises(InferenceServerException, match="REQUEST_FIELD"):
+            await client.infer("acme--double", [tensor(rows(1))], headers=bearer(x_priority="urgent"))
+    assert len(served.node.usage()) == 4
+
+
 async def test_a_stranger_s_message_is_not_read(served: Served) -> None:
     """The caller is known before its message is taken: a refusal comes while it is still to be sent."""
     async with grpc.aio.insecure_channel(served.url) as channel:
