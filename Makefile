@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := market,postgres,registry,grpc,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance protos clean
+.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance overload soak protos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,14 @@ tour: setup  ## The main job against a fresh market, with a receipt
 
 bench: setup  ## Ratios against peers and the bare reference, side by side
 	$(BIN)/python -m tests.bench
+
+overload: setup  ## Ten times the capacity of a node, and a noisy neighbour: what still gets done
+	$(BIN)/python -m tests.load overload
+	$(BIN)/python -m tests.load neighbour
+
+SECONDS ?= 3600
+soak: setup  ## Mixed load on a node for SECONDS (3600): no errors, flat memory
+	$(BIN)/python -m tests.load soak --seconds $(SECONDS)
 
 kill-nine: setup  ## 20 × kill -9 under 8 clients: nothing acknowledged is lost, nothing posted twice
 	$(BIN)/python -m tests.killnine --kills 20 --clients 8 --json

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -22,7 +23,7 @@ from model_store.errors import Refusal
 from serving.errors import deadline_exceeded, queue_full, shutting_down
 from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
 from serving.residency import Resident
-from serving.runs import Job, Outputs, Ran, run_batch
+from serving.runs import Job, Outputs, Ran, expire, run_batch
 
 K = TypeVar("K")
 UNKNOWN_COST_MS = 100.0  # what a run is charged at most before it has shown what it takes
@@ -45,24 +46,33 @@ class Lane:
             flow = self.flows[tenant, priority] = Flow(tenant, priority, self)
         return flow
 
-    def take(self, flows: Iterable[Flow[Job]]) -> list[Job]:
-        """The next calls to run together, at most `max_rows` rows of them: the first flow's, then what fits of the
-        others'. Those that ended meanwhile are dropped."""
+    def take(self, flows: Iterable[Flow[Job]], now: float) -> list[Job]:
+        """The next calls to run together: the first flow's, then what fits of the others'. At most `max_rows` rows, and
+        no more than is expected to end before the earliest deadline among them. Those that ended meanwhile are dropped,
+        and those that have waited until their time would not suffice: running them would take it from the next."""
         batch: list[Job] = []
-        rows = limit = 0
+        rows = elements = limit = 0
+        until = math.inf
+        predict_ms = self.resident.cost.predict_ms
         for flow in flows:
             jobs = flow.jobs
             while jobs:
                 job = jobs[0]
+                alone_ms = predict_ms(job.elements, job.rows)
+                if not job.done.done() and job.is_too_late(now, alone_ms):
+                    expire(job)
                 if job.done.done():
                     jobs.popleft()
                     continue
                 if not batch and self.shared and self.resident.batchable:
                     limit = self.resident.cost.rows_together(job.elements, job.rows, self.resident.max_rows)
-                if batch and rows + job.rows > limit:
-                    break
+                earliest = min(until, job.deadline)
+                if batch:
+                    together_ms = predict_ms(elements + job.elements, rows + job.rows)
+                    if rows + job.rows > limit or earliest < now + together_ms / 1000 < math.inf:
+                        break
                 batch.append(jobs.popleft())
-                rows += job.rows
+                until, rows, elements = earliest, rows + job.rows, elements + job.elements
             if not batch or rows >= limit:
                 break
         return batch
@@ -119,8 +129,9 @@ class RunQueue:
             raise shutting_down()
         if deadline_ms <= 0:
             raise deadline_exceeded(deadline_ms)
-        if self._waiting[tenant, resident.digest] >= self._waiting_per_model or not self._find_room(tenant):
-            raise self._full(resident, inputs, rows, tenant)
+        self.check_room(tenant, resident.digest)
+        if not self._find_room(tenant):
+            raise self._full(resident, tenant)
         shared = resident.batchable and all(array.ndim and array.shape[0] == rows for array in inputs.values())
         key = _shared_key(resident, inputs, outputs) if shared else (resident.digest, resident.trusted)
         lane = self._lanes.get(key)
@@ -129,7 +140,7 @@ class RunQueue:
         flow = lane.flow_of(tenant, priority)
         loop = asyncio.get_running_loop()
         job = Job(inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
-        job.timer = loop.call_later(deadline_ms / 1000, _expire, job)
+        job.timer = loop.call_later(deadline_ms / 1000, expire, job)
         flow.jobs.append(job)
         self._waiting[tenant, resident.digest] += 1
         self._waiting_of[tenant] += 1
@@ -152,12 +163,19 @@ class RunQueue:
 
     # --- room ---------------------------------------------------------------------------------------------------------
 
+    def check_room(self, tenant: str, digest: str) -> None:
+        """Raises `TooMany` QUEUE_FULL where this organisation's calls of one model fill their room."""
+        if self.waiting and self._waiting[tenant, digest] >= self._waiting_per_model:
+            for flow in self._order.flows_of(tenant):
+                if flow.lane.resident.digest == digest:
+                    raise self._full(flow.lane.resident, tenant)
+
     def _find_room(self, tenant: str) -> bool:
         """Whether one more call of this organisation may wait: where all room is taken, at the cost of whoever has
         taken most of it."""
         if self.waiting < self._waiting_in_all:
             return True
-        crowd, most = self._waiting_of.most_common(1)[0] if self._waiting_of else (tenant, 0)
+        crowd, most = max(self._waiting_of.items(), key=lambda each: each[1], default=(tenant, 0))
         if most <= self._waiting_of[tenant] + 1:
             return False
         flow = max(self._order.flows_of(crowd), key=_newest, default=None)
@@ -165,15 +183,14 @@ class RunQueue:
             return False
         job = flow.jobs[-1]
         if not job.done.done():
-            job.done.set_exception(self._full(flow.lane.resident, job.inputs, job.rows, crowd))
+            job.done.set_exception(self._full(flow.lane.resident, crowd))
         self._ended(job, flow.lane)
         return True
 
-    def _full(self, resident: Resident, inputs: Outputs, rows: int, tenant: str) -> Refusal:
-        elements = sum(array.size for array in inputs.values())
-        one = min(resident.cost.predict_ms(elements, rows), 10_000.0)
-        waiting = self._waiting[tenant, resident.digest]
-        return queue_full(resident.name, max(1, min(MAX_RETRY_AFTER_S, round(one * waiting / 1000))))
+    def _full(self, resident: Resident, tenant: str) -> Refusal:
+        """`Retry-After`: when what waits there now will have run, by what the last run took."""
+        waiting_s = resident.cost.last_ms * self._waiting[tenant, resident.digest] / 1000
+        return queue_full(resident.name, max(1, min(MAX_RETRY_AFTER_S, round(waiting_s))))
 
     def _ended(self, job: Job, lane: Lane) -> None:
         """A future ended, by whatever way: its timer goes, and what never started leaves the queue."""
@@ -214,7 +231,7 @@ class RunQueue:
                 return
             lane: Lane = flow.lane
             others = self._order.in_turn(each for each in lane.flows.values() if each is not flow)
-            batch = lane.take((flow, *others))
+            batch = lane.take((flow, *others), time.monotonic())
             if batch:
                 self._start(lane, batch)
             for each in (flow, *others):
@@ -286,8 +303,3 @@ def _count_down(counter: Counter[K], key: K) -> None:
 def _newest(flow: Flow[Job]) -> tuple[float, float]:
     """For choosing who gives way: of the least priority, what came last."""
     return -WEIGHTS[flow.priority], flow.jobs[-1].queued_at if flow.jobs else 0.0
-
-
-def _expire(job: Job) -> None:
-    if not job.done.done():
-        job.done.set_exception(deadline_exceeded(job.deadline_ms))

@@ -35,13 +35,14 @@ _SIZED_BY: dict[str, tuple[int, ...]] = {
 class CostEstimate:
     """Milliseconds of one run by size class. Not thread-safe: called on the event loop only."""
 
-    __slots__ = ("_asked", "_prior_ms", "_prior_ms_per_row", "classes", "inline_allowed")
+    __slots__ = ("_asked", "_prior_ms", "_prior_ms_per_row", "classes", "inline_allowed", "last_ms")
 
     def __init__(self, prior: CostModel | None, inline_allowed: bool) -> None:
         self._prior_ms = prior.b_ms if prior is not None else 0.0
         self._prior_ms_per_row = prior.a_ms_per_row if prior is not None else -1.0
         self.classes: dict[int, float] = {}
         self._asked = 0
+        self.last_ms = 0.0  # of the newest run
         self.inline_allowed = inline_allowed
 
     def predict_ms(self, elements: int, rows: int) -> float:
@@ -89,6 +90,7 @@ class CostEstimate:
         again be seen to run alone.
         """
         size = elements.bit_length()
+        self.last_ms = took_ms
         known = self.classes.get(size)
         if shared and known is not None and took_ms >= known:
             return

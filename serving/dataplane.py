@@ -151,10 +151,13 @@ class DataPlane:
 
         For calls without Idempotency-Key. What is admitted in one turn of the event loop is expected to hold it for
         4 ms at most; the rest comes in later turns. Raises `Unavailable` JOURNAL_UNAVAILABLE, `TooMany` RATE_LIMITED,
-        CONCURRENCY_LIMITED.
+        CONCURRENCY_LIMITED, QUEUE_FULL (where it would have to wait, and there is no room).
         """
         resident = self.residency.peek(served)
-        if resident is None or resident.graph is None or not resident.cost.inline_allowed or self._stopped:
+        if resident is None or self._stopped:
+            return None
+        if resident.graph is None or not resident.cost.inline_allowed:
+            self._check_room(principal, served)
             return None
         rows = resident.rows_of(inputs)
         elements = 0
@@ -164,6 +167,7 @@ class DataPlane:
         expected_ms = resident.cost.predict_ms(elements, rows)
         busy_ms = self._busy_ms + expected_ms
         if expected_ms > self._inline_limit_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
+            self._check_room(principal, served)
             return None
         held = self.leases.find(principal.organisation, served.listing_id, purpose)
         at_ms = time.time_ns() // 1_000_000
@@ -211,6 +215,12 @@ class DataPlane:
             purpose,
             at_ms,
         )
+
+    def _check_room(self, principal: Principal, served: ServedVersion) -> None:
+        """Refuse a call that would find its queue full, before it costs more. Raises `TooMany` QUEUE_FULL."""
+        queue = self.queue if served.trusted else self.worker_queue
+        if queue.waiting:
+            queue.check_room(principal.organisation, served.digest)
 
     def _turn_over(self) -> None:
         self._busy_ms = 0.0

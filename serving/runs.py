@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from serving.fairness import Flow
 from serving.residency import Resident
 
 Outputs = dict[str, Array]
+WAITED_MS = 5.0  # longer than the event loop may be held
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,18 @@ class Job:
         self.charged_ms = 0.0
         self.started = False
         self.timer: asyncio.TimerHandle | None = None
+
+    def is_too_late(self, now: float, expected_ms: float) -> bool:
+        """It has waited, and a run of so long would end past its deadline. What has not waited is run all the same: an
+        expectation that is wrong must not keep a model from being measured again."""
+        waited_ms = (now - self.queued_at) * 1000
+        return waited_ms > WAITED_MS and (self.deadline - now) * 1000 < expected_ms < math.inf
+
+
+def expire(job: Job) -> None:
+    """Answer a call that is past its deadline, or bound to be."""
+    if not job.done.done():
+        job.done.set_exception(deadline_exceeded(job.deadline_ms))
 
 
 def run_batch(resident: Resident, batch: list[Job], max_output_bytes: int) -> list[Ran | BaseException]:

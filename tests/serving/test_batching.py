@@ -408,3 +408,58 @@ async def test_whoever_calls_order_in_a_flow_is_kept_no_run_is_too_large_and_eve
     assert queue.waiting == 0
     assert not queue._lanes
     assert not queue._waiting
+
+
+class KnownCost(CostEstimate):
+    """So many milliseconds a row, come what may."""
+
+    def __init__(self, row_ms: float) -> None:
+        super().__init__(None, inline_allowed=False)
+        self.row_ms = row_ms
+
+    def predict_ms(self, elements: int, rows: int) -> float:
+        return self.row_ms * rows
+
+    def rows_together(self, elements: int, rows: int, most: int) -> int:
+        return most
+
+
+async def test_a_run_takes_no_more_calls_than_end_before_the_earliest_deadline_of_them(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), max_rows=64)
+    resident.cost = KnownCost(5000)
+    queue = queue_of()
+    futures = [submit(queue, resident, rows(1), 20_000) for _ in range(7)]
+    resident.runner.opened.set()
+    await asyncio.gather(*futures)
+    assert resident.runner.runs == [1, 3, 3]  # four rows would take 20 s, and some of the 20 s have gone
+
+
+async def test_what_has_waited_until_its_run_would_come_too_late_is_answered_and_not_run(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    resident.cost = KnownCost(30_000)
+    queue = queue_of()
+    first = submit(queue, resident, rows(1), 20_000)  # has not waited: an expectation may be wrong
+    late = [submit(queue, resident, rows(2), 20_000) for _ in range(3)]
+    patient = submit(queue, resident, rows(3), 200_000)
+    await asyncio.sleep(0.02)
+    resident.runner.opened.set()
+    ended = await asyncio.gather(*late, return_exceptions=True)
+    assert all(isinstance(each, DeadlineExceeded) for each in ended)
+    await asyncio.gather(first, patient)
+    assert resident.runner.runs == [1, 3]
+    await until(lambda: not queue.waiting)
+
+
+async def test_room_is_asked_for_one_organisation_and_model(tmp_path: Path) -> None:
+    queue = queue_of(waiting_per_model=2)
+    one, two = (resident_of(tmp_path, double(n), f"acme/m{n}", dynamic=False) for n in (3, 4))
+    queue.check_room("flood", one.digest)
+    futures = [submit(queue, one, rows(1), tenant="flood") for _ in range(3)]
+    with pytest.raises(TooMany) as refused:
+        queue.check_room("flood", one.digest)
+    assert refused.value.code == "QUEUE_FULL"
+    queue.check_room("quiet", one.digest)
+    queue.check_room("flood", two.digest)
+    one.runner.opened.set()
+    await asyncio.gather(*futures)
+    queue.check_room("flood", one.digest)

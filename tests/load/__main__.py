@@ -1,0 +1,130 @@
+"""Load on a node, measured: `python -m tests.load overload|neighbour|soak [--seconds N]`. Ratios within one run.
+
+overload   ten times what the node can do: how much of its capacity, measured just before, it still gets done
+neighbour  one organisation's latency alone, and while another floods the same model and another one
+soak       mixed traffic for long: flat memory and no error, or it ends with 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.load.callers import Outcome, call_at_rate, call_in_turn
+from tests.load.node import FAST, SLOW
+from tests.load.servers import LoadNode, load_node
+
+FACTORY, FLOOD = "load-key-factory", "load-key-flood"
+WARM_S = 3.0
+SETTLED = 0.25  # of a soak, after which memory must stay where it is
+GROWTH = 1.05
+
+
+async def overload(node: LoadNode, seconds: float) -> dict[str, Any]:
+    """Goodput at ten times the capacity, with and without deadlines that most calls cannot meet."""
+    await call_in_turn(node.port, FACTORY, SLOW, WARM_S, connections=4)
+    found: dict[str, Any] = {}
+    for name, headers in (("no deadline", {}), ("deadline 500 ms", {"X-Deadline-Ms": "500"})):
+        alone = await call_in_turn(node.port, FACTORY, SLOW, seconds, connections=4)
+        capacity = alone.right / seconds
+        process = psutil.Process(node.pid)
+        before, started = process.cpu_times(), time.perf_counter()
+        flood = await call_at_rate(node.port, FACTORY, SLOW, seconds, 10 * capacity, **headers)
+        after = process.cpu_times()
+        used_s = after.user + after.system - before.user - before.system
+        in_time = sum(at <= started + seconds for at in flood.ended)
+        found[name] = {
+            "capacity_per_s": round(capacity, 1),
+            "offered_per_s": round(flood.sent / seconds, 1),
+            "goodput_of_capacity": round(in_time / seconds / capacity, 3),
+            "p99_ms": round(flood.percentile_ms(0.99), 1),
+            "cpu_of_a_core": round(used_s / seconds, 2),
+            **_said(flood),
+        }
+    return found
+
+
+async def neighbour(node: LoadNode, seconds: float) -> dict[str, Any]:
+    """p50 and p99 of one organisation's calls, one at a time, alone and beside a flood of another's."""
+    found: dict[str, Any] = {}
+    for model in (SLOW, FAST):
+        await call_in_turn(node.port, FACTORY, model, WARM_S)
+    capacity = (await call_in_turn(node.port, FLOOD, SLOW, WARM_S, connections=4)).right / WARM_S
+    for model in (SLOW, FAST):
+        alone = await call_in_turn(node.port, FACTORY, model, seconds, pause_s=0.01)
+        beside, flood = await asyncio.gather(
+            call_in_turn(node.port, FACTORY, model, seconds, pause_s=0.01),
+            call_at_rate(node.port, FLOOD, SLOW, seconds, 10 * capacity),
+        )
+        found[model] = {
+            "alone_p50_ms": round(alone.percentile_ms(0.5), 2),
+            "alone_p99_ms": round(alone.percentile_ms(0.99), 2),
+            "beside_p50_ms": round(beside.percentile_ms(0.5), 2),
+            "beside_p99_ms": round(beside.percentile_ms(0.99), 2),
+            "p99_ratio": round(beside.percentile_ms(0.99) / alone.percentile_ms(0.99), 2),
+            "refused": beside.refused,
+            "flood": _said(flood),
+        }
+    return found
+
+
+async def soak(node: LoadNode, seconds: float) -> dict[str, Any]:
+    """Hot, queued, flooding and impatient callers together; the node's memory once a second."""
+    process = psutil.Process(node.pid)
+    memory: list[int] = []
+
+    async def watch() -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            await asyncio.sleep(min(1.0, seconds / 20))
+            memory.append(process.memory_info().rss)
+
+    *outcomes, _ = await asyncio.gather(
+        call_in_turn(node.port, FACTORY, FAST, seconds, connections=4, pause_s=0.001),
+        call_in_turn(node.port, FACTORY, SLOW, seconds, connections=2),
+        call_at_rate(node.port, FLOOD, SLOW, seconds, 200),
+        call_in_turn(node.port, FACTORY, SLOW, seconds, pause_s=0.05, **{"X-Priority": "high"}),
+        watch(),
+    )
+    settled = memory[int(len(memory) * SETTLED) :]
+    half = len(settled) // 2
+    before, after = max(settled[:half]), max(settled[half:])
+    errors = sum(sum(each.other.values()) for each in outcomes)
+    return {
+        "seconds": seconds,
+        "right": sum(each.right for each in outcomes),
+        "refused": sum(each.refused for each in outcomes),
+        "errors": errors,
+        "what": [dict(each.other) for each in outcomes if each.other],
+        "rss_mib": [round(each / (1 << 20), 1) for each in (memory[0], before, after)],
+        "passed": not errors and after <= before * GROWTH,
+    }
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
+    return {"right": outcome.right, "refused_429": outcome.refused, "other": dict(outcome.other)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("overload", "neighbour", "soak"))
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    work = {"overload": overload, "neighbour": neighbour, "soak": soak}[options.what]
+    with tempfile.TemporaryDirectory() as folder, load_node(Path(folder)) as node:
+        found = asyncio.run(work(node, options.seconds))
+    json.dump(found, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+    return 0 if found.get("passed", True) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
