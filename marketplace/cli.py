@@ -57,12 +57,17 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC, 0: off", envvar="ALGOMART_GRPC_PORT")] = 0,
     home: Annotated[Path, typer.Option(help="Folder for the node's key and journal")] = Path(".algomart-node"),
     trusted: Annotated[bool, typer.Option(help="Run the graphs in this process, not in the limited worker")] = False,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Programs of this machine may call without a key")] = False,
+    triton_compat: Annotated[
+        bool, typer.Option("--triton-compat", help="Triton's own name and words", envvar="ALGOMART_TRITON_COMPAT")
+    ] = False,
 ) -> None:
     """A lone serving node without a market: algomart serve bundles/ · 不带市场的推理节点
 
     Open Inference (/v2) and named features (/v1/use), metered into a journal; no prices, vouchers, choosing or
     adapting. Needs the base install only.
     """
+    from serving.keyless import check_loopback
     from serving.node import open_node
     from serving.server import check_port
     from serving.server import serve as run
@@ -70,9 +75,16 @@ def serve(
     with _refusals():
         if grpc_port:
             check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
-        node = open_node(folder, home, trusted=trusted)
+        if no_key:
+            check_loopback(host)
+        node = open_node(folder, home, trusted=trusted, keyless=no_key, triton_compat=triton_compat)
         typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models)}")
         typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
+        if no_key:
+            typer.secho(
+                "注意: 本机任何程序都可不带密钥调用 · NO KEY IS ASKED: any program on this machine may call",
+                fg=typer.colors.RED, bold=True, err=True,
+            )  # fmt: skip
         if grpc_port:
             typer.echo(f"gRPC: {host}:{grpc_port}")
         run(node.app, host, port, grpc_port=grpc_port, log_level="warning")

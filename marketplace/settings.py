@@ -41,6 +41,10 @@ class Settings(BaseSettings):
         default="process",
         description="Where usage is brought into the ledger: a process of its own, or a thread of the market's",
     )
+    triton_compat: bool = Field(
+        default=False,
+        description="On /v2 and gRPC, Triton's own name and words, and models without their vendor's name",
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import importlib.metadata
 import ipaddress
@@ -18,12 +19,14 @@ from typing import Any, Protocol, TypeVar
 from model_store.errors import Refusal
 from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Receive, UploadRoom, decompress, read_body
 from serving.dataplane import DataPlane
-from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body
+from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body, refusal_text
 from serving.heads import request_id_of
+from serving.keyless import check_own_machine
 from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.ports import Ports, Principal
 from serving.protocols.oip import OpenInference
 from serving.protocols.openai import OpenAI, is_openai_path, openai_error_body
+from serving.protocols.triton_compat import triton_text
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -58,6 +61,9 @@ class ServingApp:
         except importlib.metadata.PackageNotFoundError:  # run from a checkout
             version = "0"
         self.oip = OpenInference(dataplane, ports, version)
+        self.refusal_text = triton_text if dataplane.settings.triton_compat else refusal_text
+        self.oip_error_body = functools.partial(oip_error_body, text=self.refusal_text)
+        self.anonymous: Principal | None = None  # who calls without a key; only a node on loopback has one
         self.openai = OpenAI(dataplane, ports)
         self.native = native if native is not None else _native(dataplane, ports)
         self._uploads = UploadRoom(dataplane.settings.max_samples_in_all_bytes)
@@ -73,7 +79,7 @@ class ServingApp:
         if kind == "http":
             path = scope["path"]
             if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
-                await self._answer(self.oip, oip_error_body, scope, receive, send)
+                await self._answer(self.oip, self.oip_error_body, scope, receive, send)
                 return
             if is_openai_path(path):
                 await self._answer(self.openai, openai_error_body, scope, receive, send)
@@ -129,6 +135,9 @@ class ServingApp:
 
     async def authenticate(self, headers: Mapping[bytes, bytes]) -> Principal:
         """The caller, by its key. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
+        if self.anonymous is not None and b"authorization" not in headers and b"x-api-key" not in headers:
+            check_own_machine(headers)
+            return self.anonymous
         return await self.dataplane.keys.principal_of(token_of(headers))
 
     async def _body(

@@ -19,6 +19,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import orjson
 
 from model_store.errors import (
@@ -38,9 +40,9 @@ from model_store.errors import (
 )
 
 
-def oip_error_body(refusal: Refusal, request_id: str) -> bytes:
+def oip_error_body(refusal: Refusal, request_id: str, text: Callable[[Refusal], str] | None = None) -> bytes:
     """Open Inference's shape: `error` is one string, both languages and the remedy in it; the parts stand beside it."""
-    return orjson.dumps({"error": refusal_text(refusal), **refusal.as_dict(request_id)}, default=str)
+    return orjson.dumps({"error": (text or refusal_text)(refusal), **refusal.as_dict(request_id)}, default=str)
 
 
 def refusal_text(refusal: Refusal) -> str:
@@ -230,6 +232,7 @@ def model_not_found(name: str, selector: str | None = None) -> NotFound:
         remedy_zh="请在货架上搜索准确名称",
         remedy_en="search the shelf for its exact name",
         field="model",
+        details={"model": name[:100], "version": (selector or "")[:40]},
     )
 
 

@@ -159,4 +159,4 @@ class GrpcServer:
         statistics = self._app.dataplane.statistics
         statistics.refused(refusal.code)
         statistics.answered(refusal.status)
-        await call.refuse(refusal)
+        await call.refuse(refusal, self._app.refusal_text(refusal))

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from model_store.errors import Refusal
 from serving.app import ServingApp
-from serving.errors import internal_error, oip_error_body
+from serving.errors import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path
 from serving.protocols.oip_turn import Answer
@@ -248,7 +248,7 @@ class _FastHttpProtocol(HttpToolsProtocol):
         return b"".join((STATUS_LINE[200], self._preamble(), kind, ids, content))
 
     def _refusal(self, refusal: Refusal) -> bytes:
-        content, headers = self.serving.refusal_parts(refusal, oip_error_body, request_id_of(self._fields))
+        content, headers = self.serving.refusal_parts(refusal, self.serving.oip_error_body, request_id_of(self._fields))
         parts = [STATUS_LINE[refusal.status], self._preamble()]
         for name, value in headers:
             parts += [name, b": ", value, b"\r\n"]

@@ -38,11 +38,14 @@ class Node:
     models: tuple[str, ...]
 
 
-def open_node(folder: Path, home: Path, *, trusted: bool = False) -> Node:
+def open_node(
+    folder: Path, home: Path, *, trusted: bool = False, keyless: bool = False, triton_compat: bool = False
+) -> Node:
     """Serve every bundle under `folder` (a bundle itself, or bundle folders and zips in it).
 
     `home` keeps the key (0600), unpacked zips and the journal. `trusted`: run the graphs in this process instead of the
-    limited worker. Raises `NotFound` NO_BUNDLES where there is none; a broken bundle is left out and said.
+    limited worker. `keyless`: programs of this machine may call without the key; listen on loopback only (the caller
+    sees to it). Raises `NotFound` NO_BUNDLES where there is none; a broken bundle is left out and said.
     """
     home.mkdir(parents=True, exist_ok=True)
     bundles, names = FolderBundles(), []
@@ -69,8 +72,10 @@ def open_node(folder: Path, home: Path, *, trusted: bool = False) -> Node:
     journals = home / "journal"
     journals.mkdir(exist_ok=True)
     epoch = 1 + max((_epoch_of(path) for path in journals.iterdir()), default=0)
-    plane = DataPlane(ports, ServingSettings(), JournalWriter(journals, NODE, epoch))
-    return Node(ServingApp(plane, ports), key, key_path, tuple(sorted(names)))
+    plane = DataPlane(ports, ServingSettings(triton_compat=triton_compat), JournalWriter(journals, NODE, epoch))
+    app = ServingApp(plane, ports)
+    app.anonymous = principal if keyless else None
+    return Node(app, key, key_path, tuple(sorted(names)))
 
 
 def _found(folder: Path) -> list[Path]:

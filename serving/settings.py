@@ -34,6 +34,7 @@ class ServingSettings:
     grpc_calls: int = 256  # gRPC calls in hand, over which the next is refused; half of them for one organisation
     grpc_streams: int = 64  # gRPC streams; a quarter of them for one organisation
     journal_sync: Literal["grouped", "before_answer"] = "grouped"
+    triton_compat: bool = False  # Triton's own name and words, and models without their vendor's name
     metrics_token: str = ""  # beside loopback, who sends this bearer token may read /metrics
 
     @classmethod

@@ -13,7 +13,7 @@ import grpc
 import orjson
 
 from model_store.errors import Refusal
-from serving.errors import deadline_exceeded, refusal_text, request_message
+from serving.errors import deadline_exceeded, request_message
 from serving.heads import request_id_of
 
 READ_S = 30.0  # how long a caller may take to send the one message of a unary call
@@ -98,8 +98,8 @@ class GrpcCall:
         pairs = [(name.replace("_", "-"), value) for name, value in trailing.items()]
         self._context.set_trailing_metadata((("x-request-id", self.request_id), *pairs))
 
-    async def refuse(self, refusal: Refusal) -> None:
-        """End the call: status, both languages as its text, code and remedy in the trailing metadata."""
+    async def refuse(self, refusal: Refusal, text: str) -> None:
+        """End the call: status, `text` in both languages, code and remedy in the trailing metadata."""
         body = refusal.as_dict(self.request_id)
         body.pop("details", None)  # may be long
         trailing = [
@@ -113,4 +113,4 @@ class GrpcCall:
         limits = refusal.details.get("ratelimit", {})
         trailing += [(f"ratelimit-{name}", str(value)) for name, value in limits.items()]
         status = STATUS_OF.get(refusal.status, grpc.StatusCode.UNKNOWN)
-        await self._context.abort(status, refusal_text(refusal)[:MAX_STATUS_CHARACTERS], tuple(trailing))
+        await self._context.abort(status, text[:MAX_STATUS_CHARACTERS], tuple(trailing))

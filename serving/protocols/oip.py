@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 import orjson
 
+from model_store.errors import BadInput, NotFound
 from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import DataPlane, Inference
@@ -86,7 +87,12 @@ class OpenInference:
         if target is not None and (target.name, target.verb) != ("stats", ""):
             if target.verb == "infer":
                 check_method(method, "POST")
-                return await self._infer(request, target)
+                try:
+                    return await self._infer(request, target)
+                except BadInput as refusal:
+                    if refusal.code == "TENSOR_SHAPE":
+                        refusal.details["model"] = target.name
+                    raise
             if target.verb in ("generate", "generate_stream"):
                 check_method(method, "POST")
                 return await self._generate(request, target)
@@ -118,7 +124,12 @@ class OpenInference:
         False where it must wait for something (then nothing was done); raises `Refusal`.
         """
         check_scope(principal, "use")
-        served = self._ports.bundles.resolve(target.name, target.selector, principal)
+        try:
+            served = self._ports.bundles.resolve(target.name, target.selector, principal)
+        except NotFound:
+            if self._dataplane.settings.triton_compat:  # perhaps a name without its vendor
+                return False
+            raise
         request = decode_request(body, header_length)
         if request.classes is not None:
             return False
@@ -133,7 +144,7 @@ class OpenInference:
 
     async def _infer(self, request: Request, target: Target) -> Response:
         check_scope(request.principal, "use")
-        served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
+        served = self.about.resolve(request.principal, target.name, target.selector)
         body, key = request.body, request.header(b"idempotency-key") or None
         header_length = header_length_of(request.headers.get(b"inference-header-content-length"))
         json_bytes = len(body) if header_length is None else header_length
@@ -173,7 +184,7 @@ class OpenInference:
     async def _generate(self, request: Request, target: Target) -> Response:
         """One answer, as JSON or as the one event of a stream; what is refused is no stream, but a plain refusal."""
         check_scope(request.principal, "use")
-        served = self._ports.bundles.resolve(target.name, target.selector, request.principal)
+        served = self.about.resolve(request.principal, target.name, target.selector)
         manifest = await self._dataplane.manifest_of(served)
         body, key = request.body, request.header(b"idempotency-key") or None
         if len(body) > JSON_IN_THREAD_BYTES:
@@ -229,7 +240,11 @@ class OpenInference:
     async def _load_or_unload(self, request: Request, name: str, verb: str) -> Response:
         if verb == "load":
             check_load_body(request.body)
-            await self.about.load(request.principal, name)
+            try:
+                await self.about.load(request.principal, name)
+            except NotFound as refusal:
+                refusal.details["loading"] = name
+                raise
         else:
             self.about.unload(request.principal, name)
         return Response(200)

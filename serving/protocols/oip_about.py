@@ -15,7 +15,9 @@ from model_store.names import path_name
 from serving.dataplane import DataPlane
 from serving.errors import not_owner, scope_missing
 from serving.ports import Ports, Principal, ServedVersion
+from serving.protocols import triton_compat
 from serving.protocols.oip_classification import is_batched
+from serving.protocols.triton_compat import BareNames
 
 SERVER = "algomart"
 EXTENSIONS = [
@@ -34,24 +36,30 @@ class About:
 
     def __init__(self, dataplane: DataPlane, ports: Ports, version: str = "") -> None:
         self._dataplane, self._ports, self._version = dataplane, ports, version
+        self._names = BareNames(ports.bundles) if dataplane.settings.triton_compat else None
 
     def resolve(self, principal: Principal, name: str, selector: str | None) -> ServedVersion:
         """`name` in either spelling; `selector` a number, an alias or None."""
+        if self._names is not None:
+            name = self._names.full(principal, name)
         return self._ports.bundles.resolve(name, selector, principal)
 
     def server(self) -> dict[str, Any]:
         """Name, version and the extensions that are offered."""
-        return {"name": SERVER, "version": self._version, "extensions": EXTENSIONS}
+        name = SERVER if self._names is None else triton_compat.SERVER
+        return {"name": name, "version": self._version, "extensions": EXTENSIONS}
 
     async def metadata(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
         """Tensors of one version."""
         served = self.resolve(principal, name, selector)
-        return model_metadata(served, await self._dataplane.manifest_of(served))
+        document = model_metadata(served, await self._dataplane.manifest_of(served))
+        return self._named(principal, served, document)
 
     async def config(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
         """Triton's configuration of one version."""
         served = self.resolve(principal, name, selector)
-        return model_config(served, await self._dataplane.manifest_of(served))
+        document = model_config(served, await self._dataplane.manifest_of(served))
+        return self._named(principal, served, document)
 
     def statistics(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
         """`{"model_stats": […]}`: the version named; with none, the latest and what else was called and may be seen."""
@@ -61,18 +69,27 @@ class About:
             for version in known.called(served.name):
                 with contextlib.suppress(NotFound):
                     versions.add(self.resolve(principal, served.name, str(version)).version)
-        return {"model_stats": [known.of(served.name, version).as_triton() for version in sorted(versions)]}
+        told = [known.of(served.name, version).as_triton() for version in sorted(versions)]
+        return {"model_stats": [self._named(principal, served, entry) for entry in told]}
 
     def all_statistics(self, principal: Principal) -> dict[str, Any]:
         """`{"model_stats": […]}` of every visible version that was called. Thousands of models take milliseconds."""
         served = self._ports.bundles.visible(principal)
-        known = [self._dataplane.statistics.known(each.name, each.version) for each in served]
-        return {"model_stats": [each.as_triton() for each in known if each is not None]}
+        known = [(each, self._dataplane.statistics.known(each.name, each.version)) for each in served]
+        return {
+            "model_stats": [
+                self._named(principal, each, found.as_triton()) for each, found in known if found is not None
+            ]
+        }
 
     def index(self, principal: Principal) -> list[dict[str, Any]]:
         """Every visible model; all are ready, since one that is not loaded is loaded by its first call."""
         return [
-            {"name": path_name(each.name), "version": str(each.version), "state": "READY", "reason": ""}
+            self._named(
+                principal,
+                each,
+                {"name": path_name(each.name), "version": str(each.version), "state": "READY", "reason": ""},
+            )
             for each in self._ports.bundles.visible(principal)
         ]
 
@@ -83,6 +100,10 @@ class About:
     def unload(self, principal: Principal, name: str) -> None:
         """Drop the latest version; one in use leaves when it is idle and its room is needed. Raises NOT_OWNER."""
         self._dataplane.residency.evict(self._owned(principal, name))
+
+    def _named(self, principal: Principal, served: ServedVersion, document: dict[str, Any]) -> dict[str, Any]:
+        """The document, under the name that the caller may use."""
+        return document if self._names is None else document | {"name": self._names.shown(principal, served.name)}
 
     def _owned(self, principal: Principal, name: str) -> ServedVersion:
         served = self.resolve(principal, name, None)
