@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from alembic import command as alembic
 from typer.testing import CliRunner
 
 from marketplace.cli import app as command_line
-from marketplace.db import transaction
+from marketplace.db import open_database, transaction
 from marketplace.keys.service import create_key
-from marketplace.migrations.upgrade import upgrade
+from marketplace.migrations.upgrade import _config, upgrade
 from marketplace.operators import disable_operator, invite_first_operator, invite_operator, list_operators
 from marketplace.organisations.passwords import hash_password
 from marketplace.organisations.tables import Member
@@ -181,19 +182,19 @@ def test_a_key_that_may_only_call_models_changes_nothing_else(client, market, ki
 
 
 def test_keys_made_before_the_scope_keep_what_they_could_if_they_were_whole(tmp_path):
-    from marketplace.db import open_database
-
     engine = open_database(f"sqlite:///{tmp_path / 'old.db'}")
-    upgrade(engine)
-    with transaction(engine) as session:
-        organisation = add_organisation(session, "acme")
-        session.flush()
-        for name, scopes in (("whole", ["use", "choose", "adapt", "publish"]), ("narrow", ["use", "choose"])):
-            create_key(session, organisation, name=name, scopes=scopes, actor="t")
-        session.flush()
-        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
-        for column in ("rate_per_s", "burst", "concurrency"):  # of a later migration
-            session.connection().exec_driver_sql(f"ALTER TABLE api_key DROP COLUMN {column}")
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        alembic.upgrade(_config(connection), "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO organisation (id, kind, name_zh, name_en, status, legal_person, controllers, town, is_demo, "
+            "created_at_ms) VALUES ('org', 'enterprise', '厂', '', 'approved', '', '[]', '', 0, 1)"
+        )
+        for name, scopes in (("whole", '["use", "choose", "adapt", "publish"]'), ("narrow", '["use", "choose"]')):
+            connection.exec_driver_sql(
+                "INSERT INTO api_key (id, organisation_id, member_id, name, prefix, sha256, scopes, created_at_ms) "
+                "VALUES (?, 'org', '', ?, 'am_', ?, ?, 1)",
+                (name, name, name, scopes),
+            )
     upgrade(engine)
     with engine.connect() as connection:
         found = dict(connection.exec_driver_sql("SELECT name, scopes FROM api_key").fetchall())
