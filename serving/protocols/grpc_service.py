@@ -14,11 +14,10 @@ from google.protobuf import json_format
 
 from model_store.errors import NotFound, Refusal
 from model_store.manifest import Manifest
-from model_store.names import path_name
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
 from serving.errors import no_such_path
-from serving.ports import Principal, ServedVersion
+from serving.ports import Principal
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_codec import decode_infer, encode_inference, parse
 from serving.protocols.grpc_messages import INFERENCE, Method, ModelInferRequest, ModelStreamInferResponse
@@ -104,10 +103,11 @@ class GrpcInference:
             digest=digest,
             priority=request.priority or priority_of(call.headers.get(b"x-priority")) or "normal",
         )
+        shown = self._about.shown(principal, served)
         if manifest is not None or _is_large(inference):
-            encoded = await plane.in_thread(_encode, served, request, inference, manifest, wrap)
+            encoded = await plane.in_thread(_encode, shown, served.version, request, inference, manifest, wrap)
         else:
-            encoded = _encode(served, request, inference, manifest, wrap)
+            encoded = _encode(shown, served.version, request, inference, manifest, wrap)
         plane.statistics.answered(200)
         return inference, encoded
 
@@ -206,7 +206,8 @@ def _is_large(inference: Inference) -> bool:
 
 
 def _encode(
-    served: ServedVersion,
+    model: str,
+    version: int,
     request: InferRequest,
     inference: Inference,
     manifest: Manifest | None,
@@ -216,7 +217,7 @@ def _encode(
     if manifest is not None and request.classes:
         ranked = classified(inference.outputs, request.classes, manifest)
         inference = msgspec.structs.replace(inference, outputs=ranked)
-    return wrap(encode_inference(path_name(served.name), served.version, request, inference))
+    return wrap(encode_inference(model, version, request, inference))
 
 
 def _whole(response: Any) -> bytes:

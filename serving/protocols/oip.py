@@ -169,7 +169,10 @@ class OpenInference:
             digest=digest,
             priority=call.priority or priority_of(request.headers.get(b"x-priority")) or "normal",
         )
-        head = self._head(served)
+        if self._dataplane.settings.triton_compat:
+            head = response_head(self.about.shown(request.principal, served), served.version)
+        else:
+            head = self._head(served)
 
         def encode() -> tuple[bytes, int | None]:
             outputs = classified(inference.outputs, call.classes, manifest) if call.classes else inference.outputs
@@ -200,7 +203,7 @@ class OpenInference:
             digest=digest,
             priority=priority_of(request.headers.get(b"x-priority")) or "normal",
         )
-        model, version = path_name(served.name), served.version
+        model, version = self.about.shown(request.principal, served), served.version
         content = await self._encoded(inference, lambda: encode_generate(model, version, call, inference.outputs))
         if target.verb == "generate":
             return Response(200, content, [JSON_TYPE, *_bill(inference)])

@@ -101,9 +101,12 @@ class About:
         """Drop the latest version; one in use leaves when it is idle and its room is needed. Raises NOT_OWNER."""
         self._dataplane.residency.evict(self._owned(principal, name))
 
+    def shown(self, principal: Principal, served: ServedVersion) -> str:
+        """The model's name as this caller may write it in a path."""
+        return path_name(served.name) if self._names is None else self._names.shown(principal, served.name)
+
     def _named(self, principal: Principal, served: ServedVersion, document: dict[str, Any]) -> dict[str, Any]:
-        """The document, under the name that the caller may use."""
-        return document if self._names is None else document | {"name": self._names.shown(principal, served.name)}
+        return document if self._names is None else document | {"name": self.shown(principal, served)}
 
     def _owned(self, principal: Principal, name: str) -> ServedVersion:
         served = self.resolve(principal, name, None)

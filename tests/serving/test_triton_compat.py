@@ -24,6 +24,7 @@ import tritonclient.http as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from marketplace.settings import Settings
 from model_store.bundle import seal
 from model_store.errors import BadInput, Forbidden
 from model_store.graph_specs import read_graph_specs
@@ -31,6 +32,7 @@ from model_store.manifest import Manifest
 from serving.keyless import check_loopback, check_own_machine
 from serving.memory_admission import FolderBundles
 from serving.protocols.triton_compat import BareNames
+from serving.settings import ServingSettings
 from tests.live import free_port
 from tests.serving.parts import FACTORY, OTHER, bundle, double, model
 
@@ -191,6 +193,8 @@ def test_sums_and_differences_come_back_with_outputs_named_and_not(client, name,
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), first + second)
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), first - second)
         assert answer.as_numpy("OUTPUT0").dtype == dtype
+        told = answer.get_response()
+        assert (told["model_name"] if client.library is triton else told.model_name) == name
     as_json = {} if client.library is triton else {"as_json": True}
     (statistics,) = client.get_inference_statistics(name, **as_json)["model_stats"]
     assert statistics["name"] == name
@@ -222,6 +226,21 @@ def test_calls_under_way_together_are_answered_each_its_own(ports) -> None:
 def test_sequences_are_refused_not_answered_without_their_state(client) -> None:
     with pytest.raises(InferenceServerException, match="EXTENSION_NOT_OFFERED"):
         infer(client, "simple", COUNT, ONES, sequence_id=1000, sequence_start=True)
+
+
+def test_generate_and_the_statistics_of_all_models_use_the_bare_name_too(ports) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", trust_env=False) as http:
+        document = {"INPUT0": list(range(16)), "INPUT1": [1] * 16}
+        answer = http.post("/v2/models/simple/generate", json=document).json()
+        assert (answer["model_name"], answer["OUTPUT0"]) == ("simple", list(range(1, 17)))
+        told = {entry["name"] for entry in http.get("/v2/models/stats").json()["model_stats"]}
+    assert "simple" in told
+    assert told <= set(MODELS)
+
+
+def test_the_market_s_own_setting_reaches_its_data_plane() -> None:
+    assert ServingSettings.of(Settings(triton_compat=True)).triton_compat
+    assert not ServingSettings.of(Settings()).triton_compat
 
 
 # --- names without a vendor -------------------------------------------------------------------------------------------
