@@ -43,6 +43,7 @@ from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
 from serving.statistics import Statistics
+from serving.tokens import count_tokens
 
 __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
@@ -179,6 +180,8 @@ class DataPlane:
             counted = {**units, **counted}
         if resident.counts_images:
             counted["images"] = rows
+        if resident.token_tensor is not None and resident.token_tensor in inputs:
+            counted["tokens_in"] = count_tokens(inputs[resident.token_tensor])
         line: PriceLine | None = None
         amount = 0
         if held.kind != "free":
@@ -255,13 +258,13 @@ class DataPlane:
     ) -> Inference:
         """Run one call, metered and paid for.
 
-        `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count (tokens); calls, rows, ms
-        and, of an image model, images are counted here. `deadline_ms` from now, at most the node's own. `digest`: the
-        request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by default the tensors'. `priority` among
-        the organisation's own waiting calls: high, normal, low. Raises refusals only: of the graph (`BadInput` …), of
-        admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL and, with purpose `use`, RATE_LIMITED and
-        CONCURRENCY_LIMITED, `DeadlineExceeded`, `Unavailable`, `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not
-        charged.
+        `inputs` by tensor name; `outputs` None: all. `units`: what the engine cannot count (tokens out); calls, rows,
+        ms, images of an image model and tokens of one with a tokenizer are counted here. `deadline_ms` from now, at
+        most the node's own. `digest`: the request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by
+        default the tensors'. `priority` among the organisation's own waiting calls: high, normal, low. Raises refusals
+        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL and, with
+        purpose `use`, RATE_LIMITED and CONCURRENCY_LIMITED, `DeadlineExceeded`, `Unavailable`, `Conflict`
+        IDEMPOTENCY_CONFLICT. A refused call is not charged.
         """
         if self._stopped:
             raise shutting_down()
@@ -321,6 +324,9 @@ class DataPlane:
                     call.rows = resident.rows_of(inputs)
                     if resident.counts_images:
                         call.units = {**(call.units or {}), "images": call.rows}
+                    if resident.token_tensor is not None and resident.token_tensor in inputs:
+                        tokens = count_tokens(inputs[resident.token_tensor])
+                        call.units = {**(call.units or {}), "tokens_in": tokens}
                     self.journal.check_ready()
                     if not billed:
                         bound = {**(call.units or {}), "calls": 1, "rows": call.rows, "ms": int(limit_ms) + 1}

@@ -23,6 +23,7 @@ from serving.cost import CostEstimate, runs_in_bounded_time
 from serving.errors import memory_full
 from serving.ports import ServedVersion
 from serving.settings import ServingSettings
+from serving.tokens import token_tensor_of
 
 _log = logging.getLogger("algomart.residency")
 WORKER_BASE_BYTES = 96 << 20  # a Python process with ONNX Runtime, before any graph
@@ -48,7 +49,7 @@ class Resident:
 
     __slots__ = (
         "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "last_used", "load_ms",
-        "manifest", "max_rows", "name", "owner", "pinned", "references", "runner", "trusted", "uses",
+        "manifest", "max_rows", "name", "owner", "pinned", "references", "runner", "token_tensor", "trusted", "uses",
     )  # fmt: skip
 
     def __init__(self, served: ServedVersion, manifest: Manifest, runner: Any, inline_allowed: bool) -> None:
@@ -60,6 +61,7 @@ class Resident:
         self.batchable = self.graph is not None and manifest.batching.dynamic and _all_batched(self.graph)
         self.max_rows = max(1, manifest.batching.max_rows)
         self.counts_images = manifest.modality == "image"  # a row is an image, also where it comes as a tensor
+        self.token_tensor = token_tensor_of(manifest)
         self.cost = CostEstimate(manifest.cost, inline_allowed)
         self.bytes = 0
         self.load_ms = 0.0

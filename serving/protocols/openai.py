@@ -27,6 +27,7 @@ from serving.ports import Ports, ServedVersion
 from serving.protocols.oip import deadline_of
 from serving.protocols.oip_about import check_scope
 from serving.protocols.pipelines import Pipelines
+from serving.tokens import count_tokens
 
 MAX_INPUTS = 2048  # as OpenAI's own
 CHUNK_ROWS = 256
@@ -128,7 +129,6 @@ class OpenAI:
                     request.principal,
                     served,
                     chunk,
-                    units={"tokens_in": _tokens(chunk)},
                     deadline_ms=deadline_ms,
                     idempotency_key=key,
                     digest=digest,
@@ -206,7 +206,7 @@ def _render(
         }
         for index, vector in enumerate(vectors)
     ]
-    tokens = sum(_tokens(chunk) for chunk in chunks)
+    tokens = sum(count_tokens(chunk["attention_mask"]) for chunk in chunks)  # as the engine counts and charges them
     answer = {
         "object": "list",
         "data": data,
@@ -214,11 +214,6 @@ def _render(
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _tokens(chunk: dict[str, Array]) -> int:
-    """Those of the texts, without padding; the tokenizer's own marks count."""
-    return int(chunk["attention_mask"].sum())
 
 
 def _model(served: ServedVersion) -> dict[str, Any]:

@@ -271,3 +271,24 @@ def test_one_model_is_found_by_its_name(client) -> None:
     assert client.models.retrieve("acme--words").id == NAME
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("acme/nothing")
+
+
+@pytest.mark.parametrize("extra", [{}, {"Idempotency-Key": "words"}], ids=["at once", "queued"])
+def test_tokens_cost_the_same_by_whichever_way_they_come(served, extra) -> None:
+    """Counted by the engine: a caller of named features or of tensors cannot leave them out."""
+    ids = ids_of(TEXTS[1])
+    padded = ids + [0, 0]  # padding costs nothing
+    tensors = [
+        {"name": "input_ids", "datatype": "INT64", "shape": [1, len(padded)], "data": padded},
+        {"name": "attention_mask", "datatype": "INT64", "shape": [1, len(padded)], "data": [1] * len(ids) + [0, 0]},
+    ]
+    charged = []
+    with served.client() as http:
+        for place in range(2):
+            more = {name: f"{value}-{place}" for name, value in extra.items()}
+            answer = http.post("/v2/models/acme--words/infer", json={"inputs": tensors}, headers=more)
+            charged.append(int(answer.headers["x-amount-micro"]))
+            more = {name: f"{value}-use-{place}" for name, value in extra.items()}
+            answer = http.post("/v1/use/acme/words", json={"inputs": {"text": TEXTS[1]}}, headers=more)
+            charged.append(answer.json()["charge"]["amount_micro"])
+    assert charged == [PRICE * len(ids)] * 4
