@@ -31,7 +31,7 @@ def examine(
     if export is not None:
         write_models(export, prefix)
         if url is None:
-            print(f"{export}/{{algomart,triton,mlserver,kserve}}")
+            print(f"{export}/{{algomart,triton,triton-python,mlserver,kserve}}")
             return True
     if url is None:
         raise _url_missing()

@@ -1,7 +1,8 @@
 """Writes the kit's models with what each kind of server needs to serve them.
 
-FOLDER/algomart (bundles) · FOLDER/triton (a model repository) · FOLDER/mlserver · FOLDER/kserve. Neither MLServer nor
-KServe's Python server runs ONNX by itself, so a small runtime in each one's own documented manner lies beside.
+FOLDER/algomart (bundles) · FOLDER/triton and FOLDER/triton-python (model repositories for Triton's ONNX Runtime and
+Python backends) · FOLDER/mlserver · FOLDER/kserve. What does not run ONNX by itself finds a small runtime beside it,
+written in that server's own documented manner.
 """
 
 from __future__ import annotations
@@ -24,16 +25,23 @@ RUNTIMES = Path(__file__).parent / "serve_with"
 def export(folder: Path, prefix: str = PREFIX) -> None:
     """Write all of it, over what is there. `prefix` must end in `--` for AlgoMart, whose models have a vendor."""
     writers: dict[str, Callable[[Path, str, KitModel], None]] = {
-        "algomart": _algomart, "triton": _triton, "mlserver": _mlserver, "kserve": _kserve,
+        "algomart": _algomart, "triton": _triton, "triton-python": _triton_python, "mlserver": _mlserver,
+        "kserve": _kserve,
     }  # fmt: skip
     for kind, write in writers.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for model in kit_models():
+            if kind.startswith("triton") and _has_scalars(model):
+                continue  # Triton: "scalar tensors are not supported" in a model that does not batch
             own = folder / kind / f"{prefix}{model.name}"
             own.mkdir(exist_ok=True)
             write(own, prefix, model)
     shutil.copy(RUNTIMES / "mlserver_runtime.py", folder / "mlserver")
     shutil.copy(RUNTIMES / "kserve_server.py", folder / "kserve")
+
+
+def _has_scalars(model: KitModel) -> bool:
+    return any(not tensor.shape for tensor in (*model.inputs, *model.outputs))
 
 
 def _algomart(own: Path, prefix: str, model: KitModel) -> None:
@@ -56,10 +64,15 @@ def _spec(tensor: TensorInfo) -> TensorSpec:
     return TensorSpec.model_validate({"name": tensor.name, "dtype": tensor.datatype, "shape": list(tensor.shape)})
 
 
-def _triton(own: Path, prefix: str, model: KitModel) -> None:
+def _triton_python(own: Path, prefix: str, model: KitModel) -> None:
+    _triton(own, prefix, model, "python")
+    shutil.copy(RUNTIMES / "triton_model.py", own / "1" / "model.py")
+
+
+def _triton(own: Path, prefix: str, model: KitModel, backend: str = "onnxruntime") -> None:
     (own / "1").mkdir(exist_ok=True)
     onnx.save(model.graph, str(own / "1" / "model.onnx"))
-    lines = [f'name: "{prefix}{model.name}"', 'backend: "onnxruntime"', f"max_batch_size: {8 if model.batched else 0}"]
+    lines = [f'name: "{prefix}{model.name}"', f'backend: "{backend}"', f"max_batch_size: {8 if model.batched else 0}"]
     for field, tensors in (("input", model.inputs), ("output", model.outputs)):
         lines += [f"{field} [ {_triton_tensor(each, model.batched)} ]" for each in tensors]
     (own / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -68,9 +81,7 @@ def _triton(own: Path, prefix: str, model: KitModel) -> None:
 def _triton_tensor(tensor: TensorInfo, batched: bool) -> str:
     kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
     dims: Sequence[int] = tensor.shape[1:] if batched else tensor.shape
-    # Triton has no dims of none: a scalar is one element that is reshaped.
-    shape = f"dims: {list(dims)}" if dims else "dims: [1] reshape: { shape: [] }"
-    return f'{{ name: "{tensor.name}" data_type: TYPE_{kind} {shape} }}'
+    return f'{{ name: "{tensor.name}" data_type: TYPE_{kind} dims: {list(dims)} }}'
 
 
 def _mlserver(own: Path, prefix: str, model: KitModel) -> None:

@@ -86,6 +86,10 @@ class Kit:
         """The outputs of `infer`. Raises `Unmet` where there are none."""
         return outputs_of(self.infer(model, *tensors, **more))
 
+    def is_there(self) -> bool:
+        """The server answers at all."""
+        return bool(self.wire.send("GET", "v2/health/live").status)
+
     # --- the model of general checks ----------------------------------------------------------------------------------
 
     def subject_tensors(self) -> list[Sent]:

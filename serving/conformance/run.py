@@ -103,9 +103,14 @@ def run_checks(
 
 
 def _results(kit: Kit, checks: list[Check]) -> Iterator[Result]:
+    gone = ""
     for check in checks:
-        why = _why_not(kit, check)
-        yield Result(check, "not applicable", why) if why else _run(kit, check)
+        why = gone or _why_not(kit, check)
+        result = Result(check, "not applicable", why) if why else _run(kit, check)
+        yield result
+        # What ended the server has failed by that; what comes after it cannot be asked.
+        if result.outcome == "failed" and not gone and not kit.is_there():
+            gone = f"the server has not answered since {check.number}"
 
 
 def _why_not(kit: Kit, check: Check) -> str:
