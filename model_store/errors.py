@@ -8,6 +8,7 @@ The tree (each package adds leaves beside the concept that they belong to)::
     ├── PaymentRequired     402   no voucher, lease or cap covers the call
     ├── Forbidden           403   a valid key that may not do this
     ├── NotFound            404   nothing of that name that the caller may see
+    ├── TooSlow             408   the request took too long to arrive
     ├── Conflict            409   the state has moved on, or the name or key is taken
     ├── TooLarge            413   a body, file, name or output is over its limit
     ├── Unprocessable       422   well-formed, but it cannot be done with this model or file
@@ -92,6 +93,10 @@ class Forbidden(Refusal):
 
 class NotFound(Refusal):
     status = 404
+
+
+class TooSlow(Refusal):
+    status = 408
 
 
 class Conflict(Refusal):

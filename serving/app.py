@@ -17,9 +17,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from typing import Any, Protocol, TypeVar
 
 from model_store.errors import Refusal
-from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, Disconnected, Message, Receive, UploadRoom, decompress, read_body
+from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, BodyRoom, Disconnected, Message, Receive, decompress, read_body
 from serving.dataplane import DataPlane
-from serving.errors import internal_error, key_missing, native_error_body, no_such_path, oip_error_body, refusal_text
+from serving.errors import (
+    bodies_full,
+    internal_error,
+    key_missing,
+    native_error_body,
+    no_such_path,
+    oip_error_body,
+    refusal_text,
+    uploads_full,
+)
 from serving.heads import request_id_of
 from serving.keyless import check_own_machine
 from serving.messages import JSON_TYPE, Request, Response, json_response
@@ -66,7 +75,9 @@ class ServingApp:
         self.anonymous: Principal | None = None  # who calls without a key; only a node on loopback has one
         self.openai = OpenAI(dataplane, ports)
         self.native = native if native is not None else _native(dataplane, ports)
-        self._uploads = UploadRoom(dataplane.settings.max_samples_in_all_bytes)
+        self._uploads = BodyRoom(dataplane.settings.max_samples_in_all_bytes, uploads_full)
+        self._bodies = BodyRoom(dataplane.settings.max_bodies_in_all_bytes, bodies_full)
+        self.stopping = False  # the server drains: what comes is answered still, but nobody should send more
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
         self.companion: Companion | None = None
@@ -118,8 +129,8 @@ class ServingApp:
             else:
                 principal = await self.authenticate(headers)
                 is_upload = path.startswith(UPLOAD_PATHS)
-                with self._uploads.place() if is_upload else contextlib.nullcontext() as take:
-                    body = await self._body(headers, receive, take)
+                with (self._uploads if is_upload else self._bodies).place() as take:
+                    body = await self._body(headers, receive, take, is_upload)
                     request = Request(
                         scope["method"], path, scope.get("query_string", b""), headers, body, principal, request_id
                     )
@@ -141,12 +152,12 @@ class ServingApp:
         return await self.dataplane.keys.principal_of(token_of(headers))
 
     async def _body(
-        self, headers: Mapping[bytes, bytes], receive: Receive, take: Callable[[int], None] | None
+        self, headers: Mapping[bytes, bytes], receive: Receive, take: Callable[[int], None], is_upload: bool
     ) -> bytes:
-        """The body, decompressed; `take` is what an upload takes its room with, None for any other request."""
+        """The body, decompressed; `take` is what it takes its room with."""
         settings = self.dataplane.settings
-        limit = settings.max_body_bytes if take is None else settings.max_samples_bytes
-        parts = await read_body(receive, headers, limit, take)
+        limit = settings.max_samples_bytes if is_upload else settings.max_body_bytes
+        parts = await read_body(receive, headers, limit, take, settings.receive_timeout_s)
         if len(parts) == 1:
             body = parts[0]
         elif sum(map(len, parts)) > JOIN_IN_THREAD_BYTES:
@@ -159,8 +170,11 @@ class ServingApp:
             return body
         name = encoding.decode("latin-1")
         if len(body) > DECOMPRESS_IN_THREAD_BYTES:
-            return await self.dataplane.in_thread(decompress, body, name, limit)
-        return decompress(body, name, limit)
+            content = await self.dataplane.in_thread(decompress, body, name, limit)
+        else:
+            content = decompress(body, name, limit)
+        take(len(content))
+        return content
 
     def _health(self, path: str, method: str) -> Response:
         if method not in ("GET", "HEAD") or path not in ("/v2/health/live", "/v2/health/ready"):
@@ -172,6 +186,8 @@ class ServingApp:
 
     def is_ready(self) -> bool:
         """Calls can be taken: they can be journalled, and the market says so too."""
+        if self.stopping:
+            return False
         try:
             self.dataplane.journal.check_ready()
             return self.ready()

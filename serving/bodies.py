@@ -1,20 +1,23 @@
 """Request bodies: read to a bound, decompressed to the same bound, so that a bomb is refused and not unpacked.
 
-Large uploads are held in memory while they are read and understood; `UploadRoom` bounds what all of them hold together.
+They are held in memory while they are read and answered; `BodyRoom` bounds what all of them hold together.
 """
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from serving.errors import body_encoding, body_too_large, uploads_full
+from model_store.errors import Refusal
+from serving.errors import body_encoding, body_too_large, body_too_slow
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 _AUTOMATIC = 32 + zlib.MAX_WBITS  # gzip or zlib, by its header
+LEAST_BYTES_PER_S = 16 << 10
 DECOMPRESS_IN_THREAD_BYTES = 2 << 10  # may come out a thousand times as large
 
 
@@ -22,16 +25,18 @@ class Disconnected(Exception):
     """The client went away before its request was complete."""
 
 
-class UploadRoom:
-    """Bytes that uploads hold at this moment, within a bound. Used on the event loop."""
+class BodyRoom:
+    """Bytes that bodies hold at this moment, within a bound. Used on the event loop."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, refusal: Callable[[], Refusal]) -> None:
+        """`refusal`: what is said when there is no room."""
         self.limit = limit
+        self._refusal = refusal
         self.held = 0
 
     @contextmanager
     def place(self) -> Iterator[Callable[[int], None]]:
-        """What takes room for one upload as it comes in (`TooMany` UPLOADS_FULL); all of it is given back at the end.
+        """What takes room for one body as it comes in, or raises the refusal; all of it is given back at the end.
 
         What has arrived counts, not what was announced: a slow client must not keep others out.
         """
@@ -40,7 +45,7 @@ class UploadRoom:
         def take(size: int) -> None:
             nonlocal taken
             if self.held + size > self.limit:
-                raise uploads_full()
+                raise self._refusal()
             self.held += size
             taken += size
 
@@ -51,17 +56,24 @@ class UploadRoom:
 
 
 async def read_body(
-    receive: Receive, headers: Mapping[bytes, bytes], limit: int, take: Callable[[int], None] | None = None
+    receive: Receive,
+    headers: Mapping[bytes, bytes],
+    limit: int,
+    take: Callable[[int], None],
+    timeout_s: float,
 ) -> list[bytes]:
     """The whole body as sent, in the parts it came in; `take` is told the size of each.
 
-    Raises `TooLarge` BODY_TOO_LARGE (by its declared length: at once), `Disconnected`, and what `take` raises.
+    `timeout_s` and a second more for every 16 KiB is how long it may trickle in; one that stands still is ended by
+    `serving.connections`. Raises `TooLarge` BODY_TOO_LARGE (by its declared length: at once), `TooSlow` BODY_TOO_SLOW,
+    `Disconnected`, and what `take` raises.
     """
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:18]) > limit:
         raise body_too_large(limit)
     parts: list[bytes] = []
     size = 0
+    started = time.monotonic()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -70,11 +82,12 @@ async def read_body(
         size += len(part)
         if size > limit:
             raise body_too_large(limit)
-        if take is not None:
-            take(len(part))
+        take(len(part))
         parts.append(bytes(part))
         if not message.get("more_body", False):
             return parts
+        if time.monotonic() - started > timeout_s + size / LEAST_BYTES_PER_S:
+            raise body_too_slow()
 
 
 def decompress(content: bytes, encoding: str, limit: int) -> bytes:

@@ -10,10 +10,11 @@
     NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND
     Conflict            IDEMPOTENCY_CONFLICT, PORT_IN_USE
     TooLarge            BODY_TOO_LARGE
-    TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED
+    TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED, BODIES_FULL
+    TooSlow             BODY_TOO_SLOW
     Broken              INTERNAL_ERROR
     NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED, EXTENSION_NOT_OFFERED
-    Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE
+    Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE, CONNECTIONS_FULL
     DeadlineExceeded    DEADLINE_EXCEEDED
 """
 
@@ -35,6 +36,7 @@ from model_store.errors import (
     Refusal,
     TooLarge,
     TooMany,
+    TooSlow,
     Unauthenticated,
     Unavailable,
 )
@@ -279,6 +281,40 @@ def concurrency_limited(concurrency: int) -> TooMany:
         remedy_zh="请等前面的调用结束后重试, 或在控制台提高该密钥的限额",
         remedy_en="try again when one of them has ended, or raise the key's limit",
         field="authorization",
+        retry_after_s=1,
+    )
+
+
+def bodies_full() -> TooMany:
+    return TooMany(
+        "BODIES_FULL",
+        zh="在途请求的内容已占满内存额度",
+        en="the bodies of the calls in hand fill the memory that they may have",
+        remedy_zh="请在 1 秒后重试, 或把请求分小",
+        remedy_en="try again in 1 s, or send smaller requests",
+        field="body",
+        retry_after_s=1,
+    )
+
+
+def body_too_slow() -> TooSlow:
+    return TooSlow(
+        "BODY_TOO_SLOW",
+        zh="请求体到达得太慢, 已放弃",
+        en="the body came in too slowly and was given up",
+        remedy_zh="请检查网络, 或改用二进制张量、压缩请求体",
+        remedy_en="look at the network, or send binary tensors or a compressed body",
+        field="body",
+    )
+
+
+def connections_full() -> Unavailable:
+    return Unavailable(
+        "CONNECTIONS_FULL",
+        zh="连接数已达上限",
+        en="there are as many connections as this server takes",
+        remedy_zh="请复用连接 (keep-alive), 关闭空闲连接, 并在 1 秒后重试",
+        remedy_en="keep and reuse connections, close idle ones, and try again in 1 s",
         retry_after_s=1,
     )
 

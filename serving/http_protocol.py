@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from model_store.errors import Refusal
 from serving.app import ServingApp
+from serving.connections import GuardedConnection
 from serving.errors import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path
@@ -43,8 +44,7 @@ def fast_protocol(app: ServingApp) -> type[HttpToolsProtocol]:
     return type("FastHttpProtocol", (_FastHttpProtocol,), {"serving": app, "paths": {}, "preamble": (None, b"")})
 
 
-class _FastHttpProtocol(HttpToolsProtocol):
-    serving: ClassVar[ServingApp]
+class _FastHttpProtocol(GuardedConnection):
     paths: ClassVar[dict[bytes, Target | None]]
     preamble: ClassVar[tuple[list[tuple[bytes, bytes]] | None, bytes]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -10,10 +11,12 @@ import sys
 import uvicorn
 
 from serving.app import Companion, ServingApp
+from serving.connections import SlowClients
 from serving.errors import grpc_not_installed, port_in_use
 from serving.http_protocol import fast_protocol
 
 GRACE_S = 15
+LOOK_TICKS = 10  # of uvicorn's, ten a second
 KEEP_ALIVE_S = 75  # longer than what proxies keep idle connections, so that they close first
 BACKLOG = 2048
 # A thread that computes in Python gives the interpreter back to the event loop after this long (Python: 5 ms).
@@ -22,7 +25,28 @@ GARBAGE_THRESHOLDS = (10_000, 20, 50)
 
 
 class NodeServer(uvicorn.Server):
-    """uvicorn's server with an interpreter set up for an event loop that must answer within milliseconds."""
+    """uvicorn's server with an interpreter set up for an event loop that must answer within milliseconds.
+
+    It closes clients that hold a connection for ever, and says that it is not ready before it stops accepting.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: ServingApp, *, fast: bool) -> None:
+        super().__init__(config)
+        self._serving = app
+        settings = app.dataplane.settings
+        self._slow = SlowClients(settings.receive_timeout_s, settings.send_timeout_s) if fast else None
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._slow is not None and counter % LOOK_TICKS == 0:
+            self._slow.look(self.server_state.connections)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Not ready; after `drain_s`, in which calls are still taken, nobody is accepted, and what is in hand ends."""
+        self._serving.stopping = True
+        await asyncio.sleep(self._serving.dataplane.settings.drain_s)
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Once everything is loaded, take it out of garbage collection: a full pass over it would stall the loop."""
@@ -64,7 +88,7 @@ def server_of(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    return NodeServer(config)
+    return NodeServer(config, app, fast=fast)
 
 
 def serve(

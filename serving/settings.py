@@ -17,6 +17,11 @@ class ServingSettings:
     max_body_bytes: int = 64 << 20  # request body, also after decompression
     max_samples_bytes: int = 264 << 20  # body of a sample set: 256 MiB of pictures and the form around them
     max_samples_in_all_bytes: int = 528 << 20  # what such bodies may hold together
+    max_bodies_in_all_bytes: int = 512 << 20  # what the bodies of all calls in hand may hold together
+    max_connections: int = 4096  # HTTP connections, over which the next is refused
+    receive_timeout_s: float = 30.0  # for the head of a request, or for a body to move on
+    send_timeout_s: float = 30.0  # for a client to read on
+    drain_s: float = 0.0  # at the end, how long readiness says no before connections are refused
     max_output_bytes: int = 64 << 20
     run_deadline_ms: int = 10_000  # from the call's arrival to its answer; X-Deadline-Ms may only shorten it
     worker_memory_bytes: int = 1 << 30

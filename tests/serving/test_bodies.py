@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model_store.errors import TooLarge, TooMany
-from serving.bodies import Disconnected, Message, Receive, UploadRoom, read_body
+from model_store.errors import TooLarge, TooMany, TooSlow
+from serving.bodies import BodyRoom, Disconnected, Message, Receive, read_body
+from serving.errors import uploads_full
 
 
 def arriving(*parts: bytes, whole: bool = True) -> Receive:
@@ -18,35 +19,48 @@ def arriving(*parts: bytes, whole: bool = True) -> Receive:
     return receive
 
 
+def anything(size: int) -> None:
+    """Room without end."""
+
+
 async def test_a_body_is_read_in_the_parts_it_came_in() -> None:
-    assert b"".join(await read_body(arriving(b"ab", b"c"), {}, 3)) == b"abc"
+    assert b"".join(await read_body(arriving(b"ab", b"c"), {}, 3, anything, 30.0)) == b"abc"
 
 
 async def test_a_body_over_its_bound_or_cut_short_is_refused() -> None:
     with pytest.raises(TooLarge, match="BODY_TOO_LARGE"):
-        await read_body(arriving(b"ab", b"cd"), {}, 3)
+        await read_body(arriving(b"ab", b"cd"), {}, 3, anything, 30.0)
     with pytest.raises(TooLarge, match="BODY_TOO_LARGE"):
-        await read_body(arriving(), {b"content-length": b"4"}, 3)
+        await read_body(arriving(), {b"content-length": b"4"}, 3, anything, 30.0)
     with pytest.raises(Disconnected):
-        await read_body(arriving(b"ab", whole=False), {}, 3)
+        await read_body(arriving(b"ab", whole=False), {}, 3, anything, 30.0)
 
 
 async def test_uploads_that_together_are_too_large_are_refused_until_one_has_ended() -> None:
-    room = UploadRoom(10)
+    room = BodyRoom(10, uploads_full)
     with room.place() as take:
-        await read_body(arriving(b"123456"), {}, 100, take)
+        await read_body(arriving(b"123456"), {}, 100, take, 30.0)
         with pytest.raises(TooMany, match="UPLOADS_FULL") as refused, room.place() as other:
-            await read_body(arriving(b"12", b"345"), {}, 100, other)
+            await read_body(arriving(b"12", b"345"), {}, 100, other, 30.0)
         assert refused.value.retry_after_s
         assert refused.value.remedy_zh
         assert room.held == 6  # what the refused one had sent is given back
     assert room.held == 0
     with room.place() as take:
-        await read_body(arriving(b"1234567890"), {}, 100, take)
+        await read_body(arriving(b"1234567890"), {}, 100, take, 30.0)
 
 
 async def test_a_client_that_leaves_gives_its_room_back() -> None:
-    room = UploadRoom(10)
+    room = BodyRoom(10, uploads_full)
     with pytest.raises(Disconnected), room.place() as take:
-        await read_body(arriving(b"123456", whole=False), {}, 100, take)
+        await read_body(arriving(b"123456", whole=False), {}, 100, take, 30.0)
     assert room.held == 0
+
+
+async def test_a_body_that_trickles_in_is_given_up_and_gives_its_room_back() -> None:
+    room = BodyRoom(10, uploads_full)
+    with pytest.raises(TooSlow, match="BODY_TOO_SLOW"), room.place() as take:
+        await read_body(arriving(b"1", b"2"), {}, 100, take, -1.0)  # its time is over
+    assert room.held == 0
+    whole = arriving()
+    assert await read_body(whole, {}, 100, anything, -1.0) == [b""]  # what is there is taken, however late

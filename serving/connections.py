@@ -1,0 +1,141 @@
+"""Clients that would hold a connection for ever, and more of them than there is room for.
+
+Once a second every connection is looked at, so that a request pays nothing for it: one whose head (or small body) is
+not complete after `receive_timeout_s`, one whose larger body has not moved for so long, one that never asked anything,
+and one that has not read what it was sent for `send_timeout_s` are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.errors import connections_full, native_error_body
+from serving.heads import request_id_of
+
+if TYPE_CHECKING:
+    from serving.app import ServingApp
+    from serving.protocols.oip import Target
+
+LINGER_S = 2.0  # for the refused to read why; a connection that is closed with something unread takes the answer along
+TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class GuardedConnection(HttpToolsProtocol):
+    """A connection that is refused with 503 CONNECTIONS_FULL beyond `max_connections`, and tells what it waits for."""
+
+    serving: ClassVar[ServingApp]
+    _between: bool
+    _waiting: int
+    _read_at: float
+    _active_at: float
+    _candidate: Target | None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As asyncio calls it."""
+        if len(self.connections) < self.serving.dataplane.settings.max_connections:
+            super().connection_made(transport)
+            return
+        body, headers = self.serving.refusal_parts(connections_full(), native_error_body, request_id_of({}))
+        headers += [(b"connection", b"close"), (b"content-length", str(len(body)).encode())]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        transport.set_protocol(_Refused(transport, self.loop))
+        transport.write(STATUS_LINE[503] + lines + b"\r\n" + body)
+
+    @property
+    def is_between(self) -> bool:
+        """No request is half received."""
+        return self._between
+
+    @property
+    def answers_due(self) -> bool:
+        """Requests were received whole and are being answered."""
+        return bool(self._waiting or self.pipeline or (self._between and self._is_answering()))
+
+    @property
+    def has_asked(self) -> bool:
+        return self.cycle is not None or self._active_at > 0
+
+    @property
+    def is_handed_over(self) -> bool:
+        """The application is reading the body of a request."""
+        return self._candidate is None and self._is_answering()
+
+    @property
+    def read_at(self) -> float:
+        """When something was received last, by `time.perf_counter`."""
+        return self._read_at
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+
+class _Refused(asyncio.Protocol):
+    """Lets a refused client read its answer, whatever it goes on sending, and then closes."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(LINGER_S, transport.close)
+
+    def eof_received(self) -> bool:
+        return False
+
+
+class _Seen:
+    """What was last seen of a connection. Instants in seconds."""
+
+    __slots__ = ("begun_at", "blocked_at", "buffered", "headers", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = self.begun_at = self.blocked_at = now
+        self.headers: Any = None  # of the message under way: a list of its own for each
+        self.buffered = -1
+
+
+class SlowClients:
+    """What `NodeServer` looks at its connections with."""
+
+    def __init__(self, receive_timeout_s: float, send_timeout_s: float) -> None:
+        self._receive_s, self._send_s = receive_timeout_s, send_timeout_s
+        self._seen: dict[Any, _Seen] = {}
+        self.closed = 0
+
+    def look(self, connections: Collection[Any]) -> None:
+        """Close what is overdue. `connections`: uvicorn's protocols of this node."""
+        now = time.perf_counter()
+        known = self._seen
+        self._seen = {each: known.get(each) or _Seen(now) for each in connections}
+        for connection, seen in self._seen.items():
+            if connection.transport is None or connection.transport.is_closing():
+                continue
+            if self._reads_nothing(connection, seen, now):
+                connection.transport.abort()
+                self.closed += 1
+            elif self._sends_nothing(connection, seen, now):
+                connection.transport.write(TOO_SLOW)
+                connection.transport.close()
+                self.closed += 1
+
+    def _reads_nothing(self, connection: Any, seen: _Seen, now: float) -> bool:
+        if not connection.flow.write_paused:
+            seen.buffered = -1
+            return False
+        buffered = connection.transport.get_write_buffer_size()
+        if buffered != seen.buffered:
+            seen.buffered, seen.blocked_at = buffered, now
+            return False
+        return now - seen.blocked_at > self._send_s
+
+    def _sends_nothing(self, connection: Any, seen: _Seen, now: float) -> bool:
+        if connection.answers_due or connection.flow.read_paused:
+            return False
+        if connection.is_between:
+            return not connection.has_asked and now - seen.since > self._receive_s
+        if connection.headers is not seen.headers:
+            seen.headers, seen.begun_at = connection.headers, now
+        if connection.is_handed_over:  # its body is read by the application, which bounds the time in all
+            return bool(now - connection.read_at > self._receive_s)
+        return now - seen.begun_at > self._receive_s

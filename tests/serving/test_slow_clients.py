@@ -1,0 +1,134 @@
+"""Clients that hold a connection for ever are closed, and others are served meanwhile. Raw sockets on loopback."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.serving.parts import rows, until
+from tests.serving.test_http import PATH, Served, raw, read_answers, request_of, serve
+
+HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key-factory\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("node")
+    yield from serve(
+        folder, receive_timeout_s=1.0, send_timeout_s=1.0, max_connections=20, max_bodies_in_all_bytes=1 << 20
+    )
+
+
+def connect(served: Served) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.port), timeout=20)
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    content = b""
+    try:
+        while part := connection.recv(1 << 16):
+            content += part
+    except ConnectionResetError:
+        pass
+    return content
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"", b"HTTP/1.1 408 "),
+        (b"POST", b"HTTP/1.1 408 "),
+        (HEAD + b"X-Slow: ", b"HTTP/1.1 408 "),
+        (HEAD + b"Content-Length: 400\r\n\r\n{", b"HTTP/1.1 408 "),
+        (HEAD + b"X-Deadline-Ms: 900\r\nContent-Length: 400\r\n\r\n{", b"HTTP/1.1 408 "),
+    ],
+    ids=["nothing", "a word", "half a head", "half a small body", "half a body"],
+)
+def test_a_request_that_does_not_come_to_its_end_is_closed(served: Served, sent: bytes, said: bytes) -> None:
+    with connect(served) as connection:
+        connection.sendall(sent)
+        assert rest_of(connection).startswith(said)
+
+
+def test_a_head_that_trickles_in_is_closed_though_it_never_stops(served: Served) -> None:
+    with connect(served) as connection:
+        connection.sendall(HEAD)
+        connection.settimeout(0.1)
+        for _ in range(200):
+            connection.sendall(b"X")
+            try:
+                answer = connection.recv(100)
+            except TimeoutError:
+                continue
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            return
+    pytest.fail("it was never closed")
+
+
+def test_a_client_that_asks_now_and_then_is_left_alone(served: Served) -> None:
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
+    with connect(served) as connection:
+        for _ in range(3):
+            connection.sendall(raw(body))
+            assert read_answers(connection, 1)[0][0] == 200
+            slow = connect(served)  # the server looks at both while this one is being closed
+            rest_of(slow)
+
+
+def test_a_client_that_does_not_read_is_closed_and_holds_up_nobody(served: Served) -> None:
+    x = rows(16_000)
+    content = request_of(x)
+    with connect(served) as connection, served.client() as client:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        request = httpx.Request("POST", f"http://x{PATH}", json=content)
+        for _ in range(12):  # answers of several hundred KiB each, none of them read
+            connection.sendall(raw(request.read()))
+            answer = client.post(PATH, json=request_of(rows(1)))
+            assert answer.status_code == 200
+        closed = select.poll()
+        closed.register(connection, 0)  # the end alone, not what could be read
+        assert closed.poll(20_000)
+
+
+def test_connections_beyond_the_cap_are_told_so_and_room_comes_back(served: Served) -> None:
+    held = [connect(served) for _ in range(20)]
+    refused = connect(served)
+    refused.sendall(HEAD)
+    head = rest_of(refused)
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"CONNECTIONS_FULL" in head
+    assert b"retry-after: 1\r\n" in head
+    for connection in (*held, refused):
+        connection.close()
+    with connect(served) as connection:
+        body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
+        connection.sendall(raw(body))
+        assert read_answers(connection, 1)[0][0] in (200, 503)
+
+
+async def test_bodies_that_together_are_too_large_are_refused_before_they_are_held(served: Served) -> None:
+    room = served.node.app._bodies
+    await until(lambda: not room.held)
+    part = b" " * (700 << 10)
+    with connect(served) as one, connect(served) as other:
+        one.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n" + part)
+        await until(lambda: room.held >= len(part))
+        other.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n" + part)
+        ((status, answer),) = read_answers(other, 1)
+        assert status == 429
+        assert b"BODIES_FULL" in answer
+        assert room.held <= room.limit
+    await until(lambda: not room.held)
+
+
+def test_all_is_well_afterwards(served: Served) -> None:
+    x = rows(2)
+    with served.client() as client:
+        answer = client.post(PATH, json=request_of(x))
+        np.testing.assert_array_equal(np.float32(answer.json()["outputs"][0]["data"]), (2 * x).ravel())
