@@ -15,6 +15,7 @@ from model_store.errors import BadInput, TooLarge
 from model_store.tensors import NUMPY_OF, Array
 
 MAX_TENSOR_BYTES = 512 * 1024 * 1024
+MAX_TEXT_CHARACTERS = 100_000
 
 
 class Encoding:
@@ -95,7 +96,19 @@ class Encoding:
             )
 
     def texts(self, name: str) -> list[str]:
-        return ["" if cell is None else str(cell) for cell in self.cells[name]]
+        """Raises `TooLarge` TEXT_TOO_LONG: a tokenizer takes 150 bytes of memory a character before it cuts."""
+        found = ["" if cell is None else str(cell) for cell in self.cells[name]]
+        for place, text in enumerate(found):
+            if len(text) > MAX_TEXT_CHARACTERS:
+                raise TooLarge(
+                    "TEXT_TOO_LONG",
+                    zh=f"第 {place + 1} 行: “{name[:60]}”有 {len(text)} 个字符, 上限 {MAX_TEXT_CHARACTERS}",
+                    en=f"row {place + 1}: {name[:60]!r} has {len(text)} characters, over {MAX_TEXT_CHARACTERS}",
+                    remedy_zh="请分段发送, 或只发送要点",
+                    remedy_en="send it in parts, or what matters of it",
+                    field=name[:60],
+                )
+        return found
 
     def series(self, name: str) -> list[Array]:
         """Each cell as a float32 vector: a list of numbers, or text of numbers separated by commas or spaces."""

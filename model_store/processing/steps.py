@@ -138,17 +138,12 @@ def normalise(work: Encoding, step: m.Normalise) -> None:
 
 
 def tokenise(work: Encoding, step: m.Tokenise) -> None:
-    from model_store.processing.tokens import tokenizer_of
+    from model_store.processing.tokens import encode_texts, tokenizer_of
 
     tokenizer = tokenizer_of(work.folder / step.file, step.max_length)
-    encoded = tokenizer.encode_batch(work.texts(step.feature))
-    arrays = {
-        "input_ids": [e.ids for e in encoded],
-        "attention_mask": [e.attention_mask for e in encoded],
-        "token_type_ids": [e.type_ids for e in encoded],
-    }
+    arrays = encode_texts(tokenizer, work.texts(step.feature))
     for name in step.tensors:
-        work.tensors[name] = np.asarray(arrays[name], np.int64)
+        work.tensors[name] = arrays[name]
 
 
 def hash_ngrams(work: Encoding, step: m.HashNgrams) -> None:

@@ -30,6 +30,7 @@ from serving.protocols.pipelines import Pipelines
 from serving.tokens import count_tokens
 
 MAX_INPUTS = 2048  # as OpenAI's own
+MAX_CHARACTERS = 2_000_000  # of all inputs; they take a tokenizer a second or two
 CHUNK_ROWS = 256
 _TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -182,6 +183,10 @@ def _read(body: bytes) -> tuple[EmbeddingsRequest, list[str]]:
         if not text:
             raise request_field("input", "不得含空文本", "must hold no empty text")
         kept.append(text)
+    if sum(map(len, kept)) > MAX_CHARACTERS:
+        raise request_field(
+            "input", f"合计最多 {MAX_CHARACTERS} 个字符", f"must hold {MAX_CHARACTERS} characters at most"
+        )
     return asked, kept
 
 

@@ -22,6 +22,7 @@ from model_store.manifest import Feature, Manifest
 from model_store.processing.columns import apply_matches, column_missing, match_columns
 from model_store.processing.pipeline import Pipeline
 from model_store.processing.tables import read_table, write_csv
+from model_store.processing.tokens import CHARACTERS_AT_ONCE
 
 SPEED = {"name": "speed", "kind": "number", "title_zh": "转速", "unit": "rpm"}
 GRADE = {"name": "grade", "kind": "category", "title_zh": "等级"}
@@ -317,6 +318,44 @@ def test_a_text_is_tokenised_padded_and_cut(tmp_path: Path) -> None:
     encoded = pipeline.encode([{"text": "pump leaks"}, {"text": "pump pump new pump"}])
     assert encoded["input_ids"].tolist() == [[2, 3, 0], [2, 2, 1]]
     assert encoded["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_many_long_texts_are_tokenised_as_the_library_does_all_at_once(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "pump": 1, "leaks": 2, "[PAD]": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = ["pump", "leaks " * 10_000, *("pump leaks " * (900 * place) for place in range(1, 11)), "new pump", ""] * 3
+    assert sum(map(len, texts)) > CHARACTERS_AT_ONCE
+    step = {
+        "op": "tokenise", "feature": "text", "max_length": 5,
+        "tensors": ["input_ids", "attention_mask", "token_type_ids"],
+    }  # fmt: skip
+    found = pipeline_of([TEXT], [step], folder=tmp_path).encode([{"text": text} for text in texts])
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(pad_id=3)
+    wanted = tokenizer.encode_batch(texts)
+    assert found["input_ids"].tolist() == [each.ids for each in wanted]
+    assert found["attention_mask"].tolist() == [each.attention_mask for each in wanted]
+    assert found["token_type_ids"].tolist() == [each.type_ids for each in wanted]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"op": "tokenise", "feature": "text", "tensors": ["input_ids"]},
+        {"op": "hash_ngrams", "feature": "text", "tensor": "input_ids"},
+        {"op": "strings", "feature": "text", "tensor": "input_ids"},
+    ],
+)
+def test_a_text_that_would_fill_the_memory_is_refused_by_its_row(tmp_path: Path, step: dict[str, Any]) -> None:
+    """A tokenizer took 150 bytes a character, before it cut: 9 GB for a body at its limit."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    refusal = refusal_of(pipeline_of([TEXT], [step], folder=tmp_path), [{"text": "pump"}, {"text": "a" * 100_001}])
+    assert isinstance(refusal, TooLarge)
+    assert refusal.code == "TEXT_TOO_LONG"
+    assert "row 2" in refusal.en
+    assert "第 2 行" in refusal.zh
 
 
 def test_a_broken_tokenizer_is_the_vendors_fault(tmp_path: Path) -> None:

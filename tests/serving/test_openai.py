@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,12 @@ def test_who_may_not_is_told_as_the_client_expects(served, client) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "REQUEST_JSON")
 
 
+def test_texts_of_too_many_characters_in_all_are_refused() -> None:
+    document = {"model": NAME, "input": ["a" * 50_000] * 41}
+    with pytest.raises(BadInput, match="2000000 characters"):
+        _read(json.dumps(document).encode())
+
+
 TEXT = st.text(max_size=5)
 
 
@@ -277,7 +284,7 @@ def test_one_model_is_found_by_its_name(client) -> None:
 def test_tokens_cost_the_same_by_whichever_way_they_come(served, extra) -> None:
     """Counted by the engine: a caller of named features or of tensors cannot leave them out."""
     ids = ids_of(TEXTS[1])
-    padded = ids + [0, 0]  # padding costs nothing
+    padded = [*ids, 0, 0]  # padding costs nothing
     tensors = [
         {"name": "input_ids", "datatype": "INT64", "shape": [1, len(padded)], "data": padded},
         {"name": "attention_mask", "datatype": "INT64", "shape": [1, len(padded)], "data": [1] * len(ids) + [0, 0]},
