@@ -1,0 +1,168 @@
+"""Nonsense at the decoders and at the socket: a refusal each time, never another exception, never a 500."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model_store.errors import Refusal
+from model_store.manifest import Manifest
+from serving.heads import given_request_id, head_of, known_head
+from serving.multipart import parse_form
+from serving.protocols.oip import Target, parse_model_path
+from serving.protocols.oip_codec import decode_request
+from serving.protocols.use_rows import read_rows
+from tests.serving.parts import rows
+from tests.serving.test_http import PATH, Served, raw, read_answers, request_of, serve
+
+MANIFEST = Manifest.model_validate(
+    {
+        "name": "acme/m",
+        "inputs": [{"name": "x", "dtype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "dtype": "FP32", "shape": [-1, 1]}],
+        "features": [
+            {"name": "speed", "kind": "number", "unit": "rpm"},
+            {"name": "colour", "kind": "category", "categories": ["red", "blue"]},
+        ],
+    }
+)
+names = st.sampled_from(
+    ["inputs", "outputs", "parameters", "name", "shape", "datatype", "data", "id", "x", "speed", "colour",
+     "binary_data_size", "binary_data", "classification", "priority", "timeout"]
+)  # fmt: skip
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8), names,
+    st.sampled_from(["FP32", "INT8", "BYTES", "BF16", "BOOL"]),
+)  # fmt: skip
+documents = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names | st.text(max_size=4), inner, max_size=5),
+    max_leaves=20,
+)
+tensors = st.fixed_dictionaries(
+    {"name": st.just("x") | scalars, "datatype": st.sampled_from(["FP32", "INT64", "BYTES", "FP16"]) | scalars,
+     "shape": st.lists(st.integers(-2, 5) | scalars, max_size=4) | scalars},
+    optional={"data": st.lists(documents, max_size=6) | documents,
+              "parameters": st.dictionaries(names, scalars, max_size=3) | scalars},
+)  # fmt: skip
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(tensors, max_size=3) | documents},
+    optional={"outputs": documents, "parameters": documents, "id": scalars},
+)
+bodies = st.one_of(
+    st.binary(max_size=200),
+    (requests | documents).map(lambda value: json.dumps(value).encode()),
+    st.tuples(requests.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60)).map(b"".join),
+)
+lengths = st.none() | st.integers(0, 400)
+
+
+@settings(max_examples=400, deadline=None)
+@given(bodies, lengths)
+def test_a_request_is_decoded_or_refused(body: bytes, header_length: int | None) -> None:
+    with contextlib.suppress(Refusal):
+        decode_request(body, header_length)
+
+
+tables = st.lists(
+    st.lists(
+        st.sampled_from(["speed", "colour", "red", "1", "-1e400", "", '"', "转速", "\x00", "=1+1"]), max_size=4
+    ).map(",".join),
+    max_size=6,
+).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
+kinds = st.sampled_from(
+    ["application/json", "text/csv", "image/png", "text/plain", "application/octet-stream", "", "multipart/form-data",
+     "application/vnd.apache.parquet", "multipart/form-data; boundary=b", "multipart/form-data; boundary=", "\x00"]
+)  # fmt: skip
+parts = st.lists(
+    st.tuples(
+        st.sampled_from([
+            b'Content-Disposition: form-data; name="file"; filename="a.csv"',
+            b'content-disposition: form-data; name="x"',
+            b"Content-Type: text/csv", b"nonsense", b"",
+        ]),
+        st.binary(max_size=40) | tables,
+    ).map(lambda part: b"--b\r\n" + part[0] + b"\r\n\r\n" + part[1] + b"\r\n"),
+    max_size=3,
+).map(lambda found: b"".join(found) + b"--b--\r\n")  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(kinds, st.one_of(bodies, tables, parts, st.binary(max_size=80).map(lambda tail: b"PAR1" + tail)))
+def test_rows_of_any_kind_are_read_or_refused(kind: str, body: bytes) -> None:
+    with contextlib.suppress(Refusal):
+        read_rows(kind, body, MANIFEST)
+
+
+@settings(max_examples=200, deadline=None)
+@given(kinds, st.binary(max_size=120) | parts)
+def test_a_form_is_read_or_refused(kind: str, body: bytes) -> None:
+    with contextlib.suppress(Refusal):
+        parse_form(kind, body)
+
+
+fields = st.dictionaries(
+    st.sampled_from(
+        [b"authorization", b"x-api-key", b"x-request-id", b"x-priority", b"inference-header-content-length"]
+    ),
+    st.binary(max_size=30) | st.sampled_from([b"Bearer key-factory", b"bearer ", b"12", b"high"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields, st.text(max_size=40), st.binary(max_size=120))
+def test_heads_and_paths_are_understood_or_refused(given_: dict[bytes, bytes], path: str, whole: bytes) -> None:
+    parse_model_path("/v2/models/" + path)
+    given_request_id(given_)
+    with contextlib.suppress(Refusal):
+        head = head_of(Target("acme--double", None, "infer"), given_)
+        if head is not None:
+            known = known_head(whole + b"{}", b"{}", head)
+            if known is not None:
+                known.body_of(whole)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serve(tmp_path_factory.mktemp("node"), receive_timeout_s=2.0)
+
+
+lines = st.lists(
+    st.one_of(
+        st.sampled_from([
+            b"Inference-Header-Content-Length: 5", b"Inference-Header-Content-Length: -1", b"X-Deadline-Ms: nan",
+            b"Content-Encoding: gzip", b"Content-Encoding: br", b"X-Priority: \xff", b"Idempotency-Key: a",
+            b"Idempotency-Key: \xe4", b"X-Request-Id: \x7f", b"Expect: 100-continue", b"Accept: */*",
+        ]),
+        st.binary(min_size=1, max_size=20).map(lambda value: b"X-A: " + bytes(c for c in value if c not in b"\r\n\0")),
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+paths = st.sampled_from(
+    [PATH, "/v2/models/acme--types/infer", "/v1/use/acme/double", "/v2/models/%00/infer", "/v2/repository/index",
+     "/v2/models/acme--double/generate", "/v1/embeddings"]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bodies, lines, paths)
+def test_no_request_makes_a_500(served: Served, body: bytes, more: list[bytes], path: str) -> None:
+    content = raw(body, path, extra=b"".join(line + b"\r\n" for line in more))
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        connection.sendall(content)
+        answers: Any = read_answers(connection, 1)
+    assert answers[0][0] < 500 or answers[0][0] in (501, 504), answers
+
+
+def test_the_node_is_well_after_all_that(served: Served) -> None:
+    with served.client() as client:
+        assert client.post(PATH, json=request_of(rows(1))).status_code == 200
