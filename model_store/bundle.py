@@ -24,6 +24,7 @@ from model_store.manifest import BundleFile, Manifest
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+ADAPTER = "adapter.onnx_adapter"
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 MAX_PATH_CHARACTERS = 200
 MAX_PATH_DEPTH = 8
@@ -54,6 +55,11 @@ class Bundle:
     def model_path(self) -> Path:
         return self.path / MODEL
 
+    @property
+    def adapter_path(self) -> Path:
+        """Of an adapter bundle, which has no graph of its own."""
+        return self.path / ADAPTER
+
 
 def open_bundle(path: Path, verify: bool = False) -> Bundle:
     """Read a bundle folder; with `verify` also hash every file and refuse what the manifest does not name.
@@ -62,8 +68,8 @@ def open_bundle(path: Path, verify: bool = False) -> Bundle:
     """
     content = read_manifest_bytes(path)
     manifest = parse_manifest(content)
-    if not (path / MODEL).is_file():
-        raise _model_missing()
+    if not (path / _main_file(manifest)).is_file():
+        raise _model_missing(_main_file(manifest))
     if verify:
         _verify_files(path, manifest)
     return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(content).hexdigest())
@@ -79,8 +85,8 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
         name: BundleFile(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size)
         for name in list_files(folder)
     }
-    if MODEL not in files:
-        raise _model_missing()
+    if _main_file(manifest) not in files:
+        raise _model_missing(_main_file(manifest))
     full = manifest.model_copy(update={"files": files})
     content = canonical_manifest(full)
     partial = folder / f".{MANIFEST}.{secrets.token_hex(4)}"
@@ -195,6 +201,8 @@ def canonical_manifest(manifest: Manifest) -> bytes:
     """manifest.json's bytes: keys sorted, UTF-8, one space of indent, a final newline, no NaN or infinity."""
     try:
         data = manifest.model_dump(mode="json")
+        if data["adapter_of"] is None:  # keeps the bytes, and so the digest, of every bundle sealed before it was there
+            del data["adapter_of"]
         text = json.dumps(data, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
         return f"{text}\n".encode()
     except ValueError as error:  # NaN; a value in `example` or `recipe` that JSON does not have; a lone surrogate
@@ -333,14 +341,19 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _model_missing() -> Unprocessable:
+def _main_file(manifest: Manifest) -> str:
+    return MODEL if manifest.adapter_of is None else ADAPTER
+
+
+def _model_missing(name: str = MODEL) -> Unprocessable:
+    kind_zh, kind_en = ("模型导出为 ONNX", "model to ONNX") if name == MODEL else ("适配器导出", "adapter")
     return Unprocessable(
         "MODEL_MISSING",
-        zh="包内没有 model.onnx",
-        en="there is no model.onnx in the bundle",
-        remedy_zh="请把模型导出为 ONNX 并命名为 model.onnx",
-        remedy_en="export the model to ONNX and name it model.onnx",
-        field=MODEL,
+        zh=f"包内没有 {name}",
+        en=f"there is no {name} in the bundle",
+        remedy_zh=f"请把{kind_zh}并命名为 {name}",
+        remedy_en=f"export the {kind_en} and name it {name}",
+        field=name,
     )
 
 

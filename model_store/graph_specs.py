@@ -41,6 +41,12 @@ def specs_of(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]
     return inputs, [_spec(value) for value in model.graph.output]
 
 
+def overridable_specs_of(model: onnx.ModelProto) -> list[TensorSpec]:
+    """Specs of the initializers that are inputs too, which a run may override."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    return [_spec(value) for value in model.graph.input if value.name in initializers]
+
+
 def read_model_proto(path: Path) -> onnx.ModelProto:
     """Parse a .onnx file; external weights stay where they are. Raises as `read_graph_specs`."""
     if not path.is_file():

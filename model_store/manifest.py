@@ -4,6 +4,7 @@ A bundle is a folder (or a zip of one)::
 
     manifest.json      this
     model.onnx         the graph; external weights beside it, inside the bundle
+    adapter.onnx_adapter   instead of model.onnx, where `adapter_of` names a base that it runs on
     card.md            Hub-style YAML front matter + text, zh and en
     golden/            sample inputs and expected outputs: golden/<n>/inputs.npz, golden/<n>/outputs.npz (named arrays)
     source/            optional: what adapting it needs (safetensors, tokenizer, recipe and fingerprint)
@@ -346,6 +347,15 @@ class Parent(Model):
     digest: str = ""  # the parent bundle's digest, verified at registration
 
 
+class AdapterOf(Model):
+    """The base that an adapter bundle runs on. `ranks`: of each low-rank site that it has parameters for."""
+
+    name: str  # vendor/name
+    version: int
+    digest: str  # the base bundle's
+    ranks: dict[str, int] = Field(default_factory=dict)
+
+
 class Filing(Model):
     genai_service: Literal["none", "internal", "public"] = "none"
     filing_type: Literal["备案", "登记"] | None = None
@@ -439,6 +449,7 @@ class Manifest(Model):
     batching: Batching = Field(default_factory=Batching)
     variation: Literal["fp32", "fp16", "int8", "edge"] = "fp32"
     parent: Parent | None = None
+    adapter_of: AdapterOf | None = None  # the bundle holds an adapter instead of a graph
     adaptable: Adaptable = "none"
     filing: Filing = Field(default_factory=Filing)
     data: list[DataSource] = Field(default_factory=list)

@@ -18,14 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: from 1.29 the binaries report model names otherwise
-
 import ml_dtypes
 import numpy as np
-import onnxruntime
 
+from model_store.adapter_sites import read_sites
 from model_store.errors import BadInput, DeadlineExceeded, Refusal, TooLarge, Unprocessable
 from model_store.manifest import TensorSpec
+from model_store.ort import onnxruntime
 from model_store.tensors import (
     NUMPY_OF,
     ONNX_BFLOAT16,
@@ -95,7 +94,8 @@ class Graph:
     """A loaded graph. `run` may be called from any thread, and from several at once.
 
     `inputs`, `outputs`: the graph's own tensors in order; -1 is a dynamic dimension, and `[]` is a scalar *or* unknown
-    (ONNX Runtime does not tell them apart). `overridable`: initializers a caller may feed (adapters' weights).
+    (ONNX Runtime does not tell them apart). `overridable`: initializers that a run may override; a caller may
+    feed those that are not of the graph's adapter `sites` (None: it has none).
     """
 
     def __init__(self, session: Any) -> None:
@@ -105,7 +105,9 @@ class Graph:
         self.inputs = [_spec(argument) for argument in session.get_inputs()]
         self.outputs = [_spec(argument) for argument in session.get_outputs()]
         self.overridable = [_spec(argument) for argument in session.get_overridable_initializers()]
-        feeds = [*self.inputs, *self.overridable]
+        self.sites = read_sites(session.get_modelmeta().custom_metadata_map, self.overridable)
+        closed = self.sites.parameters if self.sites is not None else frozenset()
+        feeds = [*self.inputs, *(spec for spec in self.overridable if spec.name not in closed)]
         self._expected = {spec.name: (NUMPY_OF[spec.dtype], tuple(spec.shape), spec) for spec in feeds}
         self._required = frozenset(spec.name for spec in self.inputs)
         self._output_names = [spec.name for spec in self.outputs]
@@ -113,8 +115,7 @@ class Graph:
         self._string_inputs = frozenset(spec.name for spec in feeds if spec.dtype == "BYTES")
         self._has_strings_out = "BYTES" in self._output_types.values()
         self._has_bfloat16 = any(spec.dtype == "BF16" for spec in [*feeds, *self.outputs])
-        self._free_options = onnxruntime.RunOptions()
-        self._free_options.log_severity_level = _FATAL_ONLY
+        self._free_options = run_options()
 
     def run(
         self,
@@ -122,23 +123,28 @@ class Graph:
         outputs: Sequence[str] | None = None,
         deadline_ms: float | None = None,
         max_output_bytes: int | None = None,
+        *,
+        adapter: ActiveAdapter | None = None,
+        bound: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Run once and return the named outputs (all by default), BYTES as object arrays of `bytes`.
 
-        `deadline_ms` counts from now; past it the run is told to end, which it does between two operators. Raises
+        `deadline_ms` counts from now; past it the run is told to end, which it does between two operators. `adapter`:
+        of these sites; `bound`: parameters of the sites that the server itself feeds, passed on unchecked. Raises
         `BadInput` TENSOR_UNKNOWN, TENSOR_MISSING, TENSOR_DTYPE, TENSOR_SHAPE, TENSOR_NOT_UTF8, OUTPUT_UNKNOWN;
         `DeadlineExceeded` DEADLINE_EXCEEDED; `TooLarge` OUTPUT_TOO_LARGE; `Unprocessable` MODEL_RUN_FAILED,
         MODEL_OUT_OF_MEMORY.
         """
         feeds = self._check(inputs)
+        if bound is not None:
+            feeds.update(bound)
         names = self._output_names if outputs is None else self._check_outputs(outputs)
         if deadline_ms is None:
-            values = self._run(names, feeds, self._free_options)
+            values = self._run(names, feeds, self._free_options if adapter is None else adapter.options)
         else:
             if deadline_ms <= 0:
                 raise deadline_exceeded(deadline_ms)
-            options = onnxruntime.RunOptions()
-            options.log_severity_level = _FATAL_ONLY
+            options = run_options() if adapter is None else adapter.own_options()
             ticket = _WATCHDOG.watch(options, time.monotonic() + deadline_ms / 1000)
             try:
                 values = self._run(names, feeds, options)
@@ -201,6 +207,42 @@ class Graph:
             raise
         except _FAILURES as error:
             raise _run_failed(error) from error
+
+
+def run_options() -> Any:
+    """Options for runs that fail in silence: a failure is a refusal to the caller."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
+
+
+class ActiveAdapter:
+    """An adapter file loaded for runs of its base's graph (`Graph.run(adapter=…)`), from any thread.
+
+    It holds file and options together: a run whose adapter was collected would answer with the base, silently.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `Unprocessable` ADAPTER_LOAD_FAILED. Whether it fits the base was checked when it was uploaded."""
+        self._adapter = onnxruntime.LoraAdapter()
+        try:
+            self._adapter.Load(os.fspath(path))
+        except _FAILURES as error:
+            raise Unprocessable(
+                "ADAPTER_LOAD_FAILED",
+                zh=f"ONNX Runtime 无法加载适配器: {_brief(error, path)}",
+                en=f"ONNX Runtime cannot load the adapter: {_brief(error, path)}",
+                remedy_zh="请重新导出适配器",
+                remedy_en="write the adapter again",
+                field=path.name,
+            ) from error
+        self.options = self.own_options()
+
+    def own_options(self) -> Any:
+        """Options for one run that can be ended by itself. They cannot drop the adapter again."""
+        options = run_options()
+        options.add_active_adapter(self._adapter)
+        return options
 
 
 def _run_with_values(session: Any, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:

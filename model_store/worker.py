@@ -41,10 +41,14 @@ _KINDS = {kind.__name__: kind for kind in (BadInput, DeadlineExceeded, TooLarge,
 
 
 class LimitedWorker:
-    """One graph in one child; `run` as `runtime.Graph.run`. Blocking, safe across threads (one run at a time)."""
+    """One graph, with one adapter where it is named, in one child; `run` as `runtime.Graph.run`.
 
-    def __init__(self, model_path: Path, memory_bytes: int = 1 << 30) -> None:
+    Blocking, safe across threads (one run at a time).
+    """
+
+    def __init__(self, model_path: Path, memory_bytes: int = 1 << 30, adapter_path: Path | None = None) -> None:
         self._path = model_path.resolve()
+        self._adapter = [] if adapter_path is None else [str(adapter_path.resolve())]
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -104,9 +108,10 @@ class LimitedWorker:
         root = str(Path(__file__).resolve().parents[1])
         environment |= {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         held, self._lifeline = os.pipe()
+        arguments = [str(self._path), str(self._memory_bytes), str(held), *self._adapter]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "model_store.worker", str(self._path), str(self._memory_bytes), str(held)],
+                [sys.executable, "-m", "model_store.worker", *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
                 pass_fds=(held,),
             )  # fmt: skip
@@ -317,8 +322,8 @@ def _deadline(limit_s: float) -> DeadlineExceeded:
 
 
 def main() -> None:
-    """`python -m model_store.worker MODEL MEMORY_BYTES LIFELINE_FD`: bound this process, load the graph, answer runs
-    until EOF."""
+    """`python -m model_store.worker MODEL MEMORY_BYTES LIFELINE_FD [ADAPTER]`: bound this process, load the graph,
+    answer runs until EOF."""
     from model_store.inspection.sandbox import leave_network, mapped_bytes
 
     isolated = leave_network()
@@ -326,6 +331,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(int(sys.argv[3]),), daemon=True).start()
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not spoil a frame
+    from model_store.adapter_file import parameters_for
     from model_store.runtime import load_graph
 
     space = mapped_bytes() + int(sys.argv[2])
@@ -342,6 +348,7 @@ def main() -> None:
 
     try:
         graph = load_graph(Path(sys.argv[1]), threads=1, trusted=False)
+        adapter = parameters_for(graph, Path(sys.argv[4])) if len(sys.argv) > 4 else None
     except Refusal as refusal:
         _send(stdout, {"refusal": _as_data(refusal)}, {})
         return
@@ -352,7 +359,9 @@ def main() -> None:
         except EOFError:
             return
         try:
-            result = graph.run(inputs, header["outputs"], header["deadline_ms"], header["max_output_bytes"])
+            result = graph.run(
+                inputs, header["outputs"], header["deadline_ms"], header["max_output_bytes"], bound=adapter
+            )
         except MemoryError:
             os._exit(OUT_OF_MEMORY_STATUS)
         except Refusal as refusal:

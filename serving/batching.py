@@ -1,6 +1,7 @@
 """Who runs when: bounded, fair, event-driven queues with deadlines, several calls in one run where the graph allows.
 
-Calls of one lane (same version, same shapes but for the first dimension, same outputs) may share a run, whosever they
+Calls of one lane (same version, or adapters of one base that takes an index; same shapes but for the first dimension,
+same outputs) may share a run, whosever they
 are. When a slot is free the organisation that has had the least run time goes next (`serving.fairness`), with the lane
 of its turn, and what has gathered there meanwhile fills the run up to its `max_rows`; nothing polls, and nothing waits
 for company. Who fills the queue is refused; others are not. A call past its deadline is answered at that moment, even
@@ -132,14 +133,15 @@ class RunQueue:
         self.check_room(tenant, resident.digest)
         if not self._find_room(tenant):
             raise self._full(resident, tenant)
-        shared = resident.batchable and all(array.ndim and array.shape[0] == rows for array in inputs.values())
-        key = _shared_key(resident, inputs, outputs) if shared else (resident.digest, resident.trusted)
+        runs_on = resident.runs_on
+        shared = runs_on.batchable and all(array.ndim and array.shape[0] == rows for array in inputs.values())
+        key = _shared_key(runs_on, inputs, outputs) if shared else (runs_on.digest, runs_on.trusted)
         lane = self._lanes.get(key)
-        if lane is None or lane.resident is not resident:
-            lane = self._lanes[key] = Lane(key, resident, shared)
+        if lane is None or lane.resident is not runs_on:
+            lane = self._lanes[key] = Lane(key, runs_on, shared)
         flow = lane.flow_of(tenant, priority)
         loop = asyncio.get_running_loop()
-        job = Job(inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
+        job = Job(resident, inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
         job.timer = loop.call_later(deadline_ms / 1000, expire, job)
         flow.jobs.append(job)
         self._waiting[tenant, resident.digest] += 1
@@ -167,8 +169,9 @@ class RunQueue:
         """Raises `TooMany` QUEUE_FULL where this organisation's calls of one model fill their room."""
         if self.waiting and self._waiting[tenant, digest] >= self._waiting_per_model:
             for flow in self._order.flows_of(tenant):
-                if flow.lane.resident.digest == digest:
-                    raise self._full(flow.lane.resident, tenant)
+                for job in flow.jobs:
+                    if job.resident.digest == digest:
+                        raise self._full(job.resident, tenant)
 
     def _find_room(self, tenant: str) -> bool:
         """Whether one more call of this organisation may wait: where all room is taken, at the cost of whoever has
@@ -183,7 +186,7 @@ class RunQueue:
             return False
         job = flow.jobs[-1]
         if not job.done.done():
-            job.done.set_exception(self._full(flow.lane.resident, crowd))
+            job.done.set_exception(self._full(job.resident, crowd))
         self._ended(job, flow.lane)
         return True
 
@@ -201,12 +204,12 @@ class RunQueue:
         job.started = True  # counted out once
         with contextlib.suppress(ValueError):  # passed over by `take` already
             job.flow.jobs.remove(job)
-        self._left(job, lane)
+        self._left(job)
         self._forget_if_empty(lane, job.flow)
 
-    def _left(self, job: Job, lane: Lane) -> None:
+    def _left(self, job: Job) -> None:
         self.waiting -= 1
-        _count_down(self._waiting, (job.flow.tenant, lane.resident.digest))
+        _count_down(self._waiting, (job.flow.tenant, job.resident.digest))
         _count_down(self._waiting_of, job.flow.tenant)
 
     def _forget_if_empty(self, lane: Lane, flow: Flow[Job]) -> None:
@@ -240,14 +243,15 @@ class RunQueue:
     def _start(self, lane: Lane, batch: list[Job]) -> None:
         self._free -= 1
         lane.running += 1
-        lane.resident.references += 1
+        for resident in _read_by(lane, batch):
+            resident.references += 1
         owner = lane.resident.owner
         self._owners[owner] = self._owners.get(owner, 0) + 1
         rows = sum(job.rows for job in batch)
         predicted_ms = min(lane.resident.cost.predict_ms(sum(job.elements for job in batch), rows), UNKNOWN_COST_MS)
         for job in batch:
             job.started = True
-            self._left(job, lane)
+            self._left(job)
             job.charged_ms = max(predicted_ms * job.rows / rows, LEAST_COST_MS)
             self._order.charge(job.flow.tenant, job.flow.priority, job.charged_ms)
         loop = asyncio.get_running_loop()
@@ -269,7 +273,8 @@ class RunQueue:
         if not self._owners[owner]:
             del self._owners[owner]
         self.runs += 1
-        self._release(lane.resident)
+        for resident in _read_by(lane, batch):
+            self._release(resident)
         rows = sum(job.rows for job in batch)
         took_ms = (time.monotonic() - started) * 1000
         for job in batch:
@@ -286,6 +291,11 @@ class RunQueue:
                 job.done.set_exception(result)
         self._forget_if_empty(lane, batch[0].flow)
         self._pump()
+
+
+def _read_by(lane: Lane, batch: list[Job]) -> set[Resident]:
+    """What a run reads: the lane's graph, and the adapters of its calls."""
+    return {lane.resident, *(job.resident for job in batch)}
 
 
 def _shared_key(resident: Resident, inputs: Outputs, outputs: list[str] | None) -> Hashable:

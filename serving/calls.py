@@ -82,7 +82,7 @@ class Call:
             key_id=self.principal.key_id,
             organisation=self.principal.organisation,
             model=self.statistics.label,
-            adapter="",
+            adapter=self.statistics.label if self.served.base is not None else "",
             price_version=reserved.price_version,
             lease_id=reserved.lease_id,
             units=units,

@@ -7,7 +7,7 @@
     Unauthenticated     KEY_MISSING
     PaymentRequired     PRICE_MISSING, LEASE_TOO_SMALL
     Forbidden           SCOPE_MISSING, NOT_OWNER
-    NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND
+    NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND, ADAPTER_BASE_MISSING
     Conflict            IDEMPOTENCY_CONFLICT, PORT_IN_USE
     TooLarge            BODY_TOO_LARGE
     TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED, BODIES_FULL
@@ -222,6 +222,17 @@ def no_such_path(path: str) -> NotFound:
         en=f"there is nothing at {path[:120]}",
         remedy_zh="推理接口: POST /v2/models/{vendor--name}/infer",
         remedy_en="to infer: POST /v2/models/{vendor--name}/infer",
+    )
+
+
+def adapter_base_missing(name: str, version: int) -> Refusal:
+    return NotFound(
+        "ADAPTER_BASE_MISSING",
+        zh=f"适配器的基座 {name}@{version} 不在这里 (按摘要查找)",
+        en=f"the adapter's base {name}@{version} is not here (looked up by its digest)",
+        remedy_zh="请先提供该版本的基座模型包",
+        remedy_en="serve that very version of the base too",
+        field="adapter_of",
     )
 
 

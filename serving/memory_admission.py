@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model_store.adapter_file import check_adapter
 from model_store.bundle import open_bundle
 from model_store.errors import PaymentRequired, Unauthenticated
+from model_store.manifest import AdapterOf
 from serving.digests import mint_usage_id
-from serving.errors import model_not_found
+from serving.errors import adapter_base_missing, model_not_found
 from serving.leases import now_ms
 from serving.metering import Lease, LeaseKind, PriceLine
 from serving.ports import Principal, ServedVersion
@@ -156,8 +158,16 @@ class FolderBundles:
         private: bool = False,
         aliases: Sequence[str] = (),
     ) -> ServedVersion:
-        """Serve a bundle folder under its manifest's name, as the next version unless told which."""
+        """Serve a bundle folder under its manifest's name, as the next version unless told which.
+
+        An adapter's base must have been added before. Raises `NotFound` ADAPTER_BASE_MISSING and what `open_bundle` and
+        `check_adapter` raise.
+        """
         bundle = open_bundle(folder)
+        base = None
+        if bundle.manifest.adapter_of is not None:
+            base = self._base_of(bundle.manifest.adapter_of)
+            check_adapter(bundle, open_bundle(base.bundle))
         name = bundle.manifest.name
         versions = self._versions.setdefault(name, {})
         number = max(versions, default=0) + 1 if version is None else version
@@ -170,12 +180,20 @@ class FolderBundles:
             digest=bundle.digest,
             trusted=trusted,
             owner=owner,
+            base=base,
         )
         versions[number] = served
         self._aliases.update({(name, alias): number for alias in aliases})
         if private:
             self._private.add(name)
         return served
+
+    def _base_of(self, of: AdapterOf) -> ServedVersion:
+        """By its digest: the numbers of versions are this node's own."""
+        for served in self._versions.get(of.name, {}).values():
+            if served.digest == of.digest:
+                return served
+        raise adapter_base_missing(of.name, of.version)
 
     def resolve(self, name: str, selector: str | None, principal: Principal) -> ServedVersion:
         spelled = name if "/" in name else name.replace("--", "/", 1)

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.bundle import MANIFEST, unpack
+from model_store.bundle import MANIFEST, open_bundle, unpack
 from model_store.errors import NotFound, Refusal
 from serving.app import ServingApp
 from serving.dataplane import DataPlane
@@ -41,21 +41,26 @@ class Node:
 def open_node(
     folder: Path, home: Path, *, trusted: bool = False, keyless: bool = False, triton_compat: bool = False
 ) -> Node:
-    """Serve every bundle under `folder` (a bundle itself, or bundle folders and zips in it).
+    """Serve every bundle under `folder` (a bundle itself, or bundle folders and zips in it), adapters on their bases.
 
     `home` keeps the key (0600), unpacked zips and the journal. `trusted`: run the graphs in this process instead of the
     limited worker. `keyless`: programs of this machine may call without the key; listen on loopback only (the caller
     sees to it). Raises `NotFound` NO_BUNDLES where there is none; a broken bundle is left out and said.
     """
     home.mkdir(parents=True, exist_ok=True)
-    bundles, names = FolderBundles(), []
+    bundles, names, opened = FolderBundles(), [], []
     for path in _found(folder):
         try:
-            place = path if path.is_dir() else unpack(path, home / "bundles" / path.stem, seal_if_unsealed=True).path
-            served = bundles.add(place, trusted=trusted, owner=OWNER)
-            names.append(f"{served.name}@{served.version}")
+            unpacked = home / "bundles" / path.stem
+            opened.append(open_bundle(path) if path.is_dir() else unpack(path, unpacked, seal_if_unsealed=True))
         except Refusal as refusal:
             _log.error("%s is left out: %s", path, refusal)
+    for bundle in sorted(opened, key=lambda each: each.manifest.adapter_of is not None):  # an adapter after its base
+        try:
+            served = bundles.add(bundle.path, trusted=trusted, owner=OWNER)
+            names.append(f"{served.name}@{served.version}")
+        except Refusal as refusal:
+            _log.error("%s is left out: %s", bundle.path, refusal)
     if not names:
         raise NotFound(
             "NO_BUNDLES",

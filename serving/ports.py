@@ -50,6 +50,7 @@ class ServedVersion:
     owner: str  # organisation id
     pinned: bool = False
     shadow: ServedVersion | None = None  # gets the same inputs, unanswered and unpaid
+    base: ServedVersion | None = None  # of an adapter: whose graph it runs on; no more need be visible of it
 
 
 class Admission(Protocol):

@@ -19,6 +19,7 @@ from model_store.errors import Refusal, Unprocessable
 from model_store.manifest import Manifest
 from model_store.runtime import Graph, load_graph, release_memory
 from model_store.tensors import Array
+from serving.adapters_on_base import AdaptedGraph, Member, SlotTable, StackedAdapter
 from serving.cost import CostEstimate, runs_in_bounded_time
 from serving.errors import memory_full
 from serving.ports import ServedVersion
@@ -45,24 +46,41 @@ class Runs(Protocol):
 
 
 class Resident:
-    """One loaded version. `references` counts calls in hand; `graph` is None for what runs in a worker process."""
+    """One loaded version. `references` counts calls in hand, and adapters that run on it; `graph` is None for what runs
+    in a worker process.
+
+    An adapter holds its `base`. Where the base's graph takes an index (it has `slots`), the base is what an adapter's
+    calls `runs_on`: they may share a run, and what is known of batches and cost is the base's.
+    """
 
     __slots__ = (
-        "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "last_used", "load_ms",
-        "manifest", "max_rows", "name", "owner", "pinned", "references", "runner", "token_tensor", "trusted", "uses",
+        "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "last_used",
+        "load_ms", "manifest", "max_rows", "name", "owner", "pinned", "references", "runner", "runs_on", "slots",
+        "token_tensor", "trusted", "uses",
     )  # fmt: skip
 
-    def __init__(self, served: ServedVersion, manifest: Manifest, runner: Any, inline_allowed: bool) -> None:
+    def __init__(
+        self, served: ServedVersion, manifest: Manifest, runner: Any, inline_allowed: bool, base: Resident | None = None
+    ) -> None:
         self.name, self.owner, self.digest, self.trusted = served.name, served.owner, served.digest, served.trusted
         self.manifest = manifest
         self.runner = runner
-        self.graph: Graph | None = runner if isinstance(runner, Graph) else None
+        self.graph: Graph | AdaptedGraph | StackedAdapter | None = (
+            runner if isinstance(runner, Graph | AdaptedGraph | StackedAdapter) else None
+        )
+        indexed = isinstance(runner, Graph) and runner.sites is not None and runner.sites.indexed
+        self.slots = SlotTable(runner) if indexed else None
+        self.base = base
+        indexed_base = base if base is not None and base.slots is not None else None
+        self.runs_on: Resident = indexed_base or self
         self.batch_inputs = [spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1]
         self.batchable = self.graph is not None and manifest.batching.dynamic and _all_batched(self.graph)
         self.max_rows = max(1, manifest.batching.max_rows)
         self.counts_images = manifest.modality == "image"  # a row is an image, also where it comes as a tensor
         self.token_tensor = token_tensor_of(manifest)
-        self.cost = CostEstimate(manifest.cost, inline_allowed)
+        self.cost: CostEstimate = (
+            CostEstimate(manifest.cost, inline_allowed) if indexed_base is None else indexed_base.cost
+        )
         self.bytes = 0
         self.load_ms = 0.0
         self.pinned = served.pinned
@@ -79,8 +97,26 @@ class Resident:
                 rows = array.shape[0]
         return rows or 1
 
+    def run_together(
+        self,
+        residents: list[Resident],
+        rows: list[int],
+        inputs: dict[str, Array],
+        outputs: list[str] | None,
+        deadline_ms: float | None = None,
+        max_output_bytes: int | None = None,
+    ) -> dict[str, Array]:
+        """One run of calls that all run on this: `residents` called, each for so many of the joined rows."""
+        if self.slots is None:
+            run: dict[str, Array] = self.runner.run(inputs, outputs, deadline_ms, max_output_bytes)
+            return run
+        members: list[Member] = [
+            (each.runner if each is not self else None, count) for each, count in zip(residents, rows, strict=True)
+        ]
+        return self.slots.run(members, inputs, outputs, deadline_ms, max_output_bytes)
 
-def _all_batched(graph: Graph) -> bool:
+
+def _all_batched(graph: Graph | AdaptedGraph | StackedAdapter) -> bool:
     specs = [*graph.inputs, *graph.outputs]
     return bool(graph.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in specs)
 
@@ -102,6 +138,30 @@ def load_resident(served: ServedVersion, settings: ServingSettings) -> Resident:
         inline = False
     resident = Resident(served, bundle.manifest, runner, inline)
     resident.bytes = estimate_bytes(bundle, served.trusted)
+    resident.load_ms = (time.perf_counter() - started) * 1000
+    return resident
+
+
+def load_adapter(served: ServedVersion, base: Resident | None, settings: ServingSettings) -> Resident:
+    """Load an adapter beside the graph of its `base`; None: the base runs in limited workers, so this in its own.
+
+    Blocking. Raises what `open_bundle`, `AdaptedGraph`, `StackedAdapter` and `LimitedWorker` raise.
+    """
+    started = time.perf_counter()
+    bundle = open_bundle(served.bundle)
+    if base is None:
+        from model_store.worker import LimitedWorker
+
+        assert served.base is not None, "an adapter has a base"
+        runner: Any = LimitedWorker(
+            open_bundle(served.base.bundle).model_path, settings.worker_memory_bytes, bundle.adapter_path
+        )
+    elif base.slots is not None:
+        runner = StackedAdapter(base.slots, bundle.adapter_path, served.digest)
+    else:
+        assert isinstance(base.graph, Graph), "an adapter runs on a graph, not on another adapter"
+        runner = AdaptedGraph(base.graph, bundle.adapter_path)
+    resident = Resident(served, bundle.manifest, runner, base is not None and base.cost.inline_allowed, base)
     resident.load_ms = (time.perf_counter() - started) * 1000
     return resident
 
@@ -185,8 +245,11 @@ class Residency:
             self._room.set()
 
     def evict(self, served: ServedVersion) -> bool:
-        """Unload now; False where it is in use or not loaded."""
+        """Unload now, with the adapters on it that nobody uses; False where it is in use or not loaded."""
         resident = self._residents.get((served.digest, served.trusted))
+        for adapter in [each for each in self._residents.values() if each.base is resident and not each.references]:
+            if resident is not None:
+                self._drop(adapter)
         if resident is None or resident.references:
             return False
         self._drop(resident)
@@ -218,12 +281,18 @@ class Residency:
     async def _load(self, key: tuple[str, bool], served: ServedVersion, load: _Load) -> Resident:
         loop = asyncio.get_running_loop()
         need = 0
+        base: Resident | None = None
         try:
+            if served.base is not None and served.base.trusted:
+                base = await self.acquire(served.base)  # given back when the adapter is dropped
             need = await loop.run_in_executor(self._pool, _estimate, served)
             await self._make_room(served, need)
             self.held_bytes += need  # before loading: two loads must not fill the same room
             try:
-                resident = await loop.run_in_executor(self._pool, self._load_resident, served, self._settings)
+                if served.base is not None:
+                    resident = await loop.run_in_executor(self._pool, load_adapter, served, base, self._settings)
+                else:
+                    resident = await loop.run_in_executor(self._pool, self._load_resident, served, self._settings)
             except BaseException:
                 self.held_bytes -= need
                 self._room.set()
@@ -234,7 +303,16 @@ class Residency:
             self._tick = resident.last_used = self._tick + 1
             self._residents[key] = resident
             self.loads += 1
+            if base is not None and isinstance(resident.runner, StackedAdapter):
+                assert base.slots is not None, "stacked adapters are in a table"
+                grown = base.slots.reserve(resident.runner)
+                base.bytes += grown
+                self.held_bytes += grown
             return resident
+        except BaseException:
+            if base is not None:
+                self.release(base)
+            raise
         finally:
             del self._loads[key]
 
@@ -264,6 +342,9 @@ class Residency:
         self.held_bytes -= resident.bytes
         self.evictions += 1
         self._room.set()
+        base, resident.base = resident.base, None
+        if base is not None:
+            self.release(base)
         runner, resident.runner, resident.graph = resident.runner, None, None
         box = [runner]
         del runner

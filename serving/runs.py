@@ -50,12 +50,13 @@ class Job:
     """One queued call. `done` is its future; `started` once its run has begun (from then on it is work done)."""
 
     __slots__ = (
-        "charged_ms", "deadline", "deadline_ms", "done", "elements", "flow", "inputs", "outputs", "queued_at", "rows",
-        "started", "timer",
+        "charged_ms", "deadline", "deadline_ms", "done", "elements", "flow", "inputs", "outputs", "queued_at",
+        "resident", "rows", "started", "timer",
     )  # fmt: skip
 
     def __init__(
         self,
+        resident: Resident,
         inputs: Outputs,
         outputs: list[str] | None,
         rows: int,
@@ -63,7 +64,7 @@ class Job:
         done: asyncio.Future[Ran],
         flow: Flow[Job],
     ) -> None:
-        self.inputs, self.outputs, self.rows = inputs, outputs, rows
+        self.resident, self.inputs, self.outputs, self.rows = resident, inputs, outputs, rows
         self.elements = sum(array.size for array in inputs.values())
         self.queued_at = time.monotonic()
         self.deadline_ms = deadline_ms
@@ -88,7 +89,8 @@ def expire(job: Job) -> None:
 
 
 def run_batch(resident: Resident, batch: list[Job], max_output_bytes: int) -> list[Ran | BaseException]:
-    """Run calls together and split the rows exactly. A call that spoils a shared run is found by running each alone."""
+    """Run calls on the graph of `resident` together and split the rows exactly. A call that spoils a shared run is
+    found by running each alone."""
     started = time.monotonic()
     live = [job for job in batch if not job.done.done() and job.deadline > started]
     results: dict[Job, Ran | BaseException] = {
@@ -100,18 +102,18 @@ def run_batch(resident: Resident, batch: list[Job], max_output_bytes: int) -> li
             results.update(shared)
             return [results[job] for job in batch]
     for job in live:
-        results[job] = _run_alone(resident, job, max_output_bytes)
+        results[job] = _run_alone(job, max_output_bytes)
     return [results[job] for job in batch]
 
 
-def _run_alone(resident: Resident, job: Job, max_output_bytes: int) -> Ran | BaseException:
+def _run_alone(job: Job, max_output_bytes: int) -> Ran | BaseException:
     started = time.monotonic()
     left_ms = (job.deadline - started) * 1000
     if left_ms <= 0:
         return deadline_exceeded(job.deadline_ms)
     cpu = time.thread_time()
     try:
-        outputs = resident.runner.run(job.inputs, job.outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
+        outputs = job.resident.runner.run(job.inputs, job.outputs, left_ms, max_output_bytes)
     except Exception as error:  # handed to the call's own future
         return error
     compute_ms = (time.monotonic() - started) * 1000
@@ -131,7 +133,8 @@ def _run_shared(
     left_ms = (max(job.deadline for job in live) - started) * 1000
     cpu = time.thread_time()
     try:
-        outputs = resident.runner.run(joined, live[0].outputs, deadline_ms=left_ms, max_output_bytes=max_output_bytes)
+        called, rows = [job.resident for job in live], [job.rows for job in live]
+        outputs = resident.run_together(called, rows, joined, live[0].outputs, left_ms, max_output_bytes)
     except Refusal:
         return None
     if any(not array.ndim or array.shape[0] != total for array in outputs.values()):

@@ -59,7 +59,7 @@ class SmallCall(msgspec.Struct, gc=False):
             self.principal.key_id,
             self.principal.organisation,
             self.statistics.label,
-            "",
+            self.statistics.label if self.served.base is not None else "",
             "" if line is None else line.price_version,
             self.held.lease.lease_id,
             self.units,

@@ -109,7 +109,7 @@ class Turn:
         while at < len(group):
             rows = 0
             until = at
-            limit = self._rows_at_once(first) if first.resident.batchable and len(group) > 1 else 1
+            limit = self._rows_at_once(first) if first.resident.runs_on.batchable and len(group) > 1 else 1
             while until < len(group) and (until == at or rows + group[until].call.rows <= limit):  # type: ignore[union-attr]
                 rows += group[until].call.rows  # type: ignore[union-attr]
                 until += 1
@@ -132,13 +132,13 @@ class Turn:
         and who spoilt it gets the refusal."""
         calls = [answer.call for answer in chunk if answer.call is not None]
         first = calls[0]
-        resident = first.resident
+        resident = first.resident.runs_on
+        called, counts = [call.resident for call in calls], [call.rows for call in calls]
         began = time.perf_counter()
         joined = {name: np.concatenate([call.inputs[name] for call in calls]) for name in first.inputs}
-        assert resident.graph is not None, "small calls run in this process"
         started = time.perf_counter()
         try:
-            results = resident.graph.run(joined, first.outputs)
+            results = resident.run_together(called, counts, joined, first.outputs)
         except Refusal:
             return False
         compute_ms = (time.perf_counter() - started) * 1000
@@ -198,7 +198,8 @@ class Turn:
 
 def _key_of(call: SmallCall) -> Hashable:
     """What calls must have in common to run together; calls that cannot be joined have a key of their own."""
-    if not call.resident.batchable:
+    runs_on = call.resident.runs_on
+    if not runs_on.batchable:
         return id(call)
     outputs = None if call.outputs is None else tuple(call.outputs)
     inputs = call.inputs
@@ -207,11 +208,11 @@ def _key_of(call: SmallCall) -> Hashable:
             shape = array.shape
             if not shape or shape[0] != call.rows:
                 return id(call)
-            return (id(call.resident), name, array.dtype.char, shape[1:], outputs)
+            return (id(runs_on), name, array.dtype.char, shape[1:], outputs)
     if not all(array.ndim and array.shape[0] == call.rows for array in inputs.values()):
         return id(call)
     shapes = tuple(sorted((name, array.dtype.char, array.shape[1:]) for name, array in inputs.items()))
-    return (id(call.resident), shapes, outputs)
+    return (id(runs_on), shapes, outputs)
 
 
 def _texts_of_rows(chunk: list[Answer], results: dict[str, Array]) -> list[bytes] | None:
