@@ -23,7 +23,7 @@ from typing import TypeVar
 from model_store.errors import Refusal
 from serving.errors import deadline_exceeded, queue_full, shutting_down
 from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
-from serving.residency import Resident
+from serving.resident import Resident
 from serving.runs import Job, Outputs, Ran, expire, run_batch
 
 K = TypeVar("K")

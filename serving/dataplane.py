@@ -37,7 +37,8 @@ from serving.limits import CallLimits
 from serving.loop_lag import LoopLag
 from serving.metering import PriceLine, rate_usage
 from serving.ports import KeyLimits, Ports, Principal, ServedVersion
-from serving.residency import Residency, Resident
+from serving.residency import Residency
+from serving.resident import Resident
 from serving.runs import Ran
 from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook

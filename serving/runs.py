@@ -14,7 +14,7 @@ from model_store.tensors import Array
 from serving.digests import digest_of_arrays
 from serving.errors import deadline_exceeded
 from serving.fairness import Flow
-from serving.residency import Resident
+from serving.resident import Resident
 
 Outputs = dict[str, Array]
 WAITED_MS = 5.0  # longer than the event loop may be held

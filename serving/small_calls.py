@@ -14,7 +14,7 @@ from serving.digests import mint_usage_id
 from serving.leases import HeldLease
 from serving.metering import PriceLine, UsageRecord, rate_usage
 from serving.ports import Principal, ServedVersion
-from serving.residency import Resident
+from serving.resident import Resident
 from serving.statistics import VersionStatistics
 
 

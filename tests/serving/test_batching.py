@@ -18,7 +18,7 @@ from model_store.runtime import Graph, load_graph
 from serving.batching import RunQueue
 from serving.cost import CostEstimate
 from serving.ports import ServedVersion
-from serving.residency import Resident
+from serving.resident import Resident
 from serving.runs import Ran
 from tests.serving.parts import bundle, double, gather, rows, until
 

@@ -25,7 +25,8 @@ from model_store.manifest import Manifest
 from serving import residency as module
 from serving.cost import CostEstimate, runs_in_bounded_time
 from serving.ports import ServedVersion
-from serving.residency import Residency, Resident
+from serving.residency import Residency
+from serving.resident import Resident
 from serving.settings import ServingSettings
 from tests.serving.parts import bundle, double, endless, gather, until
 
