@@ -22,6 +22,7 @@ from serving.drift import Outside, shown
 from serving.errors import request_field, scope_missing
 from serving.messages import Request, Response, json_response
 from serving.ports import Ports, ServedVersion
+from serving.protocols.oip_codec import priority_of
 from serving.protocols.pipelines import Pipelines
 from serving.protocols.use_rows import TABLE_TYPES, Asked, encode_chunks, read_rows
 
@@ -100,6 +101,7 @@ class Using:
                 f"a request with an Idempotency-Key has at most {size} rows",
             )
         deadline_ms = _deadline(request.header(b"x-deadline-ms"))
+        priority = priority_of(request.headers.get(b"x-priority")) or "normal"
         pipeline = await self._pipelines.of(served)
         heavy = manifest.modality != "tabular" or len(rows) > ROWS_AT_ONCE
         if heavy:
@@ -120,6 +122,7 @@ class Using:
                     deadline_ms=deadline_ms,
                     idempotency_key=key,
                     digest=digest,
+                    priority=priority,
                 )
                 ran.runs.append(done)
                 if heavy:
