@@ -460,3 +460,11 @@ class Manifest(Model):
     files: dict[str, BundleFile] = Field(default_factory=dict)  # every file but manifest.json itself
     golden_rtol: float = 1e-3
     golden_atol: float = 1e-5
+
+    @property
+    def descends_from(self) -> Parent | None:
+        """The declared parent; of an adapter its base, whatever else it may say."""
+        of = self.adapter_of
+        if of is None:
+            return self.parent
+        return Parent(name=of.name, version=of.version, relation="adapter", digest=of.digest)

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import httpx
 import yaml
 
-from model_store.bundle import MANIFEST, MODEL, Bundle
+from model_store.bundle import ADAPTER, MANIFEST, MODEL, Bundle
 from model_store.errors import Unavailable
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import canonical, path_name
@@ -263,13 +263,16 @@ class MlflowStore:
 def mlmodel_of(bundle: Bundle) -> str:
     """MLflow's model description (YAML): the onnx flavour and a tensor signature from the manifest."""
     manifest: Manifest = bundle.manifest
+    flavors: dict[str, Any] = {
+        "onnx": {"data": MODEL, "onnx_version": "1.23.2", "providers": ["CPUExecutionProvider"]},
+        "python_function": {"loader_module": "mlflow.onnx", "data": MODEL, "python_version": "3.11.0"},
+    }
+    if manifest.adapter_of is not None:  # no graph of its own, so nothing that mlflow.onnx could load
+        flavors = {"onnxruntime_adapter": {"data": ADAPTER, "base": manifest.adapter_of.digest}}
     return yaml.safe_dump(
         {
             "artifact_path": "model",
-            "flavors": {
-                "onnx": {"data": MODEL, "onnx_version": "1.23.2", "providers": ["CPUExecutionProvider"]},
-                "python_function": {"loader_module": "mlflow.onnx", "data": MODEL, "python_version": "3.11.0"},
-            },
+            "flavors": flavors,
             "mlflow_version": "3.17.2",
             "model_uuid": bundle.digest[:32],
             "utc_time_created": "1980-01-01 00:00:00.000000",
@@ -293,7 +296,7 @@ def _signature(spec: TensorSpec) -> dict[str, Any]:
 def version_tags(bundle: Bundle, publication: str) -> dict[str, str]:
     """What marks a version that is being published: pending, its digest, its publication, its lineage."""
     tags = {PENDING_TAG: "true", DIGEST_TAG: bundle.digest, PUBLICATION_TAG: publication}
-    parent = bundle.manifest.parent
+    parent = bundle.manifest.descends_from
     if parent is not None:
         tags |= {PARENT_TAG: f"{parent.name}@{parent.version}", RELATION_TAG: parent.relation}
     return tags

@@ -116,6 +116,7 @@ class Graph:
         self._has_strings_out = "BYTES" in self._output_types.values()
         self._has_bfloat16 = any(spec.dtype == "BF16" for spec in [*feeds, *self.outputs])
         self._free_options = run_options()
+        self._bound: dict[str, Array] = {}
 
     def run(
         self,
@@ -136,8 +137,7 @@ class Graph:
         MODEL_OUT_OF_MEMORY.
         """
         feeds = self._check(inputs)
-        if bound is not None:
-            feeds.update(bound)
+        feeds.update(self._bound if bound is None else bound)
         names = self._output_names if outputs is None else self._check_outputs(outputs)
         if deadline_ms is None:
             values = self._run(names, feeds, self._free_options if adapter is None else adapter.options)
@@ -162,6 +162,10 @@ class Graph:
         if max_output_bytes is not None:
             check_output_bytes(answer, max_output_bytes)
         return answer
+
+    def bind(self, parameters: Mapping[str, Array]) -> None:
+        """From now on every run takes these parameters of the sites: for a graph that serves one adapter only."""
+        self._bound = dict(parameters)
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Raise the `BadInput` that `run` would raise for names, types and shapes; nothing is run."""

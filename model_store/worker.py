@@ -348,7 +348,8 @@ def main() -> None:
 
     try:
         graph = load_graph(Path(sys.argv[1]), threads=1, trusted=False)
-        adapter = parameters_for(graph, Path(sys.argv[4])) if len(sys.argv) > 4 else None
+        if len(sys.argv) > 4:
+            graph.bind(parameters_for(graph, Path(sys.argv[4])))
     except Refusal as refusal:
         _send(stdout, {"refusal": _as_data(refusal)}, {})
         return
@@ -359,9 +360,7 @@ def main() -> None:
         except EOFError:
             return
         try:
-            result = graph.run(
-                inputs, header["outputs"], header["deadline_ms"], header["max_output_bytes"], bound=adapter
-            )
+            result = graph.run(inputs, header["outputs"], header["deadline_ms"], header["max_output_bytes"])
         except MemoryError:
             os._exit(OUT_OF_MEMORY_STATUS)
         except Refusal as refusal:

@@ -26,7 +26,7 @@ from sqlmodel import Session, col, select
 
 from marketplace.catalogue.publication import advance, open_publication, undo
 from marketplace.catalogue.publication import reconcile as reconcile
-from marketplace.catalogue.relations import check_lineage_kept, find_descent
+from marketplace.catalogue.relations import check_lineage_kept, find_base, find_descent
 from marketplace.catalogue.submission import OnStep, Submission, listing_named, make_visible, open_to_public
 from marketplace.catalogue.submission import describe as describe
 from marketplace.catalogue.tables import Listing, ModelVersion
@@ -95,6 +95,7 @@ def publish(
     with reading(market.engine) as session:
         check_owner(session, name, organisation_id)
         descent = find_descent(session, market, bundle, organisation_id)
+        base = find_base(session, market, bundle, organisation_id)
         listing = listing_named(session, name)
         known = None
         if listing is not None:
@@ -102,7 +103,7 @@ def publish(
             known = None if register else _same_bundle(session, listing, bundle.digest)
             if known is not None and (listing.visibility == "private") == private:
                 return _published(listing, known, already=True)
-    report = report or inspect(folder, private=private)
+    report = report or inspect(folder, private=private, base=base)
     if not report["passed"]:
         raise inspection_failed(name, report)
     if known is not None:
@@ -165,9 +166,10 @@ def _undo(market: Market, publication: str) -> None:
         _log.exception("publication %s could not be undone now", publication)
 
 
-def inspect(folder: Path, *, private: bool) -> dict[str, Any]:
-    """The report on a bundle folder, as a dictionary; `private` says by which rules it was judged."""
-    return inspect_bundle(folder, private=private).as_dict() | {"private": private}
+def inspect(folder: Path, *, private: bool, base: Path | None = None) -> dict[str, Any]:
+    """The report on a bundle folder, as a dictionary; `private` says by which rules it was judged, `base` is an
+    adapter's."""
+    return inspect_bundle(folder, private=private, base=base).as_dict() | {"private": private}
 
 
 def inspection_failed(name: str, report: dict[str, Any]) -> Unprocessable:

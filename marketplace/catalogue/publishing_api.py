@@ -25,6 +25,7 @@ from marketplace.access import Actor, market_of, require
 from marketplace.catalogue.listings import find_version, may_see
 from marketplace.catalogue.publishing import check_owner, inspect, publish
 from marketplace.catalogue.publishing_gate import GATE
+from marketplace.catalogue.relations import find_base
 from marketplace.catalogue.source import model_not_found
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import reading
@@ -143,7 +144,9 @@ async def inspect_upload(
 
     def work() -> dict[str, Any]:
         with uploaded(market, actor, upload) as bundle:
-            report = inspect(bundle.path, private=upload.private)
+            with reading(market.engine) as session:
+                base = find_base(session, market, bundle, actor.organisation_id)
+            report = inspect(bundle.path, private=upload.private, base=base)
             return {"name": bundle.manifest.name, "digest": bundle.digest, "report": report}
 
     async with GATE.turn(actor.organisation_id):

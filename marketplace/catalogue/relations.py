@@ -101,6 +101,8 @@ class Descent:
         """The measured share of reused weights; `Unprocessable` RELATION_NOT_TRUE where the claim does not hold."""
         if self.relation not in WEIGHT_REUSING_RELATIONS:
             return 0.0
+        if child.manifest.adapter_of is not None:
+            return 1.0  # it runs on the parent's own graph
         share = measure_reuse(self.model_path, child.model_path)
         if decide_inheritance(self.relation, share) == "refused":
             raise Unprocessable(
@@ -120,11 +122,11 @@ class Descent:
 
 
 def find_descent(session: Session, market: Market, bundle: Bundle, organisation_id: str) -> Descent | None:
-    """The parent that the manifest names, as the publisher may see it; None where it names none.
+    """The parent of the manifest, as the publisher may see it; None where it names none.
 
     Raises `NotFound` MODEL_NOT_FOUND for a parent that is not there or not to be seen, `Unprocessable` PARENT_CHANGED.
     """
-    parent = bundle.manifest.parent
+    parent = bundle.manifest.descends_from
     if parent is None:
         return None
     asker = Principal(key_id="", organisation=organisation_id, role="vendor", scopes=frozenset({"publish"}))
@@ -148,3 +150,12 @@ def find_descent(session: Session, market: Market, bundle: Bundle, organisation_
         name=listing.name,
         model_path=served.bundle / MODEL,
     )
+
+
+def find_base(session: Session, market: Market, bundle: Bundle, organisation_id: str) -> Path | None:
+    """The folder of the base that an adapter bundle runs on; None for every other bundle. Raises as `find_descent`."""
+    if bundle.manifest.adapter_of is None:
+        return None
+    descent = find_descent(session, market, bundle, organisation_id)
+    assert descent is not None, "an adapter descends from its base"
+    return descent.model_path.parent

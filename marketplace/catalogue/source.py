@@ -15,15 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlmodel import select
+from sqlmodel import col, select
 
 from marketplace.catalogue.tables import Alias, Listing, ModelVersion, Rollout
 from marketplace.db import reading
 from model_store.errors import NotFound, Refusal
 from model_store.names import path_name
+from serving.errors import adapter_base_missing
 from serving.ports import Principal, ServedVersion
 
 RUNNABLE_STATES = ("inspected", "in_review", "listed")
+BASE_STATES = (*RUNNABLE_STATES, "retired")  # what was sold on a base outlives the sale of the base
 _log = logging.getLogger("algomart.catalogue")
 Materialise = Callable[[ModelVersion], Path]
 
@@ -131,6 +133,8 @@ class CatalogueSource:
                 if old is not None:
                     changed.pop(old, None)
                     changed.pop(path_name(old), None)
+            on_it = {id_ for id_, name in names.items() if _runs_on(changed[name], listing_id)}
+            entries += [self._entry_of(*row) for each in on_it for row in self._read(each)]
             for entry in entries:
                 changed[entry.name] = changed[path_name(entry.name)] = entry
                 names[entry.listing_id] = entry.name
@@ -163,23 +167,9 @@ class CatalogueSource:
         served = {}
         for version in versions:
             try:
-                folder = self._materialise(version)
+                served[version.number] = (version.state, self._served(listing, version, self._base_of(version)))
             except (Refusal, OSError) as error:  # one damaged bundle must not take the shelf down with it
                 _log.error("%s@%d cannot be served: %s", listing.name, version.number, error)
-                continue
-            served[version.number] = (
-                version.state,
-                ServedVersion(
-                    version_id=version.id,
-                    listing_id=listing.id,
-                    name=listing.name,
-                    version=version.number,
-                    bundle=folder,
-                    digest=version.digest,
-                    trusted=version.state == "listed" and listing.visibility == "public",
-                    owner=listing.organisation_id,
-                ),
-            )
         return Entry(
             listing_id=listing.id,
             owner=listing.organisation_id,
@@ -189,6 +179,38 @@ class CatalogueSource:
             aliases={alias.alias: alias.number for alias in aliases},
             split=None if rollout is None else split_of(rollout, {n: each for n, (_, each) in served.items()}),
         )
+
+    def _base_of(self, version: ModelVersion) -> ServedVersion | None:
+        """The base that an adapter runs on, also where it is retired since; `NotFound` where it is withdrawn."""
+        of = version.manifest.get("adapter_of")
+        if not of:
+            return None
+        found = select(Listing, ModelVersion).where(ModelVersion.listing_id == Listing.id)
+        found = found.where(Listing.name == of["name"], ModelVersion.digest == of["digest"])
+        with reading(self._engine) as session:
+            row = session.exec(found.where(col(ModelVersion.state).in_(BASE_STATES))).first()
+        if row is None:
+            raise adapter_base_missing(of["name"], of["version"])
+        return self._served(*row, None)
+
+    def _served(self, listing: Listing, version: ModelVersion, base: ServedVersion | None) -> ServedVersion:
+        return ServedVersion(
+            version_id=version.id,
+            listing_id=listing.id,
+            name=listing.name,
+            version=version.number,
+            bundle=self._materialise(version),
+            digest=version.digest,
+            trusted=version.state in ("listed", "retired") and listing.visibility == "public",
+            owner=listing.organisation_id,
+            base=base,
+        )
+
+
+def _runs_on(entry: Entry, listing_id: str | None) -> bool:
+    """Whether an adapter of this listing runs on that one."""
+    bases = (served.base for _, served in entry.versions.values())
+    return any(base is not None and base.listing_id == listing_id for base in bases)
 
 
 def split_of(rollout: Rollout, versions: dict[int, ServedVersion]) -> Split | None:

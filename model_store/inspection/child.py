@@ -3,9 +3,9 @@
 It leaves the network, imports what a trial needs once (0.4 s), and then forks for each bundle: the fork takes resource
 limits, tries one bundle and ends. So an inspection costs milliseconds, and nothing of one bundle reaches the next.
 
-Talk, one JSON document a line: in `{"bundle", "private", "limits", "bundle_bytes", "sealed"}`; out first `{"ready",
-"isolated"}`, then for each bundle `["stage"|"findings"|"facts"|"golden"|"cost"|"scorecard", value]` as known, and
-last `["end", {"signal", "status", "timed_out", "cpu_s"}]`. Ends when its input does, or after `IDLE_S` without a
+Talk, one JSON document a line: in `{"bundle", "base", "private", "limits", "bundle_bytes", "sealed"}`; out first
+`{"ready", "isolated"}`, then for each bundle `["stage"|"findings"|"facts"|"golden"|"cost"|"scorecard", value]` as
+known, and last `["end", {"signal", "status", "timed_out", "cpu_s"}]`. Ends when its input does, or after `IDLE_S` without a
 request.
 """
 
@@ -130,8 +130,14 @@ def _be_the_fork(request: dict[str, Any], limits: Limits, writer: int) -> None:
         die_with_parent()
         bound_resources(limits, int(request["bundle_bytes"]))
         sealed = [sealed_set_of(each) for each in request["sealed"]]
+        base = Path(request["base"]) if request["base"] else None
         run_trial(
-            Path(request["bundle"]), bool(request["private"]), limits, sealed, lambda kind, v: _write(writer, [kind, v])
+            Path(request["bundle"]),
+            bool(request["private"]),
+            limits,
+            sealed,
+            lambda kind, v: _write(writer, [kind, v]),
+            base,
         )
         status = 0
     except MemoryError:

@@ -23,6 +23,7 @@ _PICKLE_OPCODES_SEEN = 24  # so many lawful opcodes in a row are no accident in 
 _TEXT = {".json", ".md", ".txt", ".csv", ".yaml", ".yml", ".cff", ".spdx"}
 _DATA = {
     ".onnx",
+    ".onnx_adapter",
     ".safetensors",
     ".npz",
     ".npy",

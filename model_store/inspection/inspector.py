@@ -21,6 +21,7 @@ from model_store.inspection.pool import POOL, Answer, ChildFailed
 from model_store.inspection.precision import declared_precision
 from model_store.inspection.report import Findings, Report, finding_of
 from model_store.inspection.sealed import SealedSet
+from model_store.manifest import AdapterOf
 
 OUT_OF_MEMORY_STATUS = 3
 STAGES = ("files", "card", "safety", "load", "golden", "processing", "batch", "cost", "scorecard")
@@ -34,10 +35,12 @@ def inspect_bundle(
     limits: Limits = DEFAULT_LIMITS,
     on_progress: Progress | None = None,
     sealed_sets: Sequence[SealedSet] | None = None,
+    base: Path | None = None,
 ) -> Report:
     """Inspect the bundle folder `path`. Blocks (0.3 to 2 s for a small model); call it from a thread.
 
-    `private`: the card is advice. `on_progress(stage, fraction)` is called at the start of each of `STAGES`.
+    `base`: the folder of the base that an adapter bundle is tried on. `private`: the card is advice.
+    `on_progress(stage, fraction)` is called at the start of each of `STAGES`.
     Whatever is wrong with the bundle, limits included, is a finding; nothing is raised for it.
     """
     start = time.perf_counter()
@@ -51,9 +54,15 @@ def inspect_bundle(
     bundle_bytes = check_files(path, limits, findings)
     bundle = _open(path, findings)
     answer = Answer(isolated=False)
+    if bundle is not None and bundle.manifest.adapter_of is not None:
+        if base is None:
+            _say_no_base(bundle.manifest.adapter_of, findings)
+        else:
+            bundle_bytes += sum(file.stat().st_size for file in base.iterdir() if file.is_file())
     if bundle is not None and not findings.failed:
         request = {
             "bundle": str(path.resolve()),
+            "base": str(base.resolve()) if base is not None and bundle.manifest.adapter_of is not None else None,
             "private": private,
             "limits": limits.as_dict(),
             "bundle_bytes": bundle_bytes,
@@ -64,6 +73,17 @@ def inspect_bundle(
     if bundle is not None:
         check_card(bundle.manifest, path, private, findings)
     return _report(findings, answer, bundle, start)
+
+
+def _say_no_base(of: AdapterOf, findings: Findings) -> None:
+    findings.error(
+        "ADAPTER_BASE_MISSING",
+        f"适配器的基座 {of.name}@{of.version} 不在这里, 无法检验",
+        f"the adapter's base {of.name}@{of.version} is not here, so the adapter cannot be tried",
+        "请在有该基座的市场上检验或发布",
+        "inspect or publish it where that version of the base is",
+        "manifest.json",
+    )
 
 
 def _open(path: Path, findings: Findings) -> Bundle | None:

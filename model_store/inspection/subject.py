@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model_store.adapter_file import check_adapter, parameters_for
 from model_store.bundle import Bundle
 from model_store.errors import Refusal
 from model_store.golden import Golden
@@ -15,7 +16,7 @@ from model_store.inspection.report import Findings
 from model_store.inspection.sealed import SealedSet
 from model_store.manifest import Manifest
 from model_store.processing.pipeline import Pipeline
-from model_store.runtime import Graph
+from model_store.runtime import Graph, load_graph
 from model_store.tensors import Array
 
 Send = Callable[[str, Any], None]
@@ -23,7 +24,9 @@ Send = Callable[[str, Any], None]
 
 @dataclass(slots=True)
 class Subject:
-    """`inputs`: a batch to measure with; `from_samples`: it comes from golden samples or examples, not from chance."""
+    """`base`: of an adapter, whose graph it is tried on. `inputs`: a batch to measure with; `from_samples`: it comes
+    from golden samples or examples, not from chance.
+    """
 
     root: Path
     bundle: Bundle
@@ -36,10 +39,24 @@ class Subject:
     pipeline: Pipeline | None = None
     inputs: dict[str, Array] | None = None
     from_samples: bool = False
+    base: Bundle | None = None
 
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The graph that runs."""
+        return (self.base or self.bundle).model_path
+
+    def load(self, trusted: bool) -> Graph:
+        """The graph, with the adapter in every run where there is one; raises as `load_graph`, `check_adapter`."""
+        graph = load_graph(self.model_path, trusted=trusted)
+        if self.base is not None:
+            check_adapter(self.bundle, self.base)
+            graph.bind(parameters_for(graph, self.bundle.adapter_path))
+        return graph
 
     def run(self, graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One run within the deadline and the output bound; raises as `Graph.run`."""

@@ -24,16 +24,22 @@ from model_store.inspection.samples import check_golden, check_processing, read_
 from model_store.inspection.sandbox import private_bytes
 from model_store.inspection.sealed import SealedSet, read_sealed
 from model_store.inspection.subject import Send, Subject, say_out_of_memory
-from model_store.runtime import ORT_VERSION, Graph, load_graph, release_memory
+from model_store.runtime import ORT_VERSION, Graph, release_memory
 from model_store.tensors import Array
 
 SYNTHETIC_ROWS = 8
 REPEATS = 3
 
 
-def run_trial(root: Path, private: bool, limits: Limits, sealed: list[SealedSet], send: Send) -> None:
-    """Run every step in order; stops where a step finds an error that makes the next ones meaningless."""
+def run_trial(
+    root: Path, private: bool, limits: Limits, sealed: list[SealedSet], send: Send, base: Path | None = None
+) -> None:
+    """Run every step in order; stops where a step finds an error that makes the next ones meaningless.
+
+    `base`: of an adapter bundle, which is tried on that base's graph.
+    """
     subject = Subject(root, open_bundle(root), private, limits, sealed, send)
+    subject.base = open_bundle(base) if base is not None else None
     try:
         _run_steps(subject)
     except MemoryError:
@@ -47,7 +53,7 @@ def run_trial(root: Path, private: bool, limits: Limits, sealed: list[SealedSet]
 def _run_steps(subject: Subject) -> None:
     send, findings = subject.send, subject.findings
     send("stage", "safety")
-    facts = check_graph(subject.root, subject.manifest, subject.limits, findings)
+    facts = check_graph(subject.model_path.parent, subject.manifest, subject.limits, findings)
     send("facts", facts)
     if findings.failed:
         return
@@ -85,10 +91,9 @@ def _load_and_check_golden(subject: Subject) -> tuple[Graph, float, int] | None:
     The first load evaluates nothing of the graph, so what loops or allocates without end meets the run's deadline
     rather than hanging in the optimiser. Returns the optimised graph, its load ms and its private bytes.
     """
-    path = subject.bundle.model_path
     subject.send("stage", "load")
     try:
-        plain = load_graph(path, trusted=False)
+        plain = subject.load(trusted=False)
         subject.send("stage", "golden")
         read_samples(subject)
         check_golden(subject, plain)
@@ -102,13 +107,14 @@ def _load_and_check_golden(subject: Subject) -> tuple[Graph, float, int] | None:
         release_memory()
         before = private_bytes()
         start = time.perf_counter()
-        graph = load_graph(path)
+        graph = subject.load(trusted=True)
         load_ms = (time.perf_counter() - start) * 1e3
         memory = max(0, private_bytes() - before)
         check_golden(subject, graph)
         return graph, load_ms, memory
     except Refusal as refusal:
-        subject.say_refusal(refusal, "GRAPH_NOT_LOADED", "model.onnx")
+        is_adapters = subject.base is not None and refusal.code.startswith(("ADAPTER_", "BASE_"))
+        subject.say_refusal(refusal, refusal.code if is_adapters else "GRAPH_NOT_LOADED", refusal.field or "model.onnx")
         return None
 
 
