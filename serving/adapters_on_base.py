@@ -21,6 +21,7 @@ from model_store.runtime import ActiveAdapter, Graph
 from model_store.tensors import NUMPY_OF, Array
 
 SLOTS = 33  # in a table; the first is the base's own, all zeros
+MAX_STACK_BYTES = 256 << 20  # of one table: what would make it larger runs by itself
 
 
 class AdaptedGraph:
@@ -44,6 +45,26 @@ class AdaptedGraph:
         return self._base.run(inputs, outputs, deadline_ms, max_output_bytes, adapter=self._adapter)
 
 
+class WideAdapter:
+    """An adapter of an indexed base that is too large for its table: runs by itself, as a `Graph` does."""
+
+    def __init__(self, base: Graph, stacked: StackedAdapter) -> None:
+        self._base = base
+        self._bound = {name: tensor[None] for name, tensor in stacked.tensors.items()}  # the index's default is 0
+        self.inputs, self.outputs = base.inputs, base.outputs
+        self.check_inputs = base.check_inputs
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        deadline_ms: float | None = None,
+        max_output_bytes: int | None = None,
+    ) -> dict[str, Array]:
+        """As `Graph.run`."""
+        return self._base.run(inputs, outputs, deadline_ms, max_output_bytes, bound=self._bound)
+
+
 class StackedAdapter:
     """One adapter of an indexed base; used as a `Graph`. Runs by itself, or with others through `SlotTable.run`."""
 
@@ -52,6 +73,8 @@ class StackedAdapter:
         self._table = table
         self.digest = digest
         self.tensors = read_adapter(path)
+        sites = table.sites.values()
+        self.ranks = {site.name: self.tensors[site.a].shape[1] for site in sites if site.a in self.tensors}
         self.inputs, self.outputs = table.graph.inputs, table.graph.outputs
         self.check_inputs = table.graph.check_inputs
 
@@ -87,10 +110,10 @@ class SlotTable:
         if graph.sites is None or not graph.sites.indexed or slots < 2:
             raise ValueError("a slot table takes an indexed graph and at least one slot beside the base's")
         self.graph = graph
-        self._sites = graph.sites.low_rank
+        self.sites = graph.sites.low_rank
         self._lock = threading.Lock()
-        self._stacks = self._zeros(dict.fromkeys(self._sites, 0), slots)
-        self._ranks = dict.fromkeys(self._sites, 0)
+        self._stacks = self._zeros(dict.fromkeys(self.sites, 0), slots)
+        self._ranks = dict.fromkeys(self.sites, 0)
         self._slots = slots
         self._slot_of: dict[str, int] = {}  # by digest, the longest unused first
         self._readers = [0] * slots
@@ -100,12 +123,22 @@ class SlotTable:
     def bytes(self) -> int:
         return sum(stack.nbytes for stack in self._stacks.values())
 
-    def reserve(self, adapter: StackedAdapter) -> int:
-        """Make the stacks wide enough for this adapter; by how many bytes they grew."""
+    def bytes_with(self, ranks: Mapping[str, int]) -> int:
+        """What the stacks hold where these ranks, by site, are among them."""
+        total = 0
+        for name, site in self.sites.items():
+            rank = max(self._ranks[name], ranks.get(name, 0))
+            total += rank * (site.features_in + site.features_out) * NUMPY_OF[site.dtype].itemsize
+        return total * self._slots
+
+    def has_room_for(self, adapter: StackedAdapter) -> bool:
+        """Whether it may come into the stacks, which would be as wide for every slot then."""
+        return self.bytes_with(adapter.ranks) <= MAX_STACK_BYTES
+
+    def reserve(self, adapter: StackedAdapter) -> None:
+        """Make the stacks wide enough for this adapter."""
         with self._lock:
-            before = self.bytes
             self._widen([adapter])
-            return self.bytes - before
 
     def run(
         self,
@@ -177,10 +210,7 @@ class SlotTable:
     def _ranks_with(self, adapters: Sequence[StackedAdapter]) -> dict[str, int]:
         found = dict(self._ranks)
         for adapter in adapters:
-            for name, site in self._sites.items():
-                a = adapter.tensors.get(site.a)
-                if a is not None:
-                    found[name] = max(found[name], a.shape[1])
+            found.update({name: max(found[name], rank) for name, rank in adapter.ranks.items()})
         return found
 
     def _own(self, adapters: Mapping[str, StackedAdapter]) -> _Held:
@@ -193,7 +223,7 @@ class SlotTable:
 
     def _zeros(self, ranks: Mapping[str, int], slots: int) -> dict[str, Array]:
         stacks = {}
-        for name, site in self._sites.items():
+        for name, site in self.sites.items():
             kind = NUMPY_OF[site.dtype]
             stacks[site.a] = np.zeros((slots, site.features_in, ranks[name]), kind)
             stacks[site.b] = np.zeros((slots, ranks[name], site.features_out), kind)

@@ -400,7 +400,7 @@ class DataPlane:
                 ran = done.result()
                 resident.cost.record(elements, ran.batch_cpu_ms, shared=ran.batch_rows != call.rows)
                 if (run := ran.execution) is not None:
-                    call.statistics.executed(ran.batch_rows, run.compute_ms, run.input_ms, run.output_ms)
+                    call.statistics.executed(run.rows, run.compute_ms, run.input_ms, run.output_ms)
                 try:
                     inference = call.succeed(
                         self.journal, self.idempotency, ran.outputs, ran.digest, ran.queue_ms, ran.compute_ms

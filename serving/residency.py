@@ -141,6 +141,8 @@ class Residency:
             try:
                 if served.base is not None:
                     resident = await loop.run_in_executor(self._pool, load_adapter, served, base, self._settings)
+                    if isinstance(resident.runner, StackedAdapter):
+                        await self._widen_stacks(served, resident.runs_on, resident.runner)
                 else:
                     resident = await loop.run_in_executor(self._pool, self._load_resident, served, self._settings)
             except BaseException:
@@ -153,11 +155,6 @@ class Residency:
             self._tick = resident.last_used = self._tick + 1
             self._residents[key] = resident
             self.loads += 1
-            if base is not None and isinstance(resident.runner, StackedAdapter):
-                assert base.slots is not None, "stacked adapters are in a table"
-                grown = base.slots.reserve(resident.runner)
-                base.bytes += grown
-                self.held_bytes += grown
             return resident
         except BaseException:
             if base is not None:
@@ -165,6 +162,15 @@ class Residency:
             raise
         finally:
             del self._loads[key]
+
+    async def _widen_stacks(self, served: ServedVersion, base: Resident, adapter: StackedAdapter) -> None:
+        """The stacks that adapters share are their base's, in bytes too."""
+        assert base.slots is not None, "stacked adapters are in a table"
+        await self._make_room(served, base.slots.bytes_with(adapter.ranks) - base.slots.bytes)
+        before = base.slots.bytes  # others may have widened them meanwhile
+        base.slots.reserve(adapter)
+        base.bytes += base.slots.bytes - before
+        self.held_bytes += base.slots.bytes - before
 
     async def _make_room(self, served: ServedVersion, need: int) -> None:
         budget = self._settings.memory_budget_bytes

@@ -9,7 +9,7 @@ from model_store.bundle import Bundle, open_bundle
 from model_store.manifest import Manifest
 from model_store.runtime import Graph, load_graph
 from model_store.tensors import Array
-from serving.adapters_on_base import AdaptedGraph, Member, SlotTable, StackedAdapter
+from serving.adapters_on_base import AdaptedGraph, Member, SlotTable, StackedAdapter, WideAdapter
 from serving.cost import CostEstimate, runs_in_bounded_time
 from serving.ports import ServedVersion
 from serving.settings import ServingSettings
@@ -51,13 +51,13 @@ class Resident:
         self.name, self.owner, self.digest, self.trusted = served.name, served.owner, served.digest, served.trusted
         self.manifest = manifest
         self.runner = runner
-        self.graph: Graph | AdaptedGraph | StackedAdapter | None = (
-            runner if isinstance(runner, Graph | AdaptedGraph | StackedAdapter) else None
+        self.graph: Graph | AdaptedGraph | StackedAdapter | WideAdapter | None = (
+            runner if isinstance(runner, Graph | AdaptedGraph | StackedAdapter | WideAdapter) else None
         )
         indexed = isinstance(runner, Graph) and runner.sites is not None and runner.sites.indexed
         self.slots = SlotTable(runner) if indexed else None
         self.base = base
-        indexed_base = base if base is not None and base.slots is not None else None
+        indexed_base = base if isinstance(runner, StackedAdapter) else None
         self.runs_on: Resident = indexed_base or self
         self.batch_inputs = [spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1]
         self.batchable = self.graph is not None and manifest.batching.dynamic and _all_batched(self.graph)
@@ -102,7 +102,7 @@ class Resident:
         return self.slots.run(members, inputs, outputs, deadline_ms, max_output_bytes)
 
 
-def _all_batched(graph: Graph | AdaptedGraph | StackedAdapter) -> bool:
+def _all_batched(graph: Graph | AdaptedGraph | StackedAdapter | WideAdapter) -> bool:
     specs = [*graph.inputs, *graph.outputs]
     return bool(graph.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in specs)
 
@@ -143,7 +143,10 @@ def load_adapter(served: ServedVersion, base: Resident | None, settings: Serving
             open_bundle(served.base.bundle).model_path, settings.worker_memory_bytes, bundle.adapter_path
         )
     elif base.slots is not None:
+        assert isinstance(base.graph, Graph), "an adapter runs on a graph, not on another adapter"
         runner = StackedAdapter(base.slots, bundle.adapter_path, served.digest)
+        if not base.slots.has_room_for(runner):
+            runner = WideAdapter(base.graph, runner)
     else:
         assert isinstance(base.graph, Graph), "an adapter runs on a graph, not on another adapter"
         runner = AdaptedGraph(base.graph, bundle.adapter_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,10 @@ WAITED_MS = 5.0  # longer than the event loop may be held
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One run as the statistics have it: milliseconds of the graph, of joining its rows before, of splitting after."""
+    """One run as the statistics of a version have it: its own rows, and its share of the milliseconds of the graph, of
+    joining rows before, of splitting them after."""
 
+    rows: int
     compute_ms: float
     input_ms: float = 0.0
     output_ms: float = 0.0
@@ -44,7 +47,7 @@ class Ran:
     compute_ms: float
     batch_rows: int
     batch_cpu_ms: float
-    execution: Execution | None = None  # with one of the calls of a run, so that it is counted once
+    execution: Execution | None = None  # with one of the calls of each version in a run, so that it is counted once
 
 
 class Job:
@@ -120,7 +123,7 @@ def _run_alone(job: Job, max_output_bytes: int) -> Ran | BaseException:
     compute_ms = (time.monotonic() - started) * 1000
     cpu_ms = (time.thread_time() - cpu) * 1000
     queue_ms = (started - job.queued_at) * 1000
-    alone = Execution(compute_ms)
+    alone = Execution(job.rows, compute_ms)
     return Ran(outputs, digest_of_arrays(outputs), queue_ms, compute_ms, job.rows, cpu_ms, alone)
 
 
@@ -149,10 +152,15 @@ def _run_shared(
         parts.append({name: array[at : at + job.rows] for name, array in outputs.items()})
         at += job.rows
     output_ms = (time.monotonic() - started) * 1000 - compute_ms
-    execution: Execution | None = Execution(compute_ms - input_ms, input_ms, output_ms)
+    rows_of: Counter[Resident] = Counter()  # several where the rows are of several adapters
+    for job in live:
+        rows_of[job.resident] += job.rows
     results: dict[Job, Ran | BaseException] = {}
     for job, own in zip(live, parts, strict=True):
         queue_ms, own_ms = (started - job.queued_at) * 1000, compute_ms * job.rows / total
-        results[job] = Ran(own, digest_of_arrays(own), queue_ms, own_ms, total, cpu_ms, execution)
         execution = None
+        if version_rows := rows_of.pop(job.resident, 0):
+            share = version_rows / total
+            execution = Execution(version_rows, (compute_ms - input_ms) * share, input_ms * share, output_ms * share)
+        results[job] = Ran(own, digest_of_arrays(own), queue_ms, own_ms, total, cpu_ms, execution)
     return results

@@ -25,6 +25,7 @@ from serving.errors import internal_error
 from serving.metering import UsageRecord
 from serving.protocols.oip_codec import InferRequest, encode_response
 from serving.small_calls import SmallCall, run_now
+from serving.statistics import VersionStatistics
 
 _log = logging.getLogger("algomart.serving")
 _JSON_NUMBERS = "fiub"
@@ -151,7 +152,7 @@ class Turn:
         if size > self._dataplane.settings.max_output_bytes:
             return False
         resident.cost.record(sum(call.elements for call in calls), compute_ms)
-        first.statistics.joined(len(calls), rows, compute_ms, (started - began) * 1000, first.at_ms)
+        _count(calls, rows, compute_ms, (started - began) * 1000)
         self._conclude(chunk, results, compute_ms / rows, records)
         return True
 
@@ -194,6 +195,21 @@ class Turn:
             answer.content, answer.json_length = encode_response(answer.head, answer.request, results)
         except Refusal as refusal:
             answer.refusal = refusal
+
+
+def _count(calls: list[SmallCall], rows: int, compute_ms: float, input_ms: float) -> None:
+    """A shared run in the statistics: of one version, or of several adapters, each by its own rows."""
+    first = calls[0]
+    if all(call.statistics is first.statistics for call in calls):
+        first.statistics.joined(len(calls), rows, compute_ms, input_ms, first.at_ms)
+        return
+    versions: dict[VersionStatistics, list[SmallCall]] = {}
+    for call in calls:
+        versions.setdefault(call.statistics, []).append(call)
+    for statistics, own in versions.items():
+        own_rows = sum(call.rows for call in own)
+        share = own_rows / rows
+        statistics.joined(len(own), own_rows, compute_ms * share, input_ms * share, first.at_ms)
 
 
 def _key_of(call: SmallCall) -> Hashable:

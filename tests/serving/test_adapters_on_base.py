@@ -36,6 +36,7 @@ from tests.model_store.adapted import (
     value,
 )
 from tests.serving.parts import FACTORY, KEY, OTHER, Node, running_node, until
+from tests.serving.test_turn import Callers, json_of, request
 
 EXACT = 1e-5
 Array = np.ndarray[Any, Any]
@@ -319,3 +320,59 @@ async def test_adapters_are_priced_and_read_like_any_model(tmp_path: Path) -> No
         await until(node.usage)
         (record,) = node.usage()
         assert (record.adapter, record.amount_micro) == ("vendor/a1@1", 700)
+
+
+def infer_of(name: str, x: Array) -> bytes:
+    return request(name, json_of("x", "FP32", x))
+
+
+@pytest.mark.parametrize("path", ["in one turn", "queued"])
+async def test_a_run_of_many_adapters_is_counted_for_each_by_its_own_rows(tmp_path: Path, path: str) -> None:
+    async with running_node(tmp_path, inline_ms=1e-9 if path == "queued" else 0.0, threads=1) as node:
+        base, made = serve(node, 3, indexed=True)
+        callers = Callers(node, 8)
+        names = ["vendor--a0", "vendor--a1", "vendor--a1", "vendor--base", "vendor--a2"]
+        for name in [*names, *names]:
+            await callers.ask(infer_of(name, rows(1)))
+        (resident,) = (each for each in node.dataplane.residency.residents() if each.base is None)
+        resident.cost.classes.update(dict.fromkeys(range(20), 0.01))
+        kinds = [*made, base]
+        before = {each.name: node.dataplane.statistics.of(each.name, 1).as_triton() for each in kinds}
+        asked = [rows(1 + turn % 2, seed=turn) for turn in range(len(names))]
+        answers = await callers.ask(*(infer_of(name, x) for name, x in zip(names, asked, strict=True)))
+        for name, x, (status, _, body) in zip(names, asked, answers, strict=True):
+            said = json.loads(body)
+            assert (status, said["model_name"]) == (200, name)
+            y = np.array(said["outputs"][0]["data"], np.float32).reshape(len(x), 3)
+            assert near(y, answer(x, None if name == "vendor--base" else tensors_of(int(name[-1]))).astype(np.float32))
+        for served in kinds:
+            now, then = node.dataplane.statistics.of(served.name, 1).as_triton(), before[served.name]
+            own = [len(x) for name, x in zip(names, asked, strict=True) if name == served.name.replace("/", "--")]
+            assert now["inference_count"] - then["inference_count"] == sum(own)
+            assert now["inference_stats"]["success"]["count"] - then["inference_stats"]["success"]["count"] == len(own)
+            assert now["execution_count"] > then["execution_count"]
+
+
+async def test_an_adapter_too_wide_for_the_shared_stacks_runs_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large adapter must not make every slot of the node as large."""
+    async with running_node(tmp_path) as node:
+        base = base_bundle(tmp_path / "base", indexed=True)
+        node.bundles.add(base.path)
+        ranks = (2, 64, 3)
+        tensors = {rank: {name: each / 8 for name, each in adapter(rank, rank).items()} for rank in ranks}
+        made = [
+            node.bundles.add(adapter_bundle(tmp_path / f"a{rank}", base, tensors[rank], f"vendor/a{rank}").path)
+            for rank in ranks
+        ]
+        table = SlotTable(load_graph(base.model_path))
+        bound = table.bytes_with(dict.fromkeys((FIRST, SECOND), 4))
+        monkeypatch.setattr("serving.adapters_on_base.MAX_STACK_BYTES", bound)
+        for _ in range(2):
+            found = await asyncio.gather(*(node.dataplane.infer(FACTORY, each, {"x": rows(3)}) for each in made))
+            for rank, each in zip(ranks, found, strict=True):
+                assert near(each.outputs["y"], answer(rows(3), tensors[rank]))
+        (resident,) = (each for each in node.dataplane.residency.residents() if each.base is None)
+        assert resident.slots is not None
+        assert 0 < resident.slots.bytes <= bound
