@@ -5,8 +5,8 @@ limits, tries one bundle and ends. So an inspection costs milliseconds, and noth
 
 Talk, one JSON document a line: in `{"bundle", "base", "private", "limits", "bundle_bytes", "sealed"}`; out first
 `{"ready", "isolated"}`, then for each bundle `["stage"|"findings"|"facts"|"golden"|"cost"|"scorecard", value]` as
-known, and last `["end", {"signal", "status", "timed_out", "cpu_s"}]`. Ends when its input does, or after `IDLE_S` without a
-request.
+known, and last `["end", {"signal", "status", "timed_out", "cpu_s"}]`. Ends when its input does, or after `IDLE_S`
+without a request.
 """
 
 from __future__ import annotations

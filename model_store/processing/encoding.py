@@ -96,12 +96,12 @@ class Encoding:
             )
 
     def texts(self, name: str) -> list[str]:
-        """Raises `TooLarge` TEXT_TOO_LONG: a tokenizer takes 150 bytes of memory a character before it cuts."""
+        """Raises `TooLarge` FEATURE_TEXT_TOO_LONG: a tokenizer takes 150 bytes of memory a character before it cuts."""
         found = ["" if cell is None else str(cell) for cell in self.cells[name]]
         for place, text in enumerate(found):
             if len(text) > MAX_TEXT_CHARACTERS:
                 raise TooLarge(
-                    "TEXT_TOO_LONG",
+                    "FEATURE_TEXT_TOO_LONG",
                     zh=f"第 {place + 1} 行: “{name[:60]}”有 {len(text)} 个字符, 上限 {MAX_TEXT_CHARACTERS}",
                     en=f"row {place + 1}: {name[:60]!r} has {len(text)} characters, over {MAX_TEXT_CHARACTERS}",
                     remedy_zh="请分段发送, 或只发送要点",

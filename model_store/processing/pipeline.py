@@ -29,8 +29,8 @@ class Pipeline:
 
         Raises `BadInput` naming the row and the feature: ROWS_EMPTY, FEATURE_UNKNOWN, FEATURE_MISSING,
         FEATURE_NOT_NUMBER, FEATURE_OUT_OF_RANGE, CATEGORY_UNKNOWN, SERIES_TOO_SHORT, IMAGE_UNREADABLE, COLUMN_MISSING;
-        `TooLarge` INPUT_TOO_LARGE, TEXT_TOO_LONG; `Unprocessable` PROCESSING_MISFIT where the manifest's own steps do
-        not fit.
+        `TooLarge` INPUT_TOO_LARGE, FEATURE_TEXT_TOO_LONG; `Unprocessable` PROCESSING_MISFIT where the manifest's own
+        steps do not fit.
         """
         if not rows:
             raise BadInput(

@@ -353,7 +353,7 @@ def test_a_text_that_would_fill_the_memory_is_refused_by_its_row(tmp_path: Path,
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     refusal = refusal_of(pipeline_of([TEXT], [step], folder=tmp_path), [{"text": "pump"}, {"text": "a" * 100_001}])
     assert isinstance(refusal, TooLarge)
-    assert refusal.code == "TEXT_TOO_LONG"
+    assert refusal.code == "FEATURE_TEXT_TOO_LONG"
     assert "row 2" in refusal.en
     assert "第 2 行" in refusal.zh
 
