@@ -15,9 +15,10 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.quantization import quantize_dynamic
 
 from model_store.adapter_file import check_adapter, read_adapter, seal_adapter, with_adapter_inside, write_adapter
-from model_store.adapter_injection import inject_sites, linear_nodes
+from model_store.adapter_injection import branch_nodes, inject_sites, linear_nodes
 from model_store.bundle import ADAPTER, Bundle, open_bundle, pack, seal, unpack
 from model_store.errors import Refusal
 from model_store.runtime import Graph, load_graph
@@ -132,6 +133,19 @@ def _folded() -> onnx.ModelProto:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 6], np.int64), "shape"))
     model.graph.node.insert(0, onnx.helper.make_node("Reshape", ["whole", "shape"], ["x"]))
     return model
+
+
+def test_an_int8_base_takes_float_adapters_where_the_branches_are_left_out_of_quantisation(tmp_path: Path) -> None:
+    injected = inject_sites(plain(), [FIRST, SECOND])
+    for name, graph, left_out in (("plain", plain(), []), ("base", injected, branch_nodes(injected))):
+        _save(tmp_path / f"{name}32.onnx", graph)
+        quantize_dynamic(tmp_path / f"{name}32.onnx", tmp_path / f"{name}8.onnx", nodes_to_exclude=left_out)
+    base, x = load_graph(tmp_path / "base8.onnx"), rows(20)
+    assert np.array_equal(base.run({"x": x})["y"], load_graph(tmp_path / "plain8.onnx").run({"x": x})["y"])
+    tensors = {name: each / 2 for name, each in adapter(1).items()}
+    found = AdaptedGraph(base, write_adapter(tmp_path / f"a{ADAPTER}", tensors)).run({"x": x})["y"]
+    rounding = np.abs(base.run({"x": x})["y"] - answer(x)).max()  # of int8 itself
+    assert np.abs(found - answer(x, tensors)).max() < 4 * rounding < np.abs(answer(x, tensors) - answer(x)).max()
 
 
 @pytest.mark.parametrize("damage", ["cut", "not one", "another base"])
