@@ -70,7 +70,7 @@ class DataPlane:
         self.loop_lag = LoopLag()
         self.drift = DriftBook()
         self.shadows = ShadowBook(self)
-        self.residency = Residency(self.settings)
+        self.residency = Residency(self.settings, fetch=ports.bundles.fetch)
         self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
         self._restored: asyncio.Task[None] | None = None
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
@@ -421,6 +421,7 @@ class DataPlane:
         """The manifest of a version, read in a thread once and then kept. Raises what `open_bundle` raises."""
         known = self._manifests.get(served.digest)
         if known is None:
+            await self.ports.bundles.fetch(served)
             bundle = await asyncio.to_thread(open_bundle, served.bundle)
             known = self._manifests[served.digest] = bundle.manifest
             while len(self._manifests) > MANIFESTS_KEPT:

@@ -237,13 +237,14 @@ def adapter_base_missing(name: str, version: int) -> Refusal:
 
 
 def model_not_found(name: str, selector: str | None = None) -> NotFound:
+    """The one refusal for a model that is not there or not to be seen by the caller."""
     shown = name[:100] + (f"@{selector[:40]}" if selector else "")
     return NotFound(
         "MODEL_NOT_FOUND",
         zh=f"没有名为“{shown}”的模型, 或您无权查看",
         en=f"there is no model {shown!r}, or you may not see it",
-        remedy_zh="请在货架上搜索准确名称",
-        remedy_en="search the shelf for its exact name",
+        remedy_zh="请在货架上搜索准确名称, 形式为 vendor/name 或 vendor/name@版本",
+        remedy_en="search the shelf for its exact name: vendor/name or vendor/name@version",
         field="model",
         details={"model": name[:100], "version": (selector or "")[:40]},
     )

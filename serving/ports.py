@@ -78,6 +78,12 @@ class BundleSource(Protocol):
     def visible(self, principal: Principal) -> Sequence[ServedVersion]:
         """Every latest version the caller may see, ordered by name."""
 
+    async def fetch(self, served: ServedVersion) -> None:
+        """Awaited before the bundle folders of `served` and its base are read: they are on this disk afterwards.
+
+        Raises `Unavailable` where they cannot be had just now.
+        """
+
 
 class Chooser(Protocol):
     async def create_sample_set(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,9 +43,12 @@ class Residency:
         self,
         settings: ServingSettings,
         load: Callable[[ServedVersion, ServingSettings], Resident] = load_resident,
+        fetch: Callable[[ServedVersion], Awaitable[None]] | None = None,
     ) -> None:
+        """`fetch`: awaited before a bundle is read, see `serving.ports.BundleSource`."""
         self._settings = settings
         self._load_resident = load
+        self._fetch = fetch
         self._residents: dict[tuple[str, bool], Resident] = {}
         self._loads: dict[tuple[str, bool], _Load] = {}
         self._room = asyncio.Event()
@@ -135,6 +138,8 @@ class Residency:
         try:
             if served.base is not None and served.base.trusted:
                 base = await self.acquire(served.base)  # given back when the adapter is dropped
+            if self._fetch is not None:
+                await self._fetch(served)
             need = await loop.run_in_executor(self._pool, _estimate, served)
             await self._make_room(served, need)
             self.held_bytes += need  # before loading: two loads must not fill the same room

@@ -8,11 +8,11 @@ from sqlmodel import Session, col, select
 
 from marketplace.access import Actor
 from marketplace.catalogue.prices import list_prices, price_view
-from marketplace.catalogue.source import model_not_found
 from marketplace.catalogue.tables import Alias, Filing, Listing, ModelVersion
 from marketplace.organisations.tables import Organisation
 from model_store.errors import Forbidden, NotFound
 from model_store.names import canonical
+from serving.errors import model_not_found
 
 _MANIFEST_SHOWN = (
     "inputs", "outputs", "features", "target", "labels", "metrics", "cost", "data", "method", "variation", "adaptable",

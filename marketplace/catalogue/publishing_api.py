@@ -26,7 +26,6 @@ from marketplace.catalogue.listings import find_version, may_see
 from marketplace.catalogue.publishing import check_owner, inspect, publish
 from marketplace.catalogue.publishing_gate import GATE
 from marketplace.catalogue.relations import find_base
-from marketplace.catalogue.source import model_not_found
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import reading
 from marketplace.market import Market
@@ -34,6 +33,7 @@ from model_store.archive import extract
 from model_store.bundle import Bundle, Limits, bare_bundle, seal, unpack
 from model_store.errors import BadInput, TooLarge, Unprocessable
 from model_store.names import canonical
+from serving.errors import model_not_found
 
 router = APIRouter(tags=["publishing"])
 PUBLISHER = require(scope="publish")

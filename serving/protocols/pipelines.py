@@ -23,6 +23,7 @@ class Pipelines:
         """The version's own. Raises what opening its bundle raises."""
         found = self._kept.get(served.digest)
         if found is None:
+            await self._dataplane.ports.bundles.fetch(served)
             found = await self._dataplane.in_thread(lambda: Pipeline(open_bundle(served.bundle)))
             self._kept[served.digest] = found
             while len(self._kept) > PIPELINES_KEPT:
