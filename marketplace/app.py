@@ -20,6 +20,7 @@ from marketplace.errors import add_error_handlers
 from marketplace.keys import api as keys_api
 from marketplace.ledger import api as ledger_api
 from marketplace.market import Market
+from marketplace.nodes import api as nodes_api
 from marketplace.organisations import api as organisations_api
 from marketplace.review import api as review_api
 from marketplace.tracking.proxy import PREFIX as MLFLOW_PREFIX
@@ -85,7 +86,9 @@ def create_app(market: Market) -> ServingApp:
     """The whole application: the data plane answers `/v2`, `/v1` and `/metrics` before any framework sees them."""
     if market.dataplane is None or market.ports is None:
         raise RuntimeError("a market is served with its data plane; see marketplace.start.open_dataplane")
-    return ServingApp(market.dataplane, market.ports, inner=RequestIds(BodyLimit(create_api(market))))
+    app = ServingApp(market.dataplane, market.ports, inner=RequestIds(BodyLimit(create_api(market))))
+    market.feed.is_over = lambda: app.stopping
+    return app
 
 
 class RequestIds:
@@ -113,5 +116,5 @@ class RequestIds:
 
 def _routers() -> list[APIRouter]:
     shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
-    money = [vouchers_api, usage_api, ledger_api]
+    money = [vouchers_api, usage_api, ledger_api, nodes_api]
     return [module.router for module in (*shop, *money)]

@@ -1,5 +1,5 @@
-"""The command line: `up`, `serve`, `conformance`, `tour`, `catalogue`, `operator`, `backup`, `restore` and `doctor`
-work on this machine, the rest on a market.
+"""The command line: `up`, `serve`, `conformance`, `tour`, `catalogue`, `operator`, `node`, `backup`, `restore` and
+`doctor` work on this machine, the rest on a market.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marketplace.cli_client import register
+from marketplace.cli_node import node
 from marketplace.cli_operator import operator
 from marketplace.settings import Settings
 from model_store.errors import Refusal
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="AlgoMart 算
 catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
 app.add_typer(catalogue, name="catalogue")
 app.add_typer(operator, name="operator")
+app.add_typer(node, name="node")
 register(app)
 
 
@@ -51,43 +53,40 @@ def up(
 
 @app.command()
 def serve(
-    folder: Annotated[Path, typer.Argument(help="A bundle (folder or zip), or a folder of bundles")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A bundle (folder or zip), or a folder of bundles; not with --market")
+    ] = None,
+    market: Annotated[str, typer.Option(help="Serve this market's models instead: http(s)://host:port")] = "",
+    token: Annotated[
+        str, typer.Option(help="With --market: what algomart node add printed", envvar="ALGOMART_NODE_TOKEN")
+    ] = "",
     port: Annotated[int, typer.Option(help="Port")] = 8001,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC, 0: off", envvar="ALGOMART_GRPC_PORT")] = 0,
-    home: Annotated[Path, typer.Option(help="Folder for the node's key and journal")] = Path(".algomart-node"),
+    home: Annotated[Path, typer.Option(help="Folder for the node's key, journal and models")] = Path(".algomart-node"),
     trusted: Annotated[bool, typer.Option(help="Run the graphs in this process, not in the limited worker")] = False,
     no_key: Annotated[bool, typer.Option("--no-key", help="Programs of this machine may call without a key")] = False,
     triton_compat: Annotated[
         bool, typer.Option("--triton-compat", help="Triton's own name and words", envvar="ALGOMART_TRITON_COMPAT")
     ] = False,
 ) -> None:
-    """A lone serving node without a market: algomart serve bundles/ · 不带市场的推理节点
+    """A serving node: alone over bundles, or of a market elsewhere · 推理节点: 独立运行, 或作为市场的节点
 
-    Open Inference (/v2) and named features (/v1/use), metered into a journal; no prices, vouchers, choosing or
-    adapting. Needs the base install only.
+    algomart serve bundles/ — alone: Open Inference (/v2) and named features (/v1/use), metered into a journal; no
+    prices, vouchers, choosing or adapting.
+
+    algomart serve --market https://market.example — the market's models with the market's keys, prices and vouchers:
+    leases are taken there, models come from there when first called, the journal is shipped there and charged.
+
+    Needs the base install only.
     """
-    from serving.keyless import check_loopback
-    from serving.node import open_node
-    from serving.server import check_port
-    from serving.server import serve as run
+    from marketplace import cli_serve
 
     with _refusals():
-        if grpc_port:
-            check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
-        if no_key:
-            check_loopback(host)
-        node = open_node(folder, home, trusted=trusted, keyless=no_key, triton_compat=triton_compat)
-        typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models)}")
-        typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
-        if no_key:
-            typer.secho(
-                "注意: 本机任何程序都可不带密钥调用 · NO KEY IS ASKED: any program on this machine may call",
-                fg=typer.colors.RED, bold=True, err=True,
-            )  # fmt: skip
-        if grpc_port:
-            typer.echo(f"gRPC: {host}:{grpc_port}")
-        run(node.app, host, port, grpc_port=grpc_port, log_level="warning")
+        if market:
+            cli_serve.of_market(folder, market, token, host, port, grpc_port, home, triton_compat)
+        else:
+            cli_serve.alone(folder, host, port, grpc_port, home, trusted, no_key, triton_compat)
 
 
 @app.command()

@@ -38,7 +38,7 @@ def list_all(home: Home = None, as_json: AsJson = False) -> None:
     """全部运营人员 · Everybody in the operator's organisation."""
     from marketplace.operators import list_operators
 
-    with _database(home, as_json) as engine:
+    with database(home, as_json) as engine:
         people = [{"email": each.email, "name": each.name, "status": each.status} for each in list_operators(engine)]
     if as_json:
         typer.echo(json.dumps({"items": people, "total": len(people)}, ensure_ascii=False))
@@ -57,7 +57,7 @@ def invite(
     """邀请 · Invite an operator: prints the link under which they set a password, once."""
     from marketplace.operators import invite_operator
 
-    with _database(home, as_json) as engine:
+    with database(home, as_json) as engine:
         _print_link(invite_operator(engine, email, name), as_json)
 
 
@@ -66,7 +66,7 @@ def reset(email: Email, home: Home = None, as_json: AsJson = False) -> None:
     """重设密码 · A new link for who forgot the password, or lost the invitation."""
     from marketplace.operators import reset_operator
 
-    with _database(home, as_json) as engine:
+    with database(home, as_json) as engine:
         _print_link(reset_operator(engine, email), as_json)
 
 
@@ -75,7 +75,7 @@ def disable(email: Email, home: Home = None, as_json: AsJson = False) -> None:
     """停用 · Shut an operator out: sessions and keys end."""
     from marketplace.operators import disable_operator
 
-    with _database(home, as_json) as engine:
+    with database(home, as_json) as engine:
         member = disable_operator(engine, email)
         typer.echo(json.dumps({"email": member.email, "status": member.status}) if as_json else f"✓ {member.email}")
 
@@ -89,8 +89,9 @@ def _print_link(link: dict[str, str], as_json: bool) -> None:
 
 
 @contextmanager
-def _database(home: Path | None, as_json: bool) -> Iterator[Engine]:
+def database(home: Path | None, as_json: bool) -> Iterator[Engine]:
     """The market's database; a refusal inside ends the command with status 1, told in both languages or as JSON."""
+
     from marketplace.db import open_database
 
     settings = Settings() if home is None else Settings().model_copy(update={"home": home})

@@ -20,6 +20,8 @@ from marketplace.catalogue.rollouts import RolloutWatch
 from marketplace.catalogue.search import SearchIndex
 from marketplace.catalogue.source import CatalogueSource
 from marketplace.catalogue.tables import ModelVersion
+from marketplace.nodes.feed import Feed
+from marketplace.nodes.registry import NodeRegistry
 from marketplace.settings import Settings
 from model_store.blobs import Blobs
 from model_store.bundle import unpack
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from serving.ports import Adapting, Admission, Chooser, Ports
 
 _log = logging.getLogger("algomart.market")
+
+
+def _some(listing_id: str | None) -> tuple[str, ...]:
+    return () if listing_id is None else (listing_id,)
 
 
 def _set() -> threading.Event:
@@ -55,6 +61,7 @@ class Market:
     store: ModelStore
     bundles: CatalogueSource
     search: SearchIndex
+    nodes: NodeRegistry
     admission: Admission | None = None
     dataplane: DataPlane | None = None
     chooser: Chooser | None = None
@@ -62,6 +69,7 @@ class Market:
     ports: Ports | None = None
     mlflow: MlflowChild | None = None  # None where a foreign MLflow is used
     registry_settled: threading.Event = field(default_factory=_set)  # what a crash left half-published is settled
+    feed: Feed = field(default_factory=Feed)
     rollouts: RolloutWatch = field(default_factory=RolloutWatch)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +77,7 @@ class Market:
         """Call after the commit of anything that changes what is served or found: one listing, or all of them."""
         self.bundles.refresh(listing_id)
         self.search.refresh(self.engine, listing_id)
+        self.feed.tell("catalogue", *_some(listing_id))
 
     def await_registry(self, timeout_s: float = 60.0) -> None:
         """Call before anything is published: the registry comes up seconds after the market. `Unavailable`."""
@@ -89,11 +98,18 @@ class Market:
         """
         if self.dataplane is not None:
             self.dataplane.expire_leases(listing_id=listing_id)
+        self.feed.tell("terms", *_some(listing_id))
 
     def keys_changed(self, *key_ids: str) -> None:
         """Call after the commit of a revocation, rotation or suspension: nodes forget these (all, if none given)."""
         if self.dataplane is not None:
             self.dataplane.forget_keys(*key_ids)
+        self.feed.tell("keys", *key_ids)
+
+    @property
+    def journals(self) -> Path:
+        """Folder of the journals: the own node's, the workers', and the copies of nodes elsewhere."""
+        return self.settings.home / "journal"
 
 
 def assemble(settings: Settings, engine: Engine, blobs: Blobs, store: ModelStore) -> Market:
@@ -105,6 +121,7 @@ def assemble(settings: Settings, engine: Engine, blobs: Blobs, store: ModelStore
         store=store,
         bundles=CatalogueSource(engine, partial(materialise, settings.home, blobs)),
         search=SearchIndex(load_documents),
+        nodes=NodeRegistry(engine),
     )
     market.catalogue_changed()
     return market

@@ -7,13 +7,11 @@ runs is finished, the journal is sealed and ingested, its leases are settled.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -40,10 +38,11 @@ from marketplace.usage.supervisor import IngestChild, gauges, standing
 from marketplace.vouchers.admission import MarketAdmission
 from marketplace.vouchers.rollout import load_shipped
 from model_store.blobs import FolderBlobs
-from model_store.errors import Conflict, Refusal
+from model_store.errors import Refusal
 from model_store.mlflow_store import MlflowStore
 from serving.app import ServingApp
 from serving.dataplane import DataPlane
+from serving.folder_lock import hold_folder
 from serving.journal import JournalWriter
 from serving.ports import Ports
 from serving.server import check_port, serve
@@ -63,7 +62,7 @@ def run_market(settings: Settings) -> int:
     try:
         with ExitStack() as stack:
             settings = settings.model_copy(update={"home": prepare_home(settings.home)})
-            stack.enter_context(only_market(settings.home))
+            stack.enter_context(hold_folder(settings.home))
             check_port(settings.host, settings.port, "ALGOMART_PORT")
             if settings.grpc_port:
                 check_port(settings.host, settings.grpc_port, "ALGOMART_GRPC_PORT")
@@ -178,25 +177,6 @@ def prepare_home(home: Path) -> Path:
     for name in FOLDERS:
         (home / name).mkdir(exist_ok=True)
     return home
-
-
-@contextmanager
-def only_market(home: Path) -> Iterator[None]:
-    """Hold the folder: two markets on one folder would write one journal. The kernel lets go when a process dies."""
-    with (home / "market.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "HOME_IN_USE",
-                zh=f"数据目录 {home} 正被另一个市场进程使用",
-                en=f"another market is running on {home}",
-                remedy_zh="请先停止它, 或设置另一个 ALGOMART_HOME",
-                remedy_en="stop it first, or set another ALGOMART_HOME",
-            ) from None
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 def banner(settings: Settings) -> str:

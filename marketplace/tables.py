@@ -15,6 +15,7 @@ from marketplace.catalogue.tables import (
 from marketplace.choosing.tables import Choice, SampleSet
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
+from marketplace.nodes.tables import ServingNode
 from marketplace.organisations.tables import AuditEvent, Member, Notice, OneTimeToken, Organisation, WebSession
 from marketplace.review.tables import Review
 from marketplace.usage.tables import SelfPayMeter, TrialCount, Usage
@@ -32,7 +33,7 @@ __all__ = [
     "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "Filing", "Job", "LeaseRow",
     "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice",
     "OneTimeToken", "Organisation", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
-    "SelfPayMeter", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
+    "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
 ]  # fmt: skip
 
 # SQLModel maps int to a 32-bit INTEGER, which PostgreSQL takes at its word: an instant in milliseconds needs 64 bits.

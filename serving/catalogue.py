@@ -111,6 +111,10 @@ class Catalogue:
     def entries(self) -> list[Entry]:
         return [entry for name, entry in self._entries.items() if name == entry.name]
 
+    def entry(self, listing_id: str) -> Entry | None:
+        name = self._names.get(listing_id)
+        return None if name is None else self._entries.get(name)
+
     def listings_with(self, listing_id: str) -> set[str]:
         """That listing, and those of the adapters that run on it."""
         return {listing_id, *(entry.listing_id for entry in self.entries() if entry.runs_on(listing_id))}

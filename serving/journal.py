@@ -284,6 +284,11 @@ class JournalWriter:
         os.close(self._file)
 
     @property
+    def synced_bytes(self) -> int:
+        """What a power cut cannot take: whole records, from the beginning of the file."""
+        return self._synced_size
+
+    @property
     def size_bytes(self) -> int:
         return self._size
 
