@@ -1,4 +1,4 @@
-"""`algomart serve --market URL`: a node elsewhere with the market's keys, prices and leases; its calls charged there."""
+"""`algomart serve --market URL`: a node elsewhere; keys, prices and leases are the market's, calls are charged there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class MarketNode:
         )  # fmt: skip
 
     def is_ready(self) -> bool:
-        assert self.process is not None and self.process.poll() is None, self.said()
+        assert self.process is not None
+        assert self.process.poll() is None, self.said()
         try:
             return httpx.get(f"{self.url}/v2/health/ready", trust_env=False).status_code == 200
         except httpx.TransportError:
