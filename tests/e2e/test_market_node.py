@@ -1,4 +1,4 @@
-"""`algomart serve --market URL`: a node elsewhere; keys, prices and leases are the market's, calls are charged there."""
+"""`algomart serve --market URL`: a node elsewhere; keys, prices and leases are the market's, which charges its calls."""
 
 from __future__ import annotations
 
