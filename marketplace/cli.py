@@ -41,12 +41,16 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port (ALGOMART_PORT)")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (ALGOMART_HOST)")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC, 0: off (ALGOMART_GRPC_PORT)")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Processes that answer calls (ALGOMART_WORKERS)"),
+    ] = None,
     demo: Annotated[bool | None, typer.Option("--demo/--no-demo", help="Demonstration organisations and shelf")] = None,
 ) -> None:
     """Start the market and keep it in the foreground."""
     from marketplace.start import run_market
 
-    given = {"home": home, "port": port, "host": host, "grpc_port": grpc_port, "demo": demo}
+    given = {"home": home, "port": port, "host": host, "grpc_port": grpc_port, "workers": workers, "demo": demo}
     settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     raise typer.Exit(run_market(settings))
 

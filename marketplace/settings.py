@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path(".algomart"), description="Folder of all data: database, registry, blobs, journal")
     host: str = Field(default="127.0.0.1", description="Address the market listens on")
     port: int = Field(default=8000, description="Port the market listens on")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes that answer calls on the port")
     grpc_port: int = Field(default=0, description="Port of gRPC; 0: off (Triton's own is 8001)")
     demo: bool = Field(default=True, description="Demonstration organisations, keys, programme and starter catalogue")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite at $ALGOMART_HOME/market.db")

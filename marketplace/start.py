@@ -28,6 +28,7 @@ from marketplace.keys.principals import authenticate
 from marketplace.market import Market, assemble
 from marketplace.migrations.upgrade import upgrade
 from marketplace.minilm import MiniLmBuild
+from marketplace.nodes.registry import OWN_NODE
 from marketplace.operators import INVITATION_FILE, invite_first_operator
 from marketplace.settings import Settings
 from marketplace.starter import seed_shelf
@@ -37,6 +38,7 @@ from marketplace.usage.recovery import close_epoch, register_node
 from marketplace.usage.supervisor import IngestChild, gauges, standing
 from marketplace.vouchers.admission import MarketAdmission
 from marketplace.vouchers.rollout import load_shipped
+from marketplace.workers import Workers, close_left_over, share_of
 from model_store.blobs import FolderBlobs
 from model_store.errors import Refusal
 from model_store.mlflow_store import MlflowStore
@@ -45,9 +47,9 @@ from serving.dataplane import DataPlane
 from serving.folder_lock import hold_folder
 from serving.journal import JournalWriter
 from serving.ports import Ports
-from serving.server import check_port, serve
+from serving.server import check_port, serve, shared_socket
+from serving.settings import ServingSettings
 
-NODE = "local"
 FOLDERS = ("journal", "blobs", "bundles", "samples", "jobs", "tmp", "logs")
 _log = logging.getLogger("algomart.start")
 
@@ -69,8 +71,22 @@ def run_market(settings: Settings) -> int:
             market = open_market(settings, stack)
             app = create_app(market)
             show_ingest(app, market)
+            sockets = None
+            if settings.workers > 1:
+                workers = Workers(market, settings.workers)
+                stack.callback(workers.stop)
+                app.siblings = workers.group()
+                sockets = [shared_socket(settings.host, settings.port), workers.own_socket]
+                workers.start()
             print(banner(settings), flush=True)
-            serve(app, settings.host, settings.port, grpc_port=settings.grpc_port, log_level=settings.log_level)
+            serve(
+                app,
+                settings.host,
+                settings.port,
+                grpc_port=settings.grpc_port,
+                log_level=settings.log_level,
+                sockets=sockets,
+            )
     except Refusal as refusal:
         print(f"{refusal.code}: {refusal.zh}\n  {refusal.remedy_zh}\n{refusal.en}\n  {refusal.remedy_en}", flush=True)
         return 1
@@ -107,11 +123,12 @@ def open_market(settings: Settings, stack: ExitStack) -> Market:
 def open_dataplane(market: Market, stack: ExitStack) -> None:
     """Recover old journals, open a new epoch, and put the serving node together."""
     settings, engine, folder = market.settings, market.engine, market.settings.home / "journal"
-    epoch = register_node(engine, folder, NODE)
+    close_left_over(market)
+    epoch = register_node(engine, folder, OWN_NODE)
     admission = MarketAdmission(engine, partial(authenticate, engine), settings)
     stack.callback(admission.close)
     # On the way down, after the data plane has sealed its journal: ingest the rest, settle the leases.
-    stack.callback(close_epoch, engine, folder, NODE, epoch)
+    stack.callback(close_epoch, engine, folder, OWN_NODE, epoch)
     ingest: Ingest | IngestChild = Ingest(engine, folder) if settings.ingest == "thread" else IngestChild(settings)
     ingest.start()
     stack.callback(ingest.stop)
@@ -120,10 +137,10 @@ def open_dataplane(market: Market, stack: ExitStack) -> None:
     ports = Ports(
         admission=admission, bundles=market.bundles, chooser=chooser, adapting=adapting, market_url=settings.url
     )
-    journal = JournalWriter(folder, NODE, epoch)
+    journal = JournalWriter(folder, OWN_NODE, epoch)
     stack.callback(journal.close)
     market.admission, market.ports, market.chooser, market.adapting = admission, ports, chooser, adapting
-    market.dataplane = DataPlane(ports, settings, journal)
+    market.dataplane = DataPlane(ports, share_of(ServingSettings.of(settings), settings.workers), journal)
     market.extra["ingest"] = ingest
     adapting.start()
     stack.callback(adapting.stop)

@@ -58,6 +58,22 @@ class Companion(Protocol):
     async def stop(self) -> None: ...
 
 
+class Siblings(Protocol):
+    """Other processes that answer on the same port (`serving.siblings`)."""
+
+    def way_of(self, scope: Scope) -> Asgi | None:
+        """Who answers this request; None: this process."""
+
+    def is_from_one(self, scope: Scope) -> bool:
+        """It was passed on by another of them."""
+
+    async def metrics(self, own: bytes) -> bytes:
+        """Everybody's exposition in one, beginning with this process's `own`."""
+
+    async def before_stop(self) -> None:
+        """Awaited while this process still answers everything."""
+
+
 class ServingApp:
     """Raw ASGI. `inner` gets every other path, and the lifespan after the data plane's own start."""
 
@@ -81,6 +97,7 @@ class ServingApp:
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
         self.companion: Companion | None = None
+        self.siblings: Siblings | None = None  # other processes behind the same port
         # What the market adds to the answer of `/v2/health/ready`, and to `/metrics`. From memory, or nearly.
         self.standing: Callable[[], dict[str, Any]] = dict
         self.gauges: Callable[[], dict[str, float]] = dict
@@ -88,6 +105,9 @@ class ServingApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
+            if self.siblings is not None and (elsewhere := self.siblings.way_of(scope)) is not None:
+                await elsewhere(scope, receive, send)
+                return
             path = scope["path"]
             if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
                 await self._answer(self.oip, self.oip_error_body, scope, receive, send)
@@ -134,7 +154,7 @@ class ServingApp:
                     request = Request(
                         scope["method"], path, scope.get("query_string", b""), headers, body, principal, request_id
                     )
-                    response = await _while_connected(skin.answer(request), receive)
+                    response = await while_connected(skin.answer(request), receive)
             await self._send(send, response, request_id, receive)
         except Disconnected:
             return
@@ -206,7 +226,7 @@ class ServingApp:
             return
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         with contextlib.suppress(Disconnected):
-            await _while_connected(_send_stream(send, response.stream), receive)
+            await while_connected(_send_stream(send, response.stream), receive)
 
     async def _refuse(
         self, send: Send, refusal: Refusal, error_body: Callable[[Refusal, str], bytes], request_id: str
@@ -236,11 +256,16 @@ class ServingApp:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         token = self.dataplane.settings.metrics_token.encode()
         given = headers.get(b"authorization", b"")
-        if not (_is_loopback(scope, headers) or (token and hmac.compare_digest(given, b"Bearer " + token))):
+        passed_on = self.siblings is not None and self.siblings.is_from_one(scope)
+        if not (
+            passed_on or _is_loopback(scope, headers) or (token and hmac.compare_digest(given, b"Bearer " + token))
+        ):
             await self._refuse(send, no_such_path("/metrics"), native_error_body, request_id_of(headers))
             return
         body = self.dataplane.statistics.prometheus(self.dataplane.gauges() | self.gauges())
         body += self.dataplane.loop_lag.prometheus()
+        if self.siblings is not None and not passed_on:
+            body = await self.siblings.metrics(body)
         await send(
             {
                 "type": "http.response.start",
@@ -311,7 +336,7 @@ async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _while_connected(work: Awaitable[T], receive: Receive) -> T:
+async def while_connected(work: Awaitable[T], receive: Receive) -> T:
     """Await `work`, cancelling it when the client goes away. Raises `Disconnected` then."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_wait_for_disconnect(receive))

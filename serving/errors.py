@@ -342,6 +342,17 @@ def rpcs_full() -> TooMany:
     )
 
 
+def process_away() -> Unavailable:
+    return Unavailable(
+        "PROCESS_AWAY",
+        zh="处理该请求的进程正在重启",
+        en="the process that answers this is being started again",
+        remedy_zh="请稍后重试",
+        remedy_en="try again in a moment",
+        retry_after_s=2,
+    )
+
+
 def grpc_not_installed(missing: str) -> NotHere:
     return NotHere(
         "GRPC_NOT_INSTALLED",

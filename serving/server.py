@@ -46,6 +46,8 @@ class NodeServer(uvicorn.Server):
         """Not ready; after `drain_s`, in which calls are still taken, nobody is accepted, and what is in hand ends."""
         self._serving.stopping = True
         await asyncio.sleep(self._serving.dataplane.settings.drain_s)
+        if self._serving.siblings is not None:
+            await self._serving.siblings.before_stop()
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -92,15 +94,22 @@ def server_of(
 
 
 def serve(
-    app: ServingApp, host: str = "127.0.0.1", port: int = 8000, *, grpc_port: int = 0, log_level: str = "info"
+    app: ServingApp,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    grpc_port: int = 0,
+    log_level: str = "info",
+    sockets: list[socket.socket] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM: then no new calls, what runs is finished, the journal is sealed.
 
-    `grpc_port`: where gRPC answers beside HTTP; 0: nowhere. Raises `NotHere` GRPC_NOT_INSTALLED.
+    `grpc_port`: where gRPC answers beside HTTP; 0: nowhere. `sockets`: bound ones, in the place of `host` and `port`.
+    Raises `NotHere` GRPC_NOT_INSTALLED.
     """
     if grpc_port:
         app.companion = _grpc_server(app, host, grpc_port)
-    server_of(app, host, port, log_level=log_level).run()
+    server_of(app, host, port, log_level=log_level).run(sockets)
 
 
 def _grpc_server(app: ServingApp, host: str, port: int) -> Companion:
@@ -112,6 +121,15 @@ def _grpc_server(app: ServingApp, host: str, port: int) -> Companion:
             raise
         raise grpc_not_installed(error.name or "grpc") from error
     return GrpcServer(app, host, port)
+
+
+def shared_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to an address that other processes bind too: the kernel deals the connections out among them."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind((host, port))
+    return bound
 
 
 def check_port(host: str, port: int, setting: str) -> None:

@@ -33,6 +33,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("quickstart-*.md")),
     ROOT / "docs" / "http-api.md",
     ROOT / "docs" / "grpc.md",
+    ROOT / "docs" / "nodes.md",
     ROOT / "docs" / "configuration.md",
 ]
 FENCE = re.compile(r"^(?P<skip><!-- not run: .+ -->\n)?```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)

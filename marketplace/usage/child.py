@@ -7,7 +7,6 @@ connection to the database, and gives way to the process that answers calls.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -19,11 +18,11 @@ import msgspec
 from marketplace.db import open_database
 from marketplace.settings import Settings
 from marketplace.usage.ingest import Ingest, Progress
+from serving.parent import die_with_parent
 
 NICENESS = 5  # calls first: what is not posted in this second is posted in the next
 HEARTBEAT_S = 1.0
 NEWS_S = 0.2
-PR_SET_PDEATHSIG = 1
 
 
 class Heartbeat:
@@ -44,13 +43,6 @@ class Heartbeat:
         shown = msgspec.structs.replace(progress, last_error=progress.last_error[:500])
         with contextlib.suppress(BlockingIOError):  # nobody reads just now: the next line says it again
             os.write(self._descriptor, msgspec.json.encode(shown) + b"\n")
-
-
-def die_with_parent(parent: int) -> None:
-    """Never outlive the market: another one may be started on the same journals."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the market that started this is gone")
 
 
 def main() -> None:

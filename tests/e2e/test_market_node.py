@@ -1,4 +1,4 @@
-"""`algomart serve --market URL`: a node elsewhere; keys, prices and leases are the market's, which charges its calls."""
+"""`algomart serve --market URL`: a node elsewhere; keys, prices and leases are the market's, as is the bill."""
 
 from __future__ import annotations
 

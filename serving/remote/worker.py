@@ -1,0 +1,87 @@
+"""A further process of one market behind its port: `python -m serving.remote.worker`, started by the market itself.
+
+It is a node like any elsewhere, but for its journal and bundles, which lie where the market's own do. What it must know
+comes as one line of JSON on its standard input.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from model_store.errors import Unavailable
+from serving.app import ServingApp
+from serving.dataplane import DataPlane
+from serving.journal import JournalWriter
+from serving.parent import die_with_parent
+from serving.ports import Ports
+from serving.remote.admission import RemoteAdmission
+from serving.remote.catalogue import RemoteCatalogue
+from serving.remote.link import MarketLink
+from serving.remote.node import MarketTies
+from serving.server import serve, shared_socket
+from serving.settings import ServingSettings
+from serving.siblings import ProcessGroup
+
+MARKET_WAIT_S = 120.0  # for the first process to answer; it starts meanwhile
+
+
+class WorkerOrder(msgspec.Struct):
+    """`urls`: of all processes, privately, the first one's first; `listener`: descriptor of this one's own socket."""
+
+    parent: int
+    number: int
+    urls: list[str]
+    nodes: list[str]
+    secret: str
+    token: str
+    epoch: int
+    host: str
+    port: int
+    listener: int
+    journals: str
+    bundles: str
+    market_url: str
+    log_level: str
+    settings: ServingSettings
+
+
+def main() -> None:
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerOrder)
+    die_with_parent(order.parent)
+    logging.basicConfig(level=order.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    link = MarketLink(order.urls[0], order.token)
+    catalogue = RemoteCatalogue(link, Path(order.bundles))
+    _read_when_up(catalogue)
+    ports = Ports(admission=RemoteAdmission(link), bundles=catalogue, market_url=order.market_url)
+    plane = DataPlane(
+        ports, order.settings, JournalWriter(Path(order.journals), order.nodes[order.number], order.epoch)
+    )
+    catalogue.on_terms = lambda listing_id: plane.expire_leases(listing_id=listing_id)
+    catalogue.on_keys = plane.forget_keys
+    app = ServingApp(plane, ports, inner=MarketTies(catalogue, link))
+    app.siblings = ProcessGroup(order.number, order.urls, order.nodes, order.secret)
+    own = socket.socket(fileno=order.listener)
+    serve(app, log_level=order.log_level, sockets=[shared_socket(order.host, order.port), own])
+
+
+def _read_when_up(catalogue: RemoteCatalogue) -> None:
+    deadline = time.monotonic() + MARKET_WAIT_S
+    while True:
+        try:
+            catalogue.read_now()
+            return
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
