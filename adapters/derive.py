@@ -31,7 +31,7 @@ from model_store.manifest import (
     Parent,
     Relation,
 )
-from model_store.runtime import load_graph
+from model_store.runtime import Graph, load_graph
 
 GOLDEN_ROWS = 4
 PACKAGES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx", "torch", "transformers", "peft")
@@ -185,9 +185,9 @@ def generated_like(inputs: Mapping[str, npt.NDArray[Any]], seed: int, rows: int 
     return made
 
 
-def write_golden(folder: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-    """golden/0: `inputs` and what `model.onnx` answers to them."""
-    outputs = load_graph(folder / "model.onnx").run(dict(inputs))
+def write_golden(folder: Path, inputs: Mapping[str, npt.NDArray[Any]], graph: Graph | None = None) -> None:
+    """golden/0: `inputs` and what `graph` (model.onnx by default) answers to them."""
+    outputs = (graph or load_graph(folder / "model.onnx")).run(dict(inputs))
     golden.write_golden(folder, [golden.Golden("0", dict(inputs), dict(outputs))])
 
 
@@ -202,10 +202,11 @@ def finish(
     parent: list[Metric],
     notes: list[Note],
     facts: dict[str, Any],
+    graph: Graph | None = None,
 ) -> Outcome:
     """Write card, golden samples and fingerprint beside the graph in `context.out`, seal the bundle, hand it back.
 
-    `learnt`: the rows that were learnt from, None where none were.
+    `learnt`: the rows that were learnt from, None where none were. `graph`: what an adapter runs on.
     """
     notes = [*notes, *filing_notes(context.parent.manifest if context.parent else None, recipe.relation)]
     made = {
@@ -213,7 +214,7 @@ def finish(
         "parent_metrics": [metric.model_dump() for metric in parent], "facts": facts,
     }  # fmt: skip
     full = manifest.model_copy(update={"metrics": child, "recipe": made})
-    write_golden(context.out, golden_inputs)
+    write_golden(context.out, golden_inputs, graph)
     if learnt is not None:
         remember_rows(context.out, manifest, learnt)
     (context.out / "card.md").write_text(card_text(full, recipe, parent, notes), encoding="utf-8")
@@ -237,11 +238,12 @@ def card_text(manifest: Manifest, recipe: Recipe, parent: list[Metric], notes: l
     for metric in manifest.metrics:
         other = before.get(metric.name)
         lines.append(f"| {metric.name} | {_shown(metric)} | {_shown(other) if other else '–'} | {metric.rows} |")
+    relation = manifest.parent.relation if manifest.parent else recipe.relation
     made_from = f"{manifest.parent.name}@{manifest.parent.version}" if manifest.parent else "–"
     body = [
         f"# {manifest.title_zh or manifest.name} · {manifest.title_en or manifest.name}",
-        f"由 {made_from} 经配方“{recipe.title_zh}”得到 ({recipe.relation})。企业样本不在包内, 仅保留指纹。",
-        f"Made from {made_from} by the recipe “{recipe.title_en}” ({recipe.relation}). The factory's samples are not in"
+        f"由 {made_from} 经配方“{recipe.title_zh}”得到 ({relation})。企业样本不在包内, 仅保留指纹。",
+        f"Made from {made_from} by the recipe “{recipe.title_en}” ({relation}). The factory's samples are not in"
         " the bundle, only their fingerprint.",
         "\n".join(lines),
         *(f"- {note.zh}\n- {note.en}" for note in notes),

@@ -18,7 +18,7 @@ from adapters.verify import parity_failed
 from model_store.bundle import Bundle
 from model_store.manifest import Manifest, Metric
 from model_store.processing.pipeline import Pipeline
-from model_store.runtime import load_graph
+from model_store.runtime import Graph, load_graph
 
 BATCH_ROWS = 64
 GENERIC_TEXTS = ("设备运行异常, 请检查", "pump leaks oil at the seal", "更换轴承后恢复正常", "motor will not start")
@@ -43,9 +43,9 @@ def outputs_of(bundle: Bundle, rows: list[dict[str, Any]]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def answers(bundle: Bundle, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the bundle answers to each row."""
-    graph, pipeline = load_graph(bundle.model_path), Pipeline(bundle)
+def answers(bundle: Bundle, rows: list[dict[str, Any]], graph: Graph | None = None) -> list[dict[str, Any]]:
+    """What the bundle answers to each row. `graph`: of an adapter, which has none of its own."""
+    graph, pipeline = graph or load_graph(bundle.model_path), Pipeline(bundle)
     found: list[dict[str, Any]] = []
     for inputs in encoded_batches(bundle, rows):
         found += pipeline.decode(graph.run(inputs))
@@ -61,9 +61,12 @@ def _batch_rows(manifest: Manifest, rows: list[dict[str, Any]]) -> int:
     return min(BATCH_ROWS, manifest.batching.max_rows)
 
 
-def measure(bundle: Bundle, samples: Samples, seed: int) -> list[Metric]:
-    """The metrics of the bundle's task on labelled samples, each with its 95% bootstrap interval."""
-    return measure_answers(bundle.manifest, answers(bundle, samples.rows), samples, seed)
+def measure(bundle: Bundle, samples: Samples, seed: int, graph: Graph | None = None) -> list[Metric]:
+    """The metrics of the bundle's task on labelled samples, each with its 95% bootstrap interval.
+
+    `graph`: as `answers` takes it.
+    """
+    return measure_answers(bundle.manifest, answers(bundle, samples.rows, graph), samples, seed)
 
 
 def measure_answers(manifest: Manifest, found: list[dict[str, Any]], samples: Samples, seed: int) -> list[Metric]:

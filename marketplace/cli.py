@@ -1,5 +1,5 @@
-"""The command line: `up`, `serve`, `conformance`, `tour`, `catalogue`, `operator`, `node`, `backup`, `restore` and
-`doctor` work on this machine, the rest on a market.
+"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `backup`, `restore`
+and `doctor` work on this machine, the rest on a market.
 """
 
 from __future__ import annotations
@@ -115,6 +115,39 @@ def conformance(
     with _refusals():
         conforms = examine(url, model, key, header or [], only, prefix, as_json, junit, export)
     raise typer.Exit(0 if conforms else 1)
+
+
+@app.command()
+def sites(
+    bundle: Annotated[Path, typer.Argument(help="A transformer encoder's bundle: folder or zip · 模型包")],
+    out: Annotated[Path, typer.Argument(help="New folder for the bundle with sites · 输出文件夹")],
+    targets: Annotated[
+        str, typer.Option(help="Comma-separated: q, k, v, all, the last part of a module's name, or a node's name")
+    ] = "q,v",
+    max_rank: Annotated[int, typer.Option(min=1, max=512, help="Largest rank that an adapter may have")] = 16,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=0, max=512, help="Room for an adapter's own classes; 64 where the bundle answers a vector"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give an encoder adapter sites: its fine-tuned variants then share one graph · 为基座注入适配点
+
+    Behind each target comes y += (x @ A) @ B, where A and B are an adapter's, of rank 0 without one. Checked on the
+    bundle's golden samples: its own answers stay, and rows of one run may each have another adapter.
+
+    algomart sites encoder/ base/ — at the query and value projections, as LoRA's authors do.
+
+    algomart sites encoder.zip base/ --targets all --max-rank 8 — learns more, and costs every call more.
+
+    Publish the result as the base's next version: fine-tuning (recipe text_lora) then makes adapters of some hundred
+    kilobytes, where it made whole models. Needs the base install only.
+    """
+    from marketplace import cli_sites
+
+    with _refusals():
+        words = [word.strip() for word in targets.split(",") if word.strip()]
+        cli_sites.make(bundle, out, words, max_rank, classes, as_json)
 
 
 @app.command()

@@ -7,16 +7,17 @@ branch of rank 0 adds zeros.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from model_store.adapter_sites import A_SUFFIX, B_SUFFIX, INDEX, SITES_KEY, sites_invalid
+from model_store.adapter_sites import A_SUFFIX, B_SUFFIX, INDEX, MAX_RANK, SITES_KEY, sites_invalid
 from model_store.errors import Unprocessable
 
 LINEAR = ("MatMul", "Gemm")
+HEAD, LOGITS = "classifier", "logits"
 LEAST_IR = 4  # from here on an initializer need not be an input, and one that is may be overridden
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 
@@ -31,12 +32,21 @@ def linear_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def inject_sites(
-    model: onnx.ModelProto, targets: Sequence[str], heads: Sequence[str] = (), indexed: bool = False
+    model: onnx.ModelProto,
+    targets: Sequence[str],
+    heads: Sequence[str] = (),
+    indexed: bool = False,
+    *,
+    batched: Mapping[str, int] | None = None,
+    max_rank: int = MAX_RANK,
+    head: str = "",
 ) -> onnx.ModelProto:
     """A copy of `model` with a low-rank site behind each node in `targets`, and each node in `heads` replaceable.
 
     `heads` (not with `indexed`) get their weight and bias as whole sites, with a free number of outputs; a bias that an
-    exporter dropped because it was zero is put back. `indexed` needs targets whose rows are the batch's rows.
+    exporter dropped because it was zero is put back. `indexed` needs targets whose rows are the batch's rows;
+    `batched`: tensor → rank of those known to have the batch first, where shape inference does not find it. `head`: the
+    target that `add_head` made; `max_rank` bounds the others.
     Raises `Unprocessable` ADAPTER_TARGET_UNKNOWN, ADAPTER_TARGET_NOT_BATCHED, ADAPTER_SITES_INVALID.
     """
     if (not targets and not heads) or (indexed and heads):
@@ -47,12 +57,12 @@ def inject_sites(
         raise sites_invalid("the graph has sites already")
     changed.ir_version = max(changed.ir_version, LEAST_IR)
     del changed.graph.value_info[:]  # shapes written down for the graph as it was
-    ranks = _batched_ranks(changed) if indexed else {}
+    ranks = (_batched_ranks(changed) | dict(batched or {})) if indexed else {}
     weights = _weights(changed)
     by_name = {_name_of(node): node for node in changed.graph.node if _weight_of(node, weights) is not None}
     for name in [*targets, *heads]:
         if name not in by_name:
-            raise _target_unknown(name, list(by_name))
+            raise target_unknown(name, list(by_name))
     whole: list[str] = []
     for name in heads:
         whole += _open_head(changed.graph, by_name[name], weights)
@@ -63,9 +73,46 @@ def inject_sites(
         if indexed and ranks.get(node.input[0]) not in (2, 3):
             raise _target_not_batched(name)
         _branch(changed.graph, node, weights, ranks.get(node.input[0], 0) if indexed else None)
-    said = {"low_rank": list(dict.fromkeys(targets)), "whole": whole, "indexed": indexed}
+    said: dict[str, object] = {"low_rank": list(dict.fromkeys(targets)), "whole": whole, "indexed": indexed}
+    if max_rank != MAX_RANK:
+        said["max_rank"] = max_rank
+    if head:
+        said["head"] = head
     changed.metadata_props.add(key=SITES_KEY, value=json.dumps(said))
-    onnx.checker.check_model(changed)
+    if not any(tensor.external_data for tensor in changed.graph.initializer):  # those lie beside a file, not in memory
+        onnx.checker.check_model(changed)
+    return changed
+
+
+def add_head(model: onnx.ModelProto, tensor: str, classes: int) -> onnx.ModelProto:
+    """A copy of `model` with one more output, LOGITS [batch, classes]: a linear map of its output `tensor` [batch, D]
+    and a one, all zeros. As a target of `inject_sites` it takes the head of a classifier: A is `[weights; bias]`
+    [D + 1, K] and B the first K rows of the identity, so that the first K logits are exactly the head's.
+
+    Raises `Unprocessable` ADAPTER_SITES_INVALID.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    opset = next((each.version for each in changed.opset_import if each.domain in ("", "ai.onnx")), 0)
+    found = next((value.type.tensor_type for value in graph.output if value.name == tensor), None)
+    dims = found.shape.dim if found is not None else []
+    if found is None or len(dims) != 2 or dims[1].dim_value < 1 or found.elem_type not in _FLOATS or opset < 11:
+        raise sites_invalid(f"{tensor} [batch, D], opset 11")
+    taken = {name for node in graph.node for name in (node.name, *node.output)}
+    if taken & {HEAD, LOGITS}:
+        raise sites_invalid(f"{HEAD}, {LOGITS}")
+    kind = helper.tensor_dtype_to_np_dtype(found.elem_type)
+    for name, value in (
+        (f"{HEAD}.weight", np.zeros((dims[1].dim_value + 1, classes), kind)),
+        (f"{HEAD}.pads", np.array([0, 0, 0, 1], np.int64)),
+        (f"{HEAD}.one", np.array(1, kind)),
+    ):
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    graph.node.append(helper.make_node("Pad", [tensor, f"{HEAD}.pads", f"{HEAD}.one"], [f"{HEAD}.x"], name=f"{HEAD}.x"))
+    graph.node.append(helper.make_node("MatMul", [f"{HEAD}.x", f"{HEAD}.weight"], [LOGITS], name=HEAD))
+    batch = dims[0].dim_param or dims[0].dim_value
+    graph.output.append(helper.make_tensor_value_info(LOGITS, found.elem_type, [batch, classes]))
     return changed
 
 
@@ -219,7 +266,7 @@ def _name_of(node: onnx.NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
-def _target_unknown(name: str, known: Sequence[str]) -> Unprocessable:
+def target_unknown(name: str, known: Sequence[str]) -> Unprocessable:
     listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
     return Unprocessable(
         "ADAPTER_TARGET_UNKNOWN",

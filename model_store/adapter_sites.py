@@ -5,8 +5,9 @@ so a run may override them; by default their rank is 0 and the graph is the base
 `A[slots, in, R]`, `B[slots, R, out]`, and `adapter_idx[batch]` says which slot each row of a batch takes. A *whole*
 site is a parameter that an adapter replaces (a classification head with its own number of labels).
 
-The graph says so in its metadata, under `SITES_KEY`; `model_store.adapter_injection` writes it. These inputs belong to
-the server: no caller may feed them.
+The graph says so in its metadata, under `SITES_KEY`; `model_store.adapter_injection` writes it. It may bound the rank,
+and name one site as its *head*: the linear map from the pooled vector (and a one, for the bias) to the logits of as
+many classes as the site has outputs, all zeros in the base. These inputs belong to the server: no caller may feed them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class LowRankSite:
     features_in: int
     features_out: int
     dtype: OipType
+    max_rank: int = MAX_RANK
 
     @property
     def a(self) -> str:
@@ -45,11 +47,14 @@ class LowRankSite:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSites:
-    """The sites of one graph. `indexed`: rows of one batch may take different adapters. `whole`: by parameter name."""
+    """The sites of one graph. `indexed`: rows of one batch may take different adapters. `whole`: by parameter name.
+    `head`: the low-rank site that makes the logits of an adapter's own classes; "" for none.
+    """
 
     low_rank: Mapping[str, LowRankSite]
     whole: Mapping[str, TensorSpec]
     indexed: bool
+    head: str = ""
 
     @property
     def parameters(self) -> frozenset[str]:
@@ -62,7 +67,7 @@ class AdapterSites:
 
         `tensors`: name → dtype and shape, `A[in, rank]`, `B[rank, out]`, whole parameters as they are. Ranks may
         differ, sites be left out. Raises `Unprocessable` ADAPTER_SITE_UNKNOWN, ADAPTER_TENSOR_DTYPE,
-        ADAPTER_TENSOR_SHAPE, ADAPTER_INCOMPLETE, ADAPTER_EMPTY.
+        ADAPTER_TENSOR_SHAPE, ADAPTER_RANK_TOO_LARGE, ADAPTER_INCOMPLETE, ADAPTER_EMPTY.
         """
         if not tensors:
             raise _empty()
@@ -102,18 +107,22 @@ def read_sites(metadata: Mapping[str, str], overridable: Iterable[TensorSpec]) -
         lists = isinstance(names, list) and isinstance(whole, list) and isinstance(indexed, bool)
         if not lists or len(names) + len(whole) > MAX_SITES or not (names or whole):
             raise ValueError("low_rank, whole, indexed")
-        low_rank = {name: _site(name, specs, indexed) for name in names}
+        most, head = said.get("max_rank", MAX_RANK), said.get("head", "")
+        if not isinstance(most, int) or not 1 <= most <= MAX_RANK or (head and head not in names):
+            raise ValueError("max_rank, head")
+        low_rank = {name: _site(name, specs, indexed, None if name == head else most) for name in names}
         if indexed and (whole or specs[INDEX].dtype != "INT64" or specs[INDEX].shape != [-1]):
             raise ValueError(INDEX)
-        return AdapterSites(low_rank, {name: specs[name] for name in whole}, indexed)
+        return AdapterSites(low_rank, {name: specs[name] for name in whole}, indexed, head)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise sites_invalid(str(error)[:120]) from error
 
 
-def _site(name: str, specs: Mapping[str, TensorSpec], indexed: bool) -> LowRankSite:
+def _site(name: str, specs: Mapping[str, TensorSpec], indexed: bool, max_rank: int | None) -> LowRankSite:
+    """`max_rank` None: of a head, whose rank is its number of classes."""
     a, b = specs[name + A_SUFFIX], specs[name + B_SUFFIX]
     stack = [-1] if indexed else []
-    site = LowRankSite(name, a.shape[-2], b.shape[-1], a.dtype)
+    site = LowRankSite(name, a.shape[-2], b.shape[-1], a.dtype, max_rank or min(b.shape[-1], MAX_RANK))
     fits = a.shape == [*stack, site.features_in, -1] and b.shape == [*stack, -1, site.features_out]
     if not fits or a.dtype != b.dtype or min(site.features_in, site.features_out) < 1:
         raise ValueError(name)
@@ -127,8 +136,10 @@ def _rank_of(tensor: TensorSpec, site: LowRankSite) -> int:
     expected = [site.features_in, -1] if is_a else [-1, site.features_out]
     _check_shape(tensor, expected)
     rank = tensor.shape[1] if is_a else tensor.shape[0]
-    if not 1 <= rank <= MAX_RANK:
+    if rank < 1:
         raise _shape(tensor, expected)
+    if rank > site.max_rank:
+        raise _rank_too_large(tensor.name, rank, site.max_rank)
     return rank
 
 
@@ -187,13 +198,26 @@ def _dtype(tensor: TensorSpec, expected: str) -> Unprocessable:
 def _shape(tensor: TensorSpec, expected: list[int]) -> Unprocessable:
     return Unprocessable(
         "ADAPTER_TENSOR_SHAPE",
-        zh=f"适配器参数“{tensor.name[:120]}”的形状应为 {expected} (-1 为秩, 1 至 {MAX_RANK}), 收到 {tensor.shape}",
-        en=f"the adapter's {tensor.name[:120]!r} must have shape {expected} (-1: the rank, 1 to {MAX_RANK}),"
+        zh=f"适配器参数“{tensor.name[:120]}”的形状应为 {expected} (-1 为秩, 至少为 1), 收到 {tensor.shape}",
+        en=f"the adapter's {tensor.name[:120]!r} must have shape {expected} (-1: the rank, at least 1),"
         f" it has {tensor.shape}",
         remedy_zh="A 为 [输入, 秩], B 为 [秩, 输出]: 来自 peft 时请转置, 并把 scaling 乘入 B",
         remedy_en="A is [in, rank] and B is [rank, out]: transpose what comes from peft, and multiply B by its scaling",
         field=tensor.name[:120],
         details={"expected": expected, "got": tensor.shape},
+    )
+
+
+def _rank_too_large(name: str, rank: int, most: int) -> Unprocessable:
+    return Unprocessable(
+        "ADAPTER_RANK_TOO_LARGE",
+        zh=f"适配器参数“{name[:120]}”的秩为 {rank}, 该基座至多 {most}",
+        en=f"the adapter's {name[:120]!r} has rank {rank}; this base takes at most {most}",
+        remedy_zh=f"请以不超过 {most} 的秩训练 (分类头的秩即类别数), 或请供应商以更大的 --max-rank 发布基座",
+        remedy_en=f"train with rank {most} or less (a head's rank is its number of classes), or ask the vendor for a"
+        " base with a larger --max-rank",
+        field=name[:120],
+        details={"rank": rank, "max_rank": most},
     )
 
 

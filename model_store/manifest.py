@@ -295,6 +295,14 @@ class Isotonic(Model):
     y: list[float]
 
 
+class Take(Model):
+    """`tensor` [N, D] → its first `columns` columns [N, columns]: where a graph has room for more classes than used."""
+
+    op: Literal["take"] = "take"
+    tensor: str
+    columns: int = Field(ge=1)
+
+
 class Classify(Model):
     """`tensor` [N, K] of probabilities (or [N] / [N, 1] of the positive one) → label, score, probabilities.
 
@@ -334,7 +342,7 @@ class Vector(Model):
 
 
 PostStep = Annotated[
-    Softmax | Sigmoid | Affine | Clip | Isotonic | Classify | Value | Anomaly | Vector, Field(discriminator="op")
+    Take | Softmax | Sigmoid | Affine | Clip | Isotonic | Classify | Value | Anomaly | Vector, Field(discriminator="op")
 ]
 
 # --- facts around the graph ----------------------------------------------------------------------------------------

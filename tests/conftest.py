@@ -40,6 +40,7 @@ def market(engine: Engine, tmp_path: Path) -> Market:
     from marketplace.catalogue.search import SearchIndex
     from marketplace.catalogue.source import CatalogueSource
     from marketplace.market import Market
+    from marketplace.nodes.registry import NodeRegistry
     from marketplace.settings import Settings
     from model_store.blobs import MemoryBlobs
     from model_store.memory_store import MemoryStore
@@ -51,6 +52,7 @@ def market(engine: Engine, tmp_path: Path) -> Market:
         store=MemoryStore(),
         bundles=CatalogueSource(engine, lambda version: tmp_path / "bundles" / version.digest),
         search=SearchIndex(load_documents),
+        nodes=NodeRegistry(engine),
     )
     market.catalogue_changed()
     return market

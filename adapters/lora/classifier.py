@@ -92,14 +92,15 @@ def start_head(model: PooledClassifier, vectors: npt.NDArray[np.float32], wanted
         model.head.bias.copy_(torch.from_numpy(bias))
 
 
-def build(encoder: Any, classes: int, settings: Settings) -> PooledClassifier:
-    """The encoder frozen but for adapters at the matrices of every layer, and a fresh head."""
+def build(encoder: Any, classes: int, settings: Settings, targets: list[str] | None = None) -> PooledClassifier:
+    """The encoder frozen but for adapters, and a fresh head. `targets`: module paths, None: all matrices."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(settings.seed)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.05, target_modules=TARGETS, bias="none"
-    )
+        r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.05, target_modules=targets or TARGETS,
+        bias="none",
+    )  # fmt: skip
     width = encoder.config.hidden_size
     return PooledClassifier(get_peft_model(encoder, config), width, classes)
 

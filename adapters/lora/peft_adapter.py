@@ -1,41 +1,20 @@
-"""From a peft model to an adapter of a base exported plain: which node is which module, and what goes there."""
+"""From a peft model to an adapter of a base exported plain: what goes to which site."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
-from model_store.adapter_injection import linear_nodes
-from model_store.adapter_sites import A_SUFFIX, B_SUFFIX
+from model_store.adapter_sites import A_SUFFIX, B_SUFFIX, AdapterSites
+from model_store.adapter_targets import sites_of_modules
+from model_store.bundle import Bundle
+from model_store.errors import Unprocessable
+from model_store.graph_specs import read_model_proto
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # what torch's dynamo exporter writes beside each node
 Array = npt.NDArray[Any]
-
-
-def sites_of_modules(model: onnx.ModelProto) -> dict[str, str]:
-    """Module path (`encoder.layer.0.query`) → name of the linear node that it became, for either torch exporter."""
-    linear = set(linear_nodes(model))
-    found: dict[str, str] = {}
-    for node in model.graph.node:
-        name = node.name or node.output[0]
-        if name in linear:
-            module = _module_of(node)
-            if module:
-                found.setdefault(module, name)
-    return found
-
-
-def _module_of(node: onnx.NodeProto) -> str:
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
-    if scopes is not None:  # "['', 'encoder', 'encoder.layer.0.query', 'linear_3']": the last is the operation
-        names = re.findall(r"'([^']*)'", scopes)
-        return names[-2] if len(names) > 1 else ""
-    return ".".join(node.name.strip("/").split("/")[:-1])  # "/encoder/layer.0/query/MatMul"
 
 
 def lora_parameters(tuned: Any, sites: Mapping[str, str], adapter: str = "default") -> dict[str, Array]:
@@ -52,3 +31,50 @@ def lora_parameters(tuned: Any, sites: Mapping[str, str], adapter: str = "defaul
         tensors[site + A_SUFFIX] = np.ascontiguousarray(down.detach().cpu().numpy().T)
         tensors[site + B_SUFFIX] = np.ascontiguousarray(up.detach().cpu().numpy().T * module.scaling[adapter])
     return tensors
+
+
+def sites_of_encoder(encoder: Any, parent: Bundle, sites: AdapterSites) -> dict[str, str]:
+    """Module path in the encoder → the site of the parent's graph, but for its head.
+
+    The graph was exported from a module around the encoder, so its paths may be longer. `Unprocessable`
+    SITES_NOT_IN_SOURCE where a site is no module of the encoder, or two have one.
+    """
+    places = {path: node for path, node in sites_of_modules(read_model_proto(parent.model_path)).items()
+              if node in sites.low_rank and node != sites.head}  # fmt: skip
+    paths = {path for path, _ in encoder.named_modules()}
+    found: dict[str, str] = {}
+    for place, node in places.items():
+        segments = place.split(".")
+        longest = next((p for at in range(len(segments)) if (p := ".".join(segments[at:])) in paths), None)
+        if longest is not None:
+            found[longest] = node
+    if sorted(found.values()) != sorted(name for name in sites.low_rank if name != sites.head):
+        raise _not_in_source(parent.manifest.name)
+    return found
+
+
+def classifier_parameters(model: Any, parent: Bundle, sites: AdapterSites) -> dict[str, Array]:
+    """What a trained `PooledClassifier` is as an adapter of its parent: low-rank matrices, and the head exactly.
+
+    The head's site maps `[pooled, 1]` [D + 1] to the logits: A is `[weights; bias]` [D + 1, K], B the first K rows of
+    the identity. Raises as `sites_of_encoder`.
+    """
+    places = sites_of_encoder(model.encoder.get_base_model(), parent, sites)
+    head = sites.low_rank[sites.head]
+    weight, bias = (part.detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
+    return {
+        **lora_parameters(model.encoder, places),
+        head.a: np.ascontiguousarray(np.vstack([weight.T, bias[None]]), dtype=np.float32),
+        head.b: np.eye(len(bias), head.features_out, dtype=np.float32),
+    }
+
+
+def _not_in_source(name: str) -> Unprocessable:
+    return Unprocessable(
+        "SITES_NOT_IN_SOURCE",
+        zh=f"{name} 的适配点与其可训练权重的模块对不上",
+        en=f"the adapter sites of {name} are not modules of the weights it is trained from",
+        remedy_zh="请供应商用 algomart sites 从由这些权重导出的图重新制作基座",
+        remedy_en="its vendor should make the base again with algomart sites, from a graph exported of these weights",
+        field="model",
+    )

@@ -62,6 +62,17 @@ class Decoding:
             result.update(row)
 
 
+def take(work: Decoding, step: m.Take) -> None:
+    tensor = work.tensor(step.tensor)
+    if tensor.ndim != 2 or tensor.shape[1] < step.columns:
+        raise _misfit(
+            step.tensor,
+            f"形状 {list(tensor.shape)} 不足 {step.columns} 列",
+            f"its shape {list(tensor.shape)} has no {step.columns} columns",
+        )
+    work.tensors[step.tensor] = tensor[:, : step.columns]
+
+
 def softmax(work: Decoding, step: m.Softmax) -> None:
     logits = work.tensor(step.tensor).astype(np.float64) / step.temperature
     grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -159,6 +170,6 @@ def _misfit(name: str, zh: str, en: str) -> Unprocessable:
 
 
 STEPS: dict[type[Any], Callable[[Decoding, Any], None]] = {
-    m.Softmax: softmax, m.Sigmoid: sigmoid, m.Affine: affine, m.Clip: clip, m.Isotonic: isotonic,
+    m.Take: take, m.Softmax: softmax, m.Sigmoid: sigmoid, m.Affine: affine, m.Clip: clip, m.Isotonic: isotonic,
     m.Classify: classify, m.Value: value, m.Anomaly: anomaly, m.Vector: vector,
 }  # fmt: skip

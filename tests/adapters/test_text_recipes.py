@@ -11,9 +11,14 @@ import pytest
 from adapters import measure
 from adapters.derive import write_golden
 from adapters.lora.weights import packaged_weights
+from model_store.adapter_base import with_sites
+from model_store.adapter_file import check_adapter, read_adapter, with_adapter_inside
 from model_store.bundle import Bundle, seal
 from model_store.errors import Refusal
+from model_store.golden import read_golden
 from model_store.manifest import Feature, Manifest, TensorSpec, Tokenise, Vector
+from model_store.processing.pipeline import Pipeline
+from model_store.runtime import load_graph
 from tests.adapters.workbench import SHARED, adapt, value_of, write_table
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
@@ -115,6 +120,39 @@ def test_lora_on_the_real_minilm_trains_exports_and_agrees_with_torch(minilm: Bu
     assert [metric.name for metric in outcome.parent] == [metric.name for metric in outcome.child]
     assert "source/adapter.safetensors" in bundle.manifest.files
     assert value_of(outcome.child, "accuracy") > 0.25
+
+
+@needs_data
+def test_lora_on_a_base_with_sites_is_an_adapter_with_its_head(minilm: Bundle, tmp_path: Path) -> None:
+    base = with_sites(minilm, tmp_path / "base", ["q", "v"], max_rank=8).bundle
+    data = write_table(tmp_path / "data", excavator_orders(80))
+    params = {"epochs": 2, "max_length": 32, "batch": 8, "rank": 4}
+    outcome, made, _ = adapt(
+        "text_lora", data, tmp_path / "bundle", parent=base, label_column="MajorSystem", params=params
+    )
+    check_adapter(made, base)
+    of = made.manifest.adapter_of
+    assert of is not None
+    assert (of.name, of.version, of.digest) == ("base/minilm", 1, base.digest)
+    assert sorted(of.ranks.values()) == [4] * 13  # twelve projections, and a head of four classes
+    assert made.manifest.parent is not None
+    assert made.manifest.parent.relation == "adapter"
+    assert not (made.path / "model.onnx").exists()
+    assert made.adapter_path.stat().st_size < 200_000
+    assert outcome.facts["parity"] < 1e-5
+    assert value_of(outcome.child, "accuracy") > 0.25
+    # The adapter in its base's graph, as anybody would run it, answers what was measured and sealed as golden.
+    alone = with_adapter_inside(base, read_adapter(made.adapter_path), tmp_path / "alone.onnx")
+    (golden,) = read_golden(made.path)
+    assert np.abs(load_graph(alone).run(golden.inputs)["logits"] - golden.outputs["logits"]).max() < 1e-5
+    (answer,) = Pipeline(made).decode(load_graph(alone).run(Pipeline(made).encode([{"text": "replace bucket teeth"}])))
+    assert set(answer["probabilities"]) == {label.name for label in made.manifest.labels}
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    wider, merged, _ = adapt(
+        "text_lora", data, tmp_path / "merged", parent=base, label_column="MajorSystem", params={**params, "rank": 9}
+    )
+    assert merged.manifest.adapter_of is None, "a rank that the sites do not take is merged"
+    assert wider.facts["parity"] < 1e-3
 
 
 @needs_data

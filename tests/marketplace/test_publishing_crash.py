@@ -20,6 +20,7 @@ from marketplace.catalogue.source import CatalogueSource
 from marketplace.catalogue.tables import Listing, ModelVersion, Publication
 from marketplace.db import create_tables, open_database, reading, transaction
 from marketplace.market import Market
+from marketplace.nodes.registry import NodeRegistry
 from marketplace.settings import Settings
 from model_store.blobs import FolderBlobs
 from model_store.mlflow_store import MlflowStore
@@ -44,6 +45,7 @@ def open_market(home: Path) -> Market:
         store=MlflowStore(url, {"X-AlgoMart-Registry-Token": token}, Path(artifacts)),
         bundles=CatalogueSource(engine, lambda version: home / "bundles" / version.digest),
         search=SearchIndex(load_documents),
+        nodes=NodeRegistry(engine),
     )
     market.catalogue_changed()
     return market

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from model_store.adapter_file import check_adapter, write_adapter
 from model_store.adapter_injection import inject_sites
+from model_store.adapter_targets import sites_of_modules
 from model_store.bundle import seal
 from model_store.errors import Refusal, Unprocessable
 from model_store.manifest import AdapterOf, Manifest
@@ -169,7 +170,7 @@ def test_8_the_base_is_exported_in_eval_mode_and_targets_are_whole_module_names(
     hits `pooler.dense`: what is chosen here is `layers.0.dense` and `layers.1.dense`, exact against peft."""
     import torch
 
-    from adapters.lora.peft_adapter import lora_parameters, sites_of_modules
+    from adapters.lora.peft_adapter import lora_parameters
     from tests.model_store.small_encoder import SmallEncoder, export, with_lora
 
     torch.manual_seed(1)
@@ -199,7 +200,6 @@ def test_8_the_base_is_exported_in_eval_mode_and_targets_are_whole_module_names(
 def test_9_a_direct_export_folds_lora_away_so_sites_are_put_into_the_plain_base(tmp_path: Path) -> None:
     import torch
 
-    from adapters.lora.peft_adapter import sites_of_modules
     from tests.model_store.small_encoder import SmallEncoder, export, with_lora
 
     torch.manual_seed(1)
