@@ -22,6 +22,8 @@ from model_store.ort import onnxruntime
 from model_store.runtime import Graph
 from model_store.tensors import NUMPY_OF, Array, oip_of_array, oip_of_ort_type
 
+FORMAT_BYTES = 4096  # at most, of the file's own frame and of each parameter's name, shape and padding
+
 
 def write_adapter(path: Path, tensors: Mapping[str, Array]) -> Path:
     """Write parameters by name (`A[in, rank]`, `B[rank, out]`, whole ones as they are); FP32, FP16 or FP64."""
@@ -41,8 +43,9 @@ def read_adapter(path: Path) -> dict[str, Array]:
         values = onnxruntime.AdapterFormat.read_adapter(os.fspath(path)).get_parameters()
         described = {name: _described(name, value) for name, value in values.items()}
         claimed = sum(NUMPY_OF[each.dtype].itemsize * int(np.prod(each.shape)) for each in described.values())
-        if claimed > path.stat().st_size:  # a shape larger than the data that stands behind it
-            raise ValueError(f"{claimed} bytes of parameters in a file of {path.stat().st_size}")
+        size, room = path.stat().st_size, FORMAT_BYTES * (1 + len(described))
+        if not claimed <= size <= claimed + room:  # a shape larger than what stands behind it, or ballast
+            raise ValueError(f"{claimed} bytes of parameters in a file of {size}")
         return {name: np.array(value.numpy(), dtype=NUMPY_OF[described[name].dtype]) for name, value in values.items()}
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, Unprocessable) as error:
         raise _file_invalid(str(error)) from error
@@ -93,9 +96,10 @@ def seal_adapter(
     """Write `tensors` into `folder` as an adapter of `base` and seal it; other files may lie there already.
 
     `base_version`: its number where it is published. Raises what `AdapterSites.ranks_of` and `seal` raise, and
-    `Unprocessable` BASE_TAKES_NO_ADAPTERS.
+    `Unprocessable` BASE_TAKES_NO_ADAPTERS, ADAPTER_NOT_FINITE.
     """
     ranks = _sites_or_refuse(base).ranks_of(specs_of_tensors(tensors))
+    _check_finite(tensors)
     of = AdapterOf(name=base.manifest.name, version=base_version, digest=base.digest, ranks=ranks)
     folder.mkdir(parents=True, exist_ok=True)
     write_adapter(folder / ADAPTER, tensors)
@@ -105,13 +109,16 @@ def seal_adapter(
 def check_adapter(adapter: Bundle, base: Bundle) -> None:
     """Refuse an adapter bundle that does not fit its base: at upload, for a run would only refuse it later.
 
-    Raises `Unprocessable` ADAPTER_BASE_CHANGED, BASE_TAKES_NO_ADAPTERS, ADAPTER_FILE_INVALID, ADAPTER_RANKS_WRONG, and
-    what `AdapterSites.ranks_of` raises.
+    Raises `Unprocessable` ADAPTER_BASE_CHANGED, BASE_TAKES_NO_ADAPTERS, ADAPTER_FILE_INVALID, ADAPTER_NOT_FINITE,
+    ADAPTER_RANKS_WRONG, and what `AdapterSites.ranks_of` raises.
     """
     of = adapter.manifest.adapter_of
     if of is None or of.digest != base.digest:
         raise _base_changed(adapter, base)
-    ranks = _sites_or_refuse(base).ranks_of(specs_of_tensors(read_adapter(adapter.adapter_path)))
+    sites = _sites_or_refuse(base)
+    tensors = read_adapter(adapter.adapter_path)
+    ranks = sites.ranks_of(specs_of_tensors(tensors))
+    _check_finite(tensors)
     if ranks != of.ranks:
         raise Unprocessable(
             "ADAPTER_RANKS_WRONG",
@@ -137,6 +144,20 @@ def with_adapter_inside(base: Bundle, tensors: Mapping[str, Array], path: Path) 
             initializer.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(stacked), initializer.name))
     onnx.save(model, os.fspath(path))
     return path
+
+
+def _check_finite(tensors: Mapping[str, Array]) -> None:
+    for name, array in tensors.items():
+        wrong = int(array.size - np.isfinite(array).sum())
+        if wrong:
+            raise Unprocessable(
+                "ADAPTER_NOT_FINITE",
+                zh=f"适配器参数“{name[:120]}”中有 {wrong} 个 NaN 或无穷大",
+                en=f"the adapter's {name[:120]!r} holds {wrong} NaN or infinite numbers",
+                remedy_zh="训练可能已发散: 请降低学习率后重新训练",
+                remedy_en="the training has probably diverged: train again with a lower learning rate",
+                field=name[:120],
+            )
 
 
 def _sites_or_refuse(base: Bundle) -> AdapterSites:

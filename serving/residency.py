@@ -216,7 +216,12 @@ class Residency:
 
 def _estimate(served: ServedVersion) -> int:
     try:
-        return estimate_bytes(open_bundle(served.bundle), served.trusted)
+        if served.base is None:
+            return estimate_bytes(open_bundle(served.bundle), served.trusted)
+        own = estimate_bytes(open_bundle(served.bundle), trusted=True)
+        if served.base.trusted:
+            return own
+        return own + estimate_bytes(open_bundle(served.base.bundle), trusted=False)  # a worker with a graph of its own
     except OSError as error:
         raise _bundle_gone(served) from error
 

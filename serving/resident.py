@@ -156,12 +156,15 @@ def load_adapter(served: ServedVersion, base: Resident | None, settings: Serving
 
 
 def estimate_bytes(bundle: Bundle, trusted: bool) -> int:
-    """What it will hold in memory: as measured at inspection, else twice its weights' files."""
+    """What it will hold in memory: as measured at inspection, else twice its weights' files. Of an adapter on a trusted
+    base its own files: the graph, and the stacks that adapters share, are counted as the base's."""
     files = sum(
         path.stat().st_size
         for path in bundle.path.iterdir()
         if path.is_file() and path.suffix not in (".json", ".md", ".npz")
     )
+    if bundle.manifest.adapter_of is not None and trusted:
+        return files
     cost = bundle.manifest.cost
     measured = cost.private_bytes if cost is not None else 2 * files
     return max(measured, files, GRAPH_BASE_BYTES) + (0 if trusted else WORKER_BASE_BYTES)

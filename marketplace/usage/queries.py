@@ -12,7 +12,7 @@ from sqlmodel import Session, col, func, select
 
 from marketplace.access import Actor
 from marketplace.catalogue.prices import price_view
-from marketplace.catalogue.tables import Listing, PriceVersion
+from marketplace.catalogue.tables import Listing, ModelVersion, PriceVersion
 from marketplace.ledger.posting import entries_of
 from marketplace.ledger.tables import LedgerTransfer
 from marketplace.organisations.tables import Organisation
@@ -24,10 +24,10 @@ from model_store.errors import NotFound
 
 MAX_CSV_ROWS = 1_000_000
 COLUMNS = (
-    "usage_id", "occurred_at_ms", "model", "purpose", "status", "reason", "units", "price_version", "micro_per_unit",
-    "amount_micro", "lease_kind", "lease_id", "subscription_id", "reservation_id", "voucher_id", "ratio_num",
-    "ratio_den", "provider_id", "organisation_id", "key_id", "transfer_id", "request_digest", "response_digest",
-    "node", "epoch", "seq", "ingested_at_ms",
+    "usage_id", "occurred_at_ms", "model", "adapter", "purpose", "status", "reason", "units", "price_version",
+    "micro_per_unit", "amount_micro", "lease_kind", "lease_id", "subscription_id", "reservation_id", "voucher_id",
+    "ratio_num", "ratio_den", "provider_id", "organisation_id", "key_id", "transfer_id", "request_digest",
+    "response_digest", "node", "epoch", "seq", "ingested_at_ms",
 )  # fmt: skip
 _OF_THE_BUYER = ("key_id", "request_digest", "response_digest")
 
@@ -127,6 +127,7 @@ def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
         )
     row, reservation, price = found
     answer: dict[str, Any] = {"usage": usage_view(row, reservation, price, actor)}
+    answer["adapter"] = _adapter(session, row)
     answer["price"] = price_view(price) if price else None
     listing = session.get(Listing, row.listing_id) if row.listing_id else None
     filing = filing_row(session, listing) if listing else None
@@ -140,6 +141,18 @@ def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
     answer["provider"] = _pick(provider, "id", "name_zh", "name_en")
     answer["transfer"] = _transfer(session, row.transfer_id, actor) if row.transfer_id else None
     return answer
+
+
+def _adapter(session: Session, row: Usage) -> dict[str, Any] | None:
+    """The adapter that ran and the base it ran on; None for a model with a graph of its own."""
+    number = row.adapter.rpartition("@")[2]
+    if not number.isdecimal():
+        return None
+    wanted = select(ModelVersion.manifest)
+    wanted = wanted.where(ModelVersion.listing_id == row.listing_id, ModelVersion.number == int(number))
+    of = (session.exec(wanted).first() or {}).get("adapter_of") or {}
+    base = f"{of['name']}@{of['version']}" if of else ""
+    return {"model": row.adapter, "base": base, "base_digest": of.get("digest", "")}
 
 
 def _voucher_line(session: Session, reservation: Reservation) -> dict[str, Any]:

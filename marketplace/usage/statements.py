@@ -29,7 +29,8 @@ from marketplace.vouchers.tables import Programme, Reservation, Subscription, Vo
 from model_store.errors import BadInput
 
 USAGE_COLUMNS = (
-    "subscription_id", "reservation_id", "lease_kind", "model", "price_version", "calls", "rows", "amount_micro",
+    "subscription_id", "reservation_id", "lease_kind", "model", "adapter", "price_version", "calls", "rows",
+    "amount_micro",
 )  # fmt: skip
 POSTED_COLUMNS = (
     "subscription_id", "reservation_id", "voucher_id", "programme", "settlement_mode", "gross_fen", "voucher_fen",
@@ -94,7 +95,7 @@ def _usage_lines(session: Session, organisation_id: str, month: Month, as_provid
     """Sums per contract, way of paying, model and price. Quarantined usage is not charged and not shown."""
     table: sa.Table = Usage.__table__  # type: ignore[attr-defined]
     c = table.c
-    keys = (c.subscription_id, c.reservation_id, c.lease_kind, c.model, c.price_version)
+    keys = (c.subscription_id, c.reservation_id, c.lease_kind, c.model, c.adapter, c.price_version)
     rows = sa.cast(c.units["rows"].as_string(), sa.BigInteger)
     query = (
         sa.select(*keys, sa.func.count(), sa.func.coalesce(sa.func.sum(rows), 0), sa.func.sum(c.amount_micro))
@@ -104,7 +105,7 @@ def _usage_lines(session: Session, organisation_id: str, month: Month, as_provid
         .order_by(*keys)
     )
     return [
-        dict(zip(USAGE_COLUMNS, (*row[:5], int(row[5]), int(row[6]), int(row[7])), strict=True))
+        dict(zip(USAGE_COLUMNS, (*row[:6], int(row[6]), int(row[7]), int(row[8])), strict=True))
         for row in session.connection().execute(query)
     ]
 

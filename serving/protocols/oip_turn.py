@@ -60,6 +60,7 @@ class Turn:
         answers.append(answer)
         call = answer.call
         if call is not None:
+            call.resident.references += 1  # an adapter unloaded within the turn would be answered by its base
             key = _key_of(call)
             group = self._groups.get(key)
             if group is None:
@@ -83,6 +84,9 @@ class Turn:
                     if not answer.content and answer.refusal is None:
                         answer.refusal = internal_error()
                         answer.call.undo()  # type: ignore[union-attr]
+        for group in groups.values():
+            for answer in group:
+                self._dataplane.residency.release(answer.call.resident)  # type: ignore[union-attr]
         failure = self._write(records, answers)
         for answer in answers:
             if failure is not None and answer.call is not None and answer.refusal is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from openai import OpenAI
 
-from marketplace.client import Market
+from marketplace.client import Market, MarketError
 from tests.live import LiveMarket
 
 PARTS = {
@@ -39,6 +42,17 @@ def orders(folder: Path) -> Path:
     return path
 
 
+def traced_when_there(factory: Market, usage_id: str) -> dict[str, Any]:
+    """A record reaches the market's books within seconds."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return factory.trace(usage_id)
+        except MarketError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
 def test_minilm_is_built_in_the_background_and_fine_tuned_through_the_api(market: LiveMarket, tmp_path: Path) -> None:
     with Market(market.url, market.keys["engineer"]) as engineer, Market(market.url, market.keys["factory"]) as factory:
         deadline = time.monotonic() + 240
@@ -61,8 +75,28 @@ def test_minilm_is_built_in_the_background_and_fine_tuned_through_the_api(market
             params={"epochs": 2, "max_length": 16},
         )
         result = job["result"]
-        assert (result["name"], result["relation"]) == ("demo-factory/order-system", "finetune")
+        assert (result["name"], result["relation"]) == ("demo-factory/order-system", "adapter")
         assert result["parent"]["name"] == "pearl/minilm-l6"
         answer = factory.use(result["name"], {"text": "replace leaking hydraulic hose"})
         assert answer["result"]["label"] in PARTS
+        tokens = [  # "replace leaking hydraulic hose" as the base's tokenizer has it; the adapter's logits over V2
+            {"name": "input_ids", "datatype": "INT64", "shape": [1, 6], "data": [101, 5672, 24325, 14761, 21290, 102]},
+            {"name": "attention_mask", "datatype": "INT64", "shape": [1, 6], "data": [1] * 6},
+        ]
+        outputs = factory.infer(result["name"], tokens, outputs=[{"name": "logits"}])["outputs"]
+        assert [(each["name"], each["shape"]) for each in outputs] == [("logits", [1, 64])]
+        assert not any(outputs[0]["data"][len(PARTS) :]), "the room that three classes leave"
+        traced = traced_when_there(factory, answer["usage_id"])
+        assert traced["usage"]["model"] == traced["usage"]["adapter"] == "demo-factory/order-system@1"
+        assert traced["adapter"]["base"] == "pearl/minilm-l6@1"
+        assert traced["adapter"]["base_digest"] == result["parent"]["digest"]
+        price = traced["price"]
+        assert (price["kind"], price["micro_per_unit"]) == ("derivative", 200_000)  # the parent's, 0.2 fen a call
+        assert traced["usage"]["amount_micro"] == 200_000
+        assert traced["provider"]["name_en"] == engineer.model("pearl/minilm-l6")["vendor"]["name_en"]
+        with httpx.Client(base_url=market.url, trust_env=False) as browser:
+            password = json.loads((market.home / "demo-logins.json").read_text())["factory@demo.example"]
+            browser.post("/api/v1/login", json={"email": "factory@demo.example", "password": password})
+            page = browser.get(f"/console/usage/{answer['usage_id']}").text
+        assert "pearl/minilm-l6@1" in page
     assert not (market.home / "starter-extra").exists()

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from serving import shadow
 from serving.ports import ServedVersion
 from serving.shadow import STOP_AFTER_RUNS, compare
-from tests.serving.parts import FACTORY, FLOAT, Node, double, model, rows, running_node, until
+from tests.serving.parts import FACTORY, FLOAT, Node, double, endless, model, rows, running_node, until
 
 
 def scaled(factor: float) -> Any:
@@ -90,6 +91,23 @@ async def test_a_shadow_that_always_fails_is_stopped_and_nobody_else_notices(tmp
         assert found(node, served)["last_failure"] == "MODEL_RUN_FAILED"
         assert node.dataplane.statistics.of("acme/double", 1).broken == 0
         assert len(node.usage()) == STOP_AFTER_RUNS + 3
+
+
+async def test_a_shadow_that_never_ends_is_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "DEADLINE_MS", 60.0)
+    async with running_node(tmp_path) as node:
+        served = shadowed(node, endless())
+        for wanted in range(1, STOP_AFTER_RUNS + 1):
+            await call(node, served)
+            await until(lambda wanted=wanted: found(node, served)["failed"] >= wanted, give_up_s=5)
+        assert found(node, served)["stopped"]
+        assert found(node, served)["last_failure"] == "DEADLINE_EXCEEDED"
+
+
+def test_the_difference_of_a_row_is_the_mean_over_its_outputs() -> None:
+    one = {"a": np.ones((2, 3), np.float32), "b": np.ones((2, 1), np.float32)}
+    other = {"a": np.full((2, 3), 2, np.float32), "b": np.full((2, 1), 2, np.float32)}
+    assert compare(one, other, 2)[2] == pytest.approx(2 * 0.5)  # half of the larger, in every output of both rows
 
 
 async def test_a_version_that_cannot_run_is_counted_as_broken_and_a_wrong_call_is_not(tmp_path: Path) -> None:
