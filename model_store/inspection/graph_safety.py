@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 
+from model_store.adapter_sites import SITES_KEY
 from model_store.inspection.external_data import check_external
 from model_store.inspection.files import check_head
 from model_store.inspection.graph_walk import Walk, walk_model
@@ -179,7 +180,8 @@ def _signature(model: onnx.ModelProto, findings: Findings) -> tuple[list[TensorS
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    if model.ir_version >= 4 and len(inputs) < len(model.graph.input):
+    has_sites = any(entry.key == SITES_KEY for entry in model.metadata_props)  # those are inputs on purpose
+    if model.ir_version >= 4 and len(inputs) < len(model.graph.input) and not has_sites:
         findings.add(
             "INITIALIZER_AS_INPUT",
             "advice",

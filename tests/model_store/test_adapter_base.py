@@ -54,7 +54,9 @@ def test_a_base_answers_as_before_and_takes_adapters(tmp_path: Path) -> None:
     assert made.difference == 0
     assert made.bytes_per_rank == (COLUMNS + 16) * 4
     assert spaces_of(base) == {FIRST: 4}
-    assert inspect_bundle(base.path, private=True).passed
+    report = inspect_bundle(base.path, private=True)
+    assert report.passed
+    assert "INITIALIZER_AS_INPUT" not in {each.code for each in report.findings}, "its sites are meant to be inputs"
     tensors = adapter(1, rank=4, sites=(FIRST,))
     sealed = seal_adapter(tmp_path / "a", _manifest(base), base, tensors)
     check_adapter(sealed, base)
