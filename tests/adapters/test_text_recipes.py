@@ -12,7 +12,7 @@ from adapters import measure
 from adapters.derive import write_golden
 from adapters.lora.weights import packaged_weights
 from model_store.adapter_base import with_sites
-from model_store.adapter_file import check_adapter, read_adapter, with_adapter_inside
+from model_store.adapter_file import check_adapter, read_adapter, sites_of_bundle, with_adapter_inside
 from model_store.bundle import Bundle, seal
 from model_store.errors import Refusal
 from model_store.golden import read_golden
@@ -178,9 +178,12 @@ def test_weights_that_do_not_answer_as_the_parents_graph_does_are_refused(minilm
 
 
 @needs_data
-def test_int8_of_minilm_is_a_quarter_of_its_size(minilm: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sites", [False, True])
+def test_int8_of_minilm_is_a_quarter_of_its_size(minilm: Bundle, tmp_path: Path, sites: bool) -> None:
+    base = with_sites(minilm, tmp_path / "base", ["q", "v"]).bundle if sites else minilm
     data = write_table(tmp_path / "data", excavator_orders(40))
-    outcome, _, _ = adapt("quantise", data, tmp_path / "b", parent=minilm, columns={"text": "OriginalShorttext"})
+    outcome, made, _ = adapt("quantise", data, tmp_path / "b", parent=base, columns={"text": "OriginalShorttext"})
+    assert sites == (sites_of_bundle(made) is not None), "an int8 base still takes float adapters"
     assert outcome.facts["bytes"] < 0.27 * outcome.facts["parent_bytes"]
     assert outcome.facts["output_difference"] < 0.15
     assert outcome.child == []
