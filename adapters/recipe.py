@@ -216,6 +216,15 @@ class Recipe:
                     field="model",
                 )
             return
+        if manifest.adapter_of is not None:
+            raise Unprocessable(
+                "PARENT_IS_ADAPTER",
+                zh=f"{manifest.name} 是适配器, 没有自己的计算图, 不能再作为基础模型",
+                en=f"{manifest.name} is an adapter: it has no graph of its own to start from",
+                remedy_zh=f"请在它的基座 {manifest.adapter_of.name} 上适配",
+                remedy_en=f"adapt its base, {manifest.adapter_of.name}",
+                field="model",
+            )
         tasks = self.parent_tasks or self.tasks
         if manifest.task not in tasks or manifest.modality not in self.modalities:
             raise Unprocessable(

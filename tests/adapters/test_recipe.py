@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adapters.recipe import RECIPE_NAMES, Parameter, recipe_named, recipes
 from model_store.errors import BadInput, NotFound, Refusal, Unprocessable
-from model_store.manifest import Manifest, TensorSpec
+from model_store.manifest import AdapterOf, Manifest, TensorSpec
 
 
 def manifest(**changes: object) -> Manifest:
@@ -93,3 +93,14 @@ def test_a_vendor_that_opens_nothing_still_lets_others_retrain_on_its_schema() -
     recipe_named("tabular_retrain").check_parent(manifest(adaptable="none"))
     with pytest.raises(Unprocessable):
         recipe_named("quantise").check_parent(manifest(adaptable="none"))
+
+
+def test_an_adapter_is_no_parent_its_base_is() -> None:
+    """It has no graph of its own that a recipe could change."""
+    of = AdapterOf(name="acme/base", version=1, digest="0" * 64)
+    tensor = TensorSpec(name="x", dtype="FP32", shape=[-1, 3])
+    own = Manifest(name="factory/own", task="tabular-regression", modality="tabular", adaptable="calibrate",
+                   inputs=[tensor], outputs=[tensor], adapter_of=of)  # fmt: skip
+    with pytest.raises(Refusal, match="PARENT_IS_ADAPTER") as caught:
+        recipe_named("tabular_calibrate").check_parent(own)
+    assert "acme/base" in caught.value.remedy_en
