@@ -253,7 +253,7 @@ def usage(answer: Row) -> RenderableType:
     for row in answer["items"]:
         paid = f"{row['lease_kind']} {row['ratio_num']}/{row['ratio_den']}" if row["ratio_num"] else row["lease_kind"]
         amount = fen_of_micro(row["amount_micro"])
-        model = row["model"] + (word(" (适配器)", " (adapter)") if row["adapter"] else "")
+        model = row["model"] + (word(" (适配器)", " (adapter)") if row.get("adapter") else "")
         table.add_row(local_time(row["occurred_at_ms"])[5:], row["usage_id"], model, amount, paid, row["status"])
     return Group(_kept(table), Text(word(f"共 {answer['total']} 条", f"{answer['total']} records"), style="dim"))
 
