@@ -13,6 +13,7 @@ from marketplace.catalogue.tables import (
     Publication,
 )
 from marketplace.choosing.tables import Choice, SampleSet
+from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction, Invoice
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
 from marketplace.nodes.tables import ServingNode
@@ -30,7 +31,8 @@ from marketplace.vouchers.tables import (
 )
 
 __all__ = [
-    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "Filing", "Job", "LeaseRow",
+    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "ClaimBatch", "ClaimLine",
+    "ClaimedTransfer", "Clawback", "Correction", "Filing", "Invoice", "Job", "LeaseRow",
     "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice",
     "OneTimeToken", "Organisation", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
     "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 FEE = "M.fee"
 VAT = "M.vat"
+BANK = "M.bank"
 
 
 def auth(programme: str) -> str:
@@ -35,12 +36,29 @@ def used(reservation: str) -> str:
     return f"Q.used[{reservation}]"
 
 
+def batched(batch: str) -> str:
+    return f"Q.batch[{batch}]"
+
+
+def paid(programme: str) -> str:
+    return f"Q.paid[{programme}]"
+
+
+def clawed_back(batch: str) -> str:
+    return f"Q.claw[{batch}]"
+
+
 def receivable_enterprise(organisation: str) -> str:
     return f"M.recv.ent[{organisation}]"
 
 
 def receivable_government(programme: str) -> str:
     return f"M.recv.gov[{programme}]"
+
+
+def receivable_clawback(organisation: str) -> str:
+    """What an enterprise owes back of what was paid for it."""
+    return f"M.recv.claw[{organisation}]"
 
 
 def payable_provider(organisation: str) -> str:

@@ -56,3 +56,12 @@ def use(session: Session, cap: CapCounter, fen: int) -> None:
     """Turn a hold into use."""
     release(session, cap, fen)
     cap.used_fen += fen
+
+
+def take_back(session: Session, cap: CapCounter, fen: int) -> None:
+    """Turn use into a hold again: what was charged was corrected, or finally rejected."""
+    if not 0 <= fen <= cap.used_fen:
+        raise ValueError(f"{cap.code} has {cap.used_fen} fen used; {fen} cannot be taken back")
+    cap.used_fen -= fen
+    cap.held_fen += fen
+    session.add(cap)

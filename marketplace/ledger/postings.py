@@ -1,8 +1,7 @@
-"""P1–P8 as pure functions: facts in, a `Posting` that sums to zero by construction out.
+"""P1–P8 as pure functions: facts in, a `Posting` that sums to zero by construction out. P9–P14: `claim_postings`.
 
-P9–P14 (claim batches, corrections, clawback) come with the claims; their accounts (Q.batch, Q.paid, Q.claw) follow the
-same shape. Each event key is unique per event: where an event can repeat (P4, P6, P7, P8) it carries the cumulative
-amount after it, which only ever grows.
+Each event key is unique per event: where an event can repeat (P4, P6, P7, P8) it carries the cumulative amount after
+it, which only ever grows.
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ def p5_used(
     if subsidy:
         entries.append(Entry(accounts.used(reservation), subsidy))
     own = gross_fen if mode == "reimburse" else gross_fen - subsidy
-    fee = _cumulative_share(posted_gross_fen, gross_fen, terms.fee_bp)
-    vat = _cumulative_share(posted_gross_fen, gross_fen, terms.vat_bp)
+    fee = cumulative_share(posted_gross_fen, gross_fen, terms.fee_bp)
+    vat = cumulative_share(posted_gross_fen, gross_fen, terms.vat_bp)
     money = (
         (accounts.receivable_enterprise(enterprise), own),
         (accounts.receivable_government(programme), gross_fen - own),
@@ -125,5 +124,6 @@ def p8_lapsed(
     return Posting("P8", f"P8:{voucher}:{returned_after_fen}", tuple(entries), at_ms)
 
 
-def _cumulative_share(before_fen: int, added_fen: int, basis_points: int) -> int:
+def cumulative_share(before_fen: int, added_fen: int, basis_points: int) -> int:
+    """What `added_fen` (negative: taken back) adds to the share that is cut from the running total."""
     return (before_fen + added_fen) * basis_points // 10_000 - before_fen * basis_points // 10_000

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlmodel import Session, col, func, select
 
+from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.clock import policy_date
 from marketplace.ids import new_id
 from marketplace.ledger import accounts, caps, postings
@@ -19,6 +20,9 @@ from marketplace.vouchers.refusals import conflict, forbidden
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import Application, LeaseRow, Programme, Reservation, Voucher
 from model_store.errors import BadInput, Conflict, NotFound
+
+_PARTS = ("available_fen", "reserved_fen", "leased_fen", "used_fen")  # with what is unissued, all that there is
+_CLAIMED = ("batched_fen", "paid_fen", "clawed_fen")  # of what was used
 
 
 def propose(session: Session, application: Application, face_fen: int, *, member: str, at_ms: int) -> Voucher:
@@ -155,7 +159,10 @@ def list_vouchers(
 
 
 def position(session: Session, voucher: Voucher) -> dict[str, int]:
-    """Where a voucher's face is now: available, reserved, leased, used; and what went back to the pool."""
+    """Where a voucher's face is now: available, reserved, leased, used; and what went back to the pool.
+
+    `used_fen` is all that was used, claimed or not: `batched_fen`, `paid_fen` and `clawed_fen` are parts of it.
+    """
     reservations = list(session.exec(select(Reservation.id).where(Reservation.voucher_id == voucher.id)))
     leases = list(session.exec(select(LeaseRow.id).where(col(LeaseRow.reservation_id).in_(reservations))))
     available = accounts.available(voucher.id)
@@ -168,24 +175,41 @@ def position(session: Session, voucher: Voucher) -> dict[str, int]:
             *map(accounts.leased, leases),
         ],
     )
+    claimed = _claimed(session, voucher)
+    unclaimed = sum(found[accounts.used(each)] for each in reservations)
     return {
         "face_fen": voucher.face_fen,
         "available_fen": found[available],
         "reserved_fen": sum(found[accounts.reserved(each)] for each in reservations),
         "leased_fen": sum(found[accounts.leased(each)] for each in leases),
-        "used_fen": sum(found[accounts.used(each)] for each in reservations),
+        "used_fen": unclaimed + sum(claimed.values()),
+        **claimed,
         "returned_fen": voucher.returned_fen,
     }
+
+
+def _claimed(session: Session, voucher: Voucher) -> dict[str, int]:
+    """What of a voucher stands in claim batches, was paid, and was clawed back."""
+    query = select(ClaimLine.state, func.sum(ClaimLine.subsidy_fen), func.sum(ClaimLine.clawed_fen))
+    sums = {
+        state: (int(subsidy), int(clawed))
+        for state, subsidy, clawed in session.exec(
+            query.where(ClaimLine.voucher_id == voucher.id).group_by(ClaimLine.state)
+        )
+    }
+    accepted, clawed = sums.get("accepted", (0, 0))
+    batched, _ = sums.get("in_batch", (0, 0))
+    return {"batched_fen": batched, "paid_fen": accepted - clawed, "clawed_fen": clawed}
 
 
 def pool_position(session: Session, programme: Programme) -> dict[str, Any]:
     """Where a programme's money is: the parts always sum to what its tranches authorised."""
     vouchers = list(session.exec(select(Voucher).where(Voucher.programme_id == programme.id)))
-    parts = dict.fromkeys(("available_fen", "reserved_fen", "leased_fen", "used_fen"), 0)
+    sums = dict.fromkeys((*_PARTS, *_CLAIMED), 0)
     for voucher in vouchers:
         found = position(session, voucher)
-        for name in parts:
-            parts[name] += found[name]
+        for name in sums:
+            sums[name] += found[name]
     authorised = -balance(session, accounts.auth(programme.id))
     unissued = balance(session, accounts.unissued(programme.id))
     live = [voucher for voucher in vouchers if voucher.state != "proposed"]
@@ -199,11 +223,23 @@ def pool_position(session: Session, programme: Programme) -> dict[str, Any]:
         "pool_fen": rules_of(programme).pool_fen,
         "authorised_fen": authorised,
         "unissued_fen": unissued,
-        **parts,
+        **sums,
         "issued_fen": sum(voucher.face_fen for voucher in live),
         "returned_fen": sum(voucher.returned_fen for voucher in live),
         "vouchers": len(live),
-        "conserved": authorised == unissued + sum(parts.values()),
+        "conserved": authorised == unissued + sum(sums[name] for name in _PARTS)
+        and _claim_accounts(session, programme) == {name: sums[name] for name in _CLAIMED},
+    }
+
+
+def _claim_accounts(session: Session, programme: Programme) -> dict[str, int]:
+    """The same three by their accounts."""
+    ids = list(session.exec(select(ClaimBatch.id).where(ClaimBatch.programme_id == programme.id)))
+    found = balances(session, [*map(accounts.batched, ids), *map(accounts.clawed_back, ids)])
+    return {
+        "batched_fen": sum(found[accounts.batched(each)] for each in ids),
+        "paid_fen": balance(session, accounts.paid(programme.id)),
+        "clawed_fen": sum(found[accounts.clawed_back(each)] for each in ids),
     }
 
 

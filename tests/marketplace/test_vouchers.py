@@ -698,7 +698,7 @@ def test_positions_add_up_to_the_face(town):
         found = issuing.position(session, session.get_one(Voucher, voucher))
         assert found == {
             "face_fen": 1_000, "available_fen": 500, "reserved_fen": 250, "leased_fen": 238, "used_fen": 12,
-            "returned_fen": 0,
+            "batched_fen": 0, "paid_fen": 0, "clawed_fen": 0, "returned_fen": 0,
         }  # fmt: skip
         pool = issuing.pool_position(session, get_programme(session, "town"))
         assert pool["conserved"]

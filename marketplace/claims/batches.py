@@ -1,0 +1,276 @@
+"""Claim batches: assembled, frozen under a hash (P9), submitted, noticed, approved, paid (P10), reconciled.
+
+Two persons freeze and approve, two enter and confirm a payment. A line may be returned (P11) or finally rejected (P12)
+until the approval. A batch that comes back frees all its lines for another.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from marketplace.claims.assembly import Candidate, assemble, usage_digest
+from marketplace.claims.document import claim_document, keep
+from marketplace.claims.refusals import claim_not_found, nothing_to_claim, payment_mismatch, period_invalid
+from marketplace.claims.states import BATCH, LINES_OPEN, decide_state
+from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine
+from marketplace.ids import new_id
+from marketplace.ledger import accounts, caps, claim_postings
+from marketplace.ledger.posting import post_all
+from marketplace.organisations import audit, notices
+from marketplace.vouchers.applications import decide_notice_over
+from marketplace.vouchers.refusals import forbidden
+from marketplace.vouchers.rollout import get_programme, rules_of
+from marketplace.vouchers.tables import Programme, Voucher
+from model_store.blobs import Blobs
+from model_store.errors import BadInput, Conflict
+
+
+def create(session: Session, programme: str, from_day: str, to_day: str, *, member: str) -> ClaimBatch:
+    """A batch to look at: it takes nothing until it is frozen. `Forbidden` PERSON_REQUIRED, `BadInput` CLAIM_PERIOD."""
+    person(member)
+    try:
+        first, last = date.fromisoformat(from_day), date.fromisoformat(to_day)
+    except ValueError:
+        raise period_invalid() from None
+    if first > last:
+        raise period_invalid()
+    row = ClaimBatch(
+        id=new_id("clm"),
+        programme_id=get_programme(session, programme).id,
+        from_day=first.isoformat(),
+        to_day=last.isoformat(),
+        created_by=member,
+    )
+    session.add(row)
+    session.flush()
+    _record(session, row, "create", member)
+    return row
+
+
+def candidates(session: Session, batch: ClaimBatch, at_ms: int) -> list[Candidate]:
+    """What freezing it now would claim, and what it would leave out and why."""
+    rules = rules_of(session.get_one(Programme, batch.programme_id))
+    days = date.fromisoformat(batch.from_day), date.fromisoformat(batch.to_day)
+    return assemble(session, batch.programme_id, rules, *days, at_ms)
+
+
+def freeze(session: Session, batch: ClaimBatch, blobs: Blobs, *, member: str, at_ms: int) -> ClaimBatch:
+    """P9: everything claimable of the period moves into the batch, under the hash of its document.
+
+    `Conflict` CLAIM_EMPTY where there is nothing. Two batches that race for one charge: the database's key decides.
+    """
+    person(member)
+    state = decide_state(BATCH, batch.state, "freeze")
+    found = candidates(session, batch, at_ms)
+    taken = [candidate for candidate in found if not candidate.reason]
+    if not taken:
+        raise nothing_to_claim(len(found))
+    lines = []
+    for candidate in taken:
+        count, digest = usage_digest(session, [charge.transfer_id for charge in candidate.charges])
+        line = ClaimLine(
+            id=new_id("cln"),
+            batch_id=batch.id,
+            reservation_id=candidate.reservation.id,
+            voucher_id=candidate.voucher.id,
+            subscription_id=candidate.reservation.subscription_id,
+            organisation_id=candidate.voucher.organisation_id,
+            provider_id=candidate.reservation.provider_id,
+            gross_fen=candidate.gross_fen,
+            subsidy_fen=candidate.subsidy_fen,
+            usage_count=count,
+            usage_sha256=digest,
+        )
+        session.add(line)
+        session.flush()
+        session.add_all(ClaimedTransfer(transfer_id=each.transfer_id, line_id=line.id) for each in candidate.charges)
+        lines.append((line, candidate))
+    session.flush()
+    subsidy = {line.reservation_id: line.subsidy_fen for line, _ in lines}
+    post_all(session, [claim_postings.p9_frozen(batch.id, subsidy, at_ms)])
+    batch.frozen_by, batch.frozen_at_ms, batch.state = member, at_ms, state
+    batch.total_fen = sum(subsidy.values())
+    programme = session.get_one(Programme, batch.programme_id)
+    batch.sha256 = keep(blobs, claim_document(session, batch, programme, lines, at_ms))
+    _record(session, batch, "freeze", member, sha256=batch.sha256, total_fen=batch.total_fen, lines=len(lines))
+    return batch
+
+
+def advance(
+    session: Session, batch: ClaimBatch, decision: str, *, member: str, at_ms: int, note: str = ""
+) -> ClaimBatch:
+    """submit | review | publish | approve | return | discard | unpay | reconcile."""
+    person(member)
+    state = decide_state(BATCH, batch.state, decision)
+    if decision == "publish":
+        batch.notice_at_ms = at_ms
+    elif decision == "approve":
+        _check_approval(session, batch, member, at_ms)
+        batch.approved_by = member
+    elif decision == "return":
+        for line in lines_of(session, batch, "in_batch"):
+            _give_line_back(session, batch, line, note or "batch returned", at_ms)
+    elif decision == "unpay":
+        batch.payment, batch.payment_by = {}, ""
+    batch.state, batch.note = state, note or batch.note
+    _record(session, batch, decision, member, note=note)
+    return batch
+
+
+def _check_approval(session: Session, batch: ClaimBatch, member: str, at_ms: int) -> None:
+    if member == batch.frozen_by:
+        raise forbidden("TWO_PERSONS")
+    days = rules_of(session.get_one(Programme, batch.programme_id)).notice_days
+    if not decide_notice_over(batch.notice_at_ms, days, at_ms):
+        raise Conflict(
+            "NOTICE_RUNNING",
+            zh=f"公示期为 {days} 天, 尚未结束",
+            en=f"the public notice runs for {days} days and is not over",
+            remedy_zh="请在公示期满后批准",
+            remedy_en="approve when it is over",
+        )
+    if not batch.total_fen:
+        raise nothing_to_claim(0)
+
+
+def decide_line(
+    session: Session, batch: ClaimBatch, line: ClaimLine, decision: str, *, member: str, at_ms: int, reason: str
+) -> ClaimLine:
+    """return (P11: it may be claimed again) or reject (P12: its entitlement goes back to the pool), before approval."""
+    person(member)
+    if batch.state not in LINES_OPEN or line.state != "in_batch" or decision not in ("return", "reject"):
+        decide_state({}, f"{batch.state}/{line.state}", decision)
+    if not reason.strip():
+        raise BadInput(
+            "REASON_REQUIRED",
+            zh="请写明原因",
+            en="this takes a reason",
+            remedy_zh="原因会写入台账并通知企业",
+            remedy_en="it is kept and told to the enterprise",
+            field="note",
+        )
+    if decision == "return":
+        _give_line_back(session, batch, line, reason, at_ms)
+    else:
+        _reject_line(session, batch, line, reason, at_ms)
+    _record(session, batch, f"line.{decision}", member, line=line.id, reason=reason)
+    notices.notify(
+        session,
+        line.organisation_id,
+        f"CLAIM_LINE_{line.state.upper()}",
+        zh=f"申报明细被{'退回' if decision == 'return' else '驳回'}: {reason}",
+        en=f"a line of the claim was {line.state}: {reason}",
+        link="/console/vouchers",
+    )
+    return line
+
+
+def _give_line_back(session: Session, batch: ClaimBatch, line: ClaimLine, reason: str, at_ms: int) -> None:
+    move = claim_postings.p11_returned(batch.id, line.id, line.reservation_id, line.subsidy_fen, at_ms)
+    post_all(session, [move])
+    line.state, line.reason = "returned", reason
+    batch.total_fen -= line.subsidy_fen
+    for claimed in session.exec(select(ClaimedTransfer).where(ClaimedTransfer.line_id == line.id)):
+        session.delete(claimed)
+    session.add_all([line, batch])
+    session.flush()
+
+
+def _reject_line(session: Session, batch: ClaimBatch, line: ClaimLine, reason: str, at_ms: int) -> None:
+    """The charges stay claimed by the rejected line, so that nobody claims them again."""
+    rules = rules_of(session.get_one(Programme, batch.programme_id))
+    mode = rules.settlement_mode or "reimburse"
+    move = claim_postings.p12_rejected(
+        batch.id, line.id, batch.programme_id, line.organisation_id, line.subsidy_fen, mode, at_ms
+    )
+    post_all(session, [move])
+    line.state, line.reason = "rejected", reason
+    batch.total_fen -= line.subsidy_fen
+    voucher = session.exec(select(Voucher).where(Voucher.id == line.voucher_id).with_for_update()).one()
+    voucher.returned_fen += line.subsidy_fen
+    for code in (voucher.cap_code, accounts.cap_pool(batch.programme_id, voucher.tranche)):
+        cap = caps.open_cap(session, code, 0)
+        caps.take_back(session, cap, line.subsidy_fen)
+        caps.release(session, cap, line.subsidy_fen)
+    session.add_all([line, batch, voucher])
+    session.flush()
+
+
+def enter_payment(
+    session: Session, batch: ClaimBatch, *, reference: str, paid_on: str, amount_fen: int, member: str, at_ms: int
+) -> ClaimBatch:
+    """What the government's payment says; another person confirms it. `Conflict` PAYMENT_MISMATCH."""
+    person(member)
+    state = decide_state(BATCH, batch.state, "pay")
+    if amount_fen != batch.total_fen:
+        raise payment_mismatch(batch.total_fen, amount_fen)
+    try:
+        day = date.fromisoformat(paid_on)
+    except ValueError:
+        raise period_invalid() from None
+    batch.payment = {"reference": reference.strip()[:200], "paid_on": day.isoformat(), "amount_fen": amount_fen}
+    batch.payment_by, batch.state = member, state
+    _record(session, batch, "pay", member, **batch.payment)
+    return batch
+
+
+def confirm_payment(session: Session, batch: ClaimBatch, *, member: str, at_ms: int) -> ClaimBatch:
+    """P10. `Forbidden` TWO_PERSONS for who entered it."""
+    person(member)
+    state = decide_state(BATCH, batch.state, "confirm-payment")
+    if member == batch.payment_by:
+        raise forbidden("TWO_PERSONS")
+    mode = rules_of(session.get_one(Programme, batch.programme_id)).settlement_mode or "reimburse"
+    post_all(session, [claim_postings.p10_paid(batch.id, batch.programme_id, batch.total_fen, mode, at_ms)])
+    for line in lines_of(session, batch, "in_batch"):
+        line.state = "accepted"
+        session.add(line)
+    batch.state, batch.paid_by, batch.paid_at_ms = state, member, at_ms
+    _record(session, batch, "confirm-payment", member, total_fen=batch.total_fen)
+    return batch
+
+
+def get_batch(session: Session, batch_id: str) -> ClaimBatch:
+    """Locked. `NotFound` CLAIM_NOT_FOUND."""
+    row = session.exec(select(ClaimBatch).where(ClaimBatch.id == batch_id).with_for_update()).first()
+    if row is None:
+        raise claim_not_found("申报批次", batch_id)
+    return row
+
+
+def get_line(session: Session, batch: ClaimBatch, line_id: str) -> ClaimLine:
+    """Locked. `NotFound` CLAIM_NOT_FOUND."""
+    query = select(ClaimLine).where(ClaimLine.id == line_id, ClaimLine.batch_id == batch.id)
+    row = session.exec(query.with_for_update()).first()
+    if row is None:
+        raise claim_not_found("申报明细", line_id)
+    return row
+
+
+def lines_of(session: Session, batch: ClaimBatch, state: str = "") -> list[ClaimLine]:
+    query = select(ClaimLine).where(ClaimLine.batch_id == batch.id)
+    if state:
+        query = query.where(ClaimLine.state == state)
+    return list(session.exec(query.order_by(col(ClaimLine.id))))
+
+
+def list_batches(session: Session, programme_id: str = "") -> list[ClaimBatch]:
+    """Newest first."""
+    query = select(ClaimBatch)
+    if programme_id:
+        query = query.where(ClaimBatch.programme_id == programme_id)
+    return list(session.exec(query.order_by(col(ClaimBatch.created_at_ms).desc(), col(ClaimBatch.id).desc())))
+
+
+def person(member: str) -> None:
+    """`Forbidden` PERSON_REQUIRED where no member stands behind the actor."""
+    if not member:
+        raise forbidden("PERSON_REQUIRED")
+
+
+def _record(session: Session, batch: ClaimBatch, action: str, member: str, **details: Any) -> None:
+    session.add(batch)
+    audit.record(session, actor=member, action=f"claim.{action}", subject=batch.id, **details)

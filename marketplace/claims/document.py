@@ -1,0 +1,92 @@
+"""The frozen document of a batch: canonical JSON, whose SHA-256 is what was submitted, approved and paid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session
+
+from marketplace.claims.assembly import Candidate
+from marketplace.claims.tables import ClaimBatch, ClaimLine
+from marketplace.organisations.tables import Organisation
+from marketplace.vouchers.tables import Application, Programme
+from model_store.blobs import Blobs
+
+FORMAT = "algomart-claim/1"
+
+
+def canonical(document: Any) -> bytes:
+    """JSON with sorted keys and no spaces, UTF-8: one document has one hash."""
+    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sha256_of(document: Any) -> str:
+    return hashlib.sha256(canonical(document)).hexdigest()
+
+
+def claim_document(
+    session: Session, batch: ClaimBatch, programme: Programme, lines: list[tuple[ClaimLine, Candidate]], at_ms: int
+) -> dict[str, Any]:
+    """Everything that the batch claims, and what each line rests on, down to the transfers and their usage digest."""
+    return {
+        "format": FORMAT,
+        "batch": batch.id,
+        "programme": {
+            "id": programme.id,
+            "code": programme.code,
+            "version": programme.version,
+            "sha256": sha256_of(programme.document),
+            "settlement_mode": programme.document.get("settlement_mode"),
+            "payee": programme.document.get("payee"),
+        },
+        "from_day": batch.from_day,
+        "to_day": batch.to_day,
+        "frozen_at_ms": at_ms,
+        "frozen_by": batch.frozen_by,
+        "total_fen": sum(line.subsidy_fen for line, _ in lines),
+        "lines": [_line(session, line, candidate) for line, candidate in lines],
+    }
+
+
+def _line(session: Session, line: ClaimLine, candidate: Candidate) -> dict[str, Any]:
+    enterprise = session.get_one(Organisation, line.organisation_id)
+    provider = session.get_one(Organisation, line.provider_id)
+    application = session.get_one(Application, candidate.voucher.application_id)
+    return {
+        "line": line.id,
+        "enterprise": {"id": enterprise.id, "name_zh": enterprise.name_zh, "uscc": enterprise.uscc or ""},
+        "provider": {"id": provider.id, "name_zh": provider.name_zh, "uscc": provider.uscc or ""},
+        "application": application.id,
+        "voucher": candidate.voucher.id,
+        "use_by": candidate.voucher.use_by,
+        "contract": line.subscription_id,
+        "reservation": line.reservation_id,
+        "ratio": [candidate.reservation.ratio_num, candidate.reservation.ratio_den],
+        "gross_fen": line.gross_fen,
+        "subsidy_fen": line.subsidy_fen,
+        "usage_count": line.usage_count,
+        "usage_sha256": line.usage_sha256,
+        "transfers": [
+            {
+                "id": charge.transfer_id,
+                "kind": charge.kind,
+                "event": charge.event_key,
+                "occurred_at_ms": charge.occurred_at_ms,
+                "gross_fen": charge.gross_fen,
+                "subsidy_fen": charge.subsidy_fen,
+            }
+            for charge in candidate.charges
+        ],
+    }
+
+
+def keep(blobs: Blobs, document: dict[str, Any]) -> str:
+    """Keep the document under its hash; answers that. An orphan of a rolled-back transaction harms nobody."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "claim.json"
+        path.write_bytes(canonical(document))
+        return blobs.put(path)

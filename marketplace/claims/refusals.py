@@ -1,0 +1,76 @@
+"""The words of claims' refusals and of why a line is left out."""
+
+from __future__ import annotations
+
+from model_store.errors import BadInput, Conflict, NotFound
+
+# reason → (zh, en): why something charged is not claimed now
+LEFT_OUT = {
+    "NOTHING_TO_CLAIM": ("更正后没有可申报的金额", "nothing is left of it after corrections"),
+    "RELATED_PARTY": ("企业与供应商为关联方", "enterprise and provider are related"),
+    "REDEEM_BY_OVER": ("已过兑付期", "the voucher's redeem-by day is over"),
+    "SPEND_TOO_SMALL": ("合同实际金额未达最低要求", "the contract's settled amount is below the programme's least"),
+    "INVOICE_MISSING": ("发票金额不足", "its invoices do not cover it"),
+}
+
+
+def nothing_to_claim(left_out: int) -> Conflict:
+    return Conflict(
+        "CLAIM_EMPTY",
+        zh="所选期间没有可申报的扣费",
+        en="there is nothing to claim in this period",
+        remedy_zh=f"请更换期间; 另有 {left_out} 行因故未列入" if left_out else "请更换期间或券项目",
+        remedy_en=f"choose another period; {left_out} lines are left out, each with its reason"
+        if left_out
+        else "choose another period or programme",
+        details={"left_out": left_out},
+    )
+
+
+def claim_not_found(kind: str, row_id: str) -> NotFound:
+    return NotFound(
+        "CLAIM_NOT_FOUND",
+        zh=f"没有{kind}“{row_id[:60]}”",
+        en=f"there is none of that id: {row_id[:60]!r}",
+        remedy_zh="请查看列表",
+        remedy_en="see the list",
+    )
+
+
+def period_invalid() -> BadInput:
+    return BadInput(
+        "CLAIM_PERIOD",
+        zh="申报期间须为两个日期, 且起始日不晚于截止日",
+        en="a period is two days, the first not after the last",
+        remedy_zh="请填写形如 2026-10-01 的日期",
+        remedy_en="give days such as 2026-10-01",
+        field="from_day",
+    )
+
+
+def payment_mismatch(claimed_fen: int, paid_fen: int) -> Conflict:
+    return Conflict(
+        "PAYMENT_MISMATCH",
+        zh=f"付款 {paid_fen} 分与批次金额 {claimed_fen} 分不一致",
+        en=f"{paid_fen} fen were paid and the batch is {claimed_fen} fen",
+        remedy_zh="请核对付款凭证, 或先退回/剔除相应行",
+        remedy_en="look at the payment again, or return or reject the lines that are not paid",
+        field="amount_fen",
+        details={"claimed_fen": claimed_fen, "paid_fen": paid_fen},
+    )
+
+
+def amount_beyond(left_fen: int) -> BadInput:
+    return BadInput(
+        "CLAWBACK_AMOUNT",
+        zh=f"追回金额须大于零且不超过 {left_fen} 分",
+        en=f"a clawback is above zero and at most the {left_fen} fen that are left of the line",
+        remedy_zh="请修改金额; 该券项目若规定全额追回, 须为全部余额",
+        remedy_en="change the amount; where the programme says full, it is all that is left",
+        field="amount_fen",
+        details={"left_fen": left_fen},
+    )
+
+
+def correction_refused(code: str, zh: str, en: str, remedy_zh: str, remedy_en: str) -> Conflict:
+    return Conflict(code, zh=zh, en=en, remedy_zh=remedy_zh, remedy_en=remedy_en, field="usage_id")

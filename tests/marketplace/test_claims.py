@@ -1,0 +1,539 @@
+"""From charges to the government's payment and back: batches, lines, corrections, clawbacks; two persons each."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlmodel import select
+
+import serving.leases
+from marketplace.claims import batches, clawbacks, corrections, invoices
+from marketplace.claims.assembly import Candidate
+from marketplace.claims.document import sha256_of
+from marketplace.claims.states import BATCH, decide_reversal
+from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction
+from marketplace.clock import policy_date
+from marketplace.db import reading, transaction
+from marketplace.ledger import accounts
+from marketplace.ledger.tables import CapCounter, LedgerTransfer
+from marketplace.organisations.tables import AuditEvent, Organisation
+from marketplace.usage.rounding import Meter, accumulate
+from marketplace.vouchers import closing, issuing
+from marketplace.vouchers.tables import Programme, Reservation, Subscription, Voucher
+from model_store.blobs import FolderBlobs
+from model_store.errors import BadInput, Conflict, Forbidden, NotFound
+from tests.marketplace.town import CHEN, LIN, Node, Town
+
+
+@pytest.fixture
+def town(engine, tmp_path, monkeypatch):
+    town = Town(engine, tmp_path / "journal")
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    return town
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return FolderBlobs(tmp_path / "blobs")
+
+
+def trade(town: Town, calls: int = 100, **changes: Any) -> Node:
+    """A voucher of 1,000 fen, and calls of which it pays a third; the node has stopped."""
+    town.voucher(1_000, **changes)
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    node.call(count=calls)
+    node.stop()
+    return node
+
+
+def today(town: Town) -> str:
+    return policy_date(town.now).isoformat()
+
+
+def new_batch(town: Town, member: str = CHEN) -> str:
+    with transaction(town.engine) as session:
+        programme = session.exec(select(Programme)).one().id
+        return batches.create(session, programme, "2027-01-01", today(town), member=member).id
+
+
+def freeze(town: Town, blobs: FolderBlobs, batch: str, member: str = CHEN) -> ClaimBatch:
+    with transaction(town.engine) as session:
+        return batches.freeze(session, batches.get_batch(session, batch), blobs, member=member, at_ms=town.now)
+
+
+def advance(town: Town, batch: str, *decisions: str, member: str = LIN) -> ClaimBatch:
+    for decision in decisions:
+        with transaction(town.engine) as session:
+            row = batches.get_batch(session, batch)
+            batches.advance(session, row, decision, member=member, at_ms=town.now)
+    return town.get(ClaimBatch, batch)
+
+
+def approved(town: Town, blobs: FolderBlobs) -> str:
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "review", "publish", "approve")
+    return batch
+
+
+def paid(town: Town, blobs: FolderBlobs) -> str:
+    batch = approved(town, blobs)
+    total = town.get(ClaimBatch, batch).total_fen
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        batches.enter_payment(
+            session, row, reference="国库 1", paid_on="2027-02-01", amount_fen=total, member=CHEN, at_ms=town.now
+        )
+    with transaction(town.engine) as session:
+        batches.confirm_payment(session, batches.get_batch(session, batch), member=LIN, at_ms=town.now)
+    return batch
+
+
+def lines(town: Town, batch: str) -> list[ClaimLine]:
+    return [row for row in town.rows(ClaimLine) if row.batch_id == batch]
+
+
+def pool(town: Town) -> dict[str, Any]:
+    with reading(town.engine) as session:
+        return issuing.pool_position(session, session.exec(select(Programme)).one())
+
+
+def candidates(town: Town, batch: str) -> list[Candidate]:
+    with reading(town.engine) as session:
+        return batches.candidates(session, session.get_one(ClaimBatch, batch), town.now)
+
+
+# --- the way of a batch -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "payee"), [("reimburse", "enterprise"), ("deduct", "provider")])
+def test_p9_and_p10_a_batch_is_frozen_approved_and_paid(town, blobs, mode, payee):
+    trade(town, settlement_mode=mode, payee=payee)  # 37 fen, of which 12 are the voucher's
+    batch = new_batch(town)
+    assert [candidate.subsidy_fen for candidate in candidates(town, batch)] == [12]
+    row = freeze(town, blobs, batch)
+    assert (row.state, row.total_fen) == ("frozen", 12)
+    assert (town.total("Q.used"), town.balance(accounts.batched(batch))) == (0, 12)
+    town.check()
+    advance(town, batch, "submit", "review", "publish", "approve")
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        payment = {"reference": "国库 1", "paid_on": "2027-02-01", "amount_fen": 12}
+        batches.enter_payment(session, row, **payment, member=CHEN, at_ms=town.now)
+    with pytest.raises(Forbidden, match="TWO_PERSONS"), transaction(town.engine) as session:
+        batches.confirm_payment(session, batches.get_batch(session, batch), member=CHEN, at_ms=town.now)
+    with transaction(town.engine) as session:
+        batches.confirm_payment(session, batches.get_batch(session, batch), member=LIN, at_ms=town.now)
+    assert town.total("Q.paid") == 12
+    owed = town.total("M.recv.gov")
+    assert owed == 0
+    assert town.balance(accounts.BANK) == (12 if mode == "deduct" else 0)
+    assert [line.state for line in lines(town, batch)] == ["accepted"]
+    assert advance(town, batch, "reconcile").state == "reconciled"
+    position = pool(town)
+    assert position["conserved"]
+    assert (position["used_fen"], position["paid_fen"]) == (12, 12)
+    town.check()
+
+
+def test_the_frozen_document_is_kept_under_its_hash_and_names_what_it_rests_on(town, blobs):
+    node = trade(town)
+    row = freeze(town, blobs, new_batch(town))
+    document = json.loads(blobs.path(row.sha256).read_text(encoding="utf-8"))
+    assert sha256_of(document) == row.sha256
+    (line,) = document["lines"]
+    assert line["usage_count"] == len(node.acknowledged)
+    assert sum(each["subsidy_fen"] for each in line["transfers"]) == line["subsidy_fen"] == document["total_fen"]
+    assert line["enterprise"]["uscc"]
+    standing = {transfer.id for transfer in town.rows(LedgerTransfer)}
+    assert {each["id"] for each in line["transfers"]} <= standing
+
+
+def test_a_charge_is_claimed_once_and_what_comes_later_goes_into_the_next_batch(town, blobs):
+    trade(town)
+    freeze(town, blobs, new_batch(town))
+    again = new_batch(town)
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        freeze(town, blobs, again)
+    late = town.node("n2")
+    late.call(count=100)
+    late.stop()
+    assert freeze(town, blobs, again).total_fen == 12
+    assert town.total("Q.batch") == 24
+    town.check()
+
+
+def test_of_two_batches_that_race_for_a_charge_one_is_refused_by_the_database(town, blobs):
+    trade(town)
+    freeze(town, blobs, new_batch(town))
+    (claimed, *_) = town.rows(ClaimedTransfer)
+    with pytest.raises(Exception, match=r"UNIQUE|unique|duplicate"), transaction(town.engine) as session:
+        session.add(ClaimedTransfer(transfer_id=claimed.transfer_id, line_id=claimed.line_id))
+
+
+def test_p11_a_returned_batch_frees_its_charges_for_another(town, blobs):
+    trade(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "return")
+    assert (town.total("Q.batch"), town.total("Q.used")) == (0, 12)
+    assert [line.state for line in lines(town, batch)] == ["returned"]
+    assert freeze(town, blobs, new_batch(town)).total_fen == 12
+    town.check()
+
+
+@pytest.mark.parametrize("mode", ["reimburse", "deduct"])
+def test_p12_a_rejected_line_goes_back_to_the_pool_and_is_never_claimed_again(town, blobs, mode):
+    trade(town, settlement_mode=mode, payee="enterprise" if mode == "reimburse" else "platform")
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit")
+    (line,) = lines(town, batch)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        found = batches.get_line(session, row, line.id)
+        batches.decide_line(session, row, found, "reject", member=LIN, at_ms=town.now, reason="材料不实")
+    assert town.total("Q.unissued") == 1_000_000 - 1_000 + 12
+    assert town.total("M.recv.gov") == 0
+    assert town.total("M.recv.ent") == 37  # all of it is the enterprise's to pay
+    held = {row.code.partition("[")[0]: row.held_fen for row in town.rows(CapCounter)}
+    assert held["C.ent"] == 988
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        freeze(town, blobs, new_batch(town))
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        advance(town, batch, "review", "publish", "approve")  # nothing is left to approve
+    town.check()
+
+
+def test_two_persons_freeze_and_approve_and_the_notice_runs_its_days(town, blobs):
+    trade(town)
+    with transaction(town.engine) as session:
+        programme = session.exec(select(Programme)).one()
+        programme.document = programme.document | {"notice_days": 3}
+        session.add(programme)
+    batch = new_batch(town)
+    freeze(town, blobs, batch, member=CHEN)
+    advance(town, batch, "submit", "review", "publish")
+    with pytest.raises(Forbidden, match="TWO_PERSONS"):
+        advance(town, batch, "approve", member=CHEN)
+    with pytest.raises(Conflict, match="NOTICE_RUNNING"):
+        advance(town, batch, "approve", member=LIN)
+    town.pass_days(3)
+    assert advance(town, batch, "approve", member=LIN).approved_by == LIN
+    with pytest.raises(Forbidden, match="PERSON_REQUIRED"):
+        new_batch(town, member="")
+
+
+def test_a_payment_of_another_amount_is_refused(town, blobs):
+    trade(town)
+    batch = approved(town, blobs)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        facts = {"reference": "x", "paid_on": "2027-02-01", "member": CHEN, "at_ms": town.now}
+        with pytest.raises(Conflict, match="PAYMENT_MISMATCH"):
+            batches.enter_payment(session, row, amount_fen=11, **facts)
+
+
+@pytest.mark.parametrize("state", sorted({state for state, _ in BATCH}))
+def test_a_batch_does_only_what_its_state_allows(town, blobs, state):
+    trade(town)
+    batch = new_batch(town)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        row.state = state
+        session.add(row)
+    allowed = {decision for before, decision in BATCH if before == state}
+    for decision in {decision for _, decision in BATCH} - allowed - {"freeze", "pay", "confirm-payment"}:
+        with pytest.raises(Conflict, match="CLAIM_STATE"):
+            advance(town, batch, decision)
+
+
+# --- what is left out -------------------------------------------------------------------------------------------------
+
+
+def reasons(town: Town) -> list[str]:
+    return [candidate.reason for candidate in candidates(town, new_batch(town))]
+
+
+def test_invariant_10_parties_that_became_related_are_left_out_at_the_freeze(town, blobs):
+    trade(town)
+    with transaction(town.engine) as session:
+        factory = session.get_one(Organisation, "org_factory")
+        factory.controllers = ["person_1"]
+        vendor = session.get_one(Organisation, "org_vendor")
+        vendor.controllers = ["person_1"]
+        session.add_all([factory, vendor])
+    assert reasons(town) == ["RELATED_PARTY"]
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        freeze(town, blobs, new_batch(town))
+
+
+def test_redeem_by_is_judged_on_the_day_of_the_freeze(town):
+    trade(town, validity={"days": 30, "redeem_days": 10})
+    town.pass_days(40)
+    assert reasons(town) == [""]
+    town.pass_days(1)
+    assert reasons(town) == ["REDEEM_BY_OVER"]
+
+
+def test_least_spend_is_of_what_was_settled(town):
+    trade(town, min_spend_fen=38)  # 37 were
+    assert reasons(town) == ["SPEND_TOO_SMALL"]
+
+
+def test_invoices_must_cover_what_is_claimed_where_the_programme_asks_for_them(town, blobs):
+    schema = [{"code": "invoice", "title_zh": "发票", "title_en": "invoice"}]
+    town.programme(evidence_schema=schema)
+    with transaction(town.engine) as session:
+        programme = session.exec(select(Programme)).one().id
+    _voucher_with_evidence(town, programme)
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    node.call(count=100)
+    node.stop()
+    assert reasons(town) == ["INVOICE_MISSING"]
+    contract = town.rows(Subscription)[0].id
+    enter_invoice(town, contract, "1", 36)
+    assert reasons(town) == ["INVOICE_MISSING"]
+    enter_invoice(town, contract, "2", 1)
+    assert reasons(town) == [""]
+    freeze(town, blobs, new_batch(town))
+
+
+def _voucher_with_evidence(town: Town, programme: str) -> None:
+    from marketplace.vouchers import applications
+
+    with transaction(town.engine) as session:
+        owner = session.get_one(Organisation, "org_factory")
+        evidence = [{"code": "invoice", "value": "1"}]
+        row = applications.create_application(
+            session, owner, programme, requested_fen=1_000, evidence=evidence, actor="f"
+        )
+        applications.submit(session, row, actor="f")
+        applications.check(session, row, actor=CHEN, at_ms=town.now)
+        applications.decide(session, row, "approve", actor=CHEN, at_ms=town.now)
+        applications.publish(session, row, actor=CHEN, at_ms=town.now)
+        applications.confirm(session, row, actor=CHEN, at_ms=town.now)
+        voucher = issuing.propose(session, row, 1_000, member=CHEN, at_ms=town.now)
+        issuing.approve(session, voucher, member=LIN, at_ms=town.now)
+
+
+def enter_invoice(town: Town, contract: str, number: str, fen: int) -> None:
+    with transaction(town.engine) as session:
+        subscription = session.get_one(Subscription, contract)
+        invoices.enter(session, subscription, number=number, amount_fen=fen, issued_on="2027-01-15", actor="f")
+
+
+def test_an_invoice_is_entered_once_a_contract(town):
+    trade(town)
+    contract = town.rows(Subscription)[0].id
+    enter_invoice(town, contract, "12345678", 37)
+    with pytest.raises(Conflict, match="INVOICE_TWICE"):
+        enter_invoice(town, contract, "12345678", 37)
+    with pytest.raises(BadInput, match="INVOICE_INVALID"):
+        enter_invoice(town, contract, "", 37)
+
+
+# --- corrections ------------------------------------------------------------------------------------------------------
+
+
+def correct(town: Town, usage_id: str, proposer: str = CHEN, decider: str = LIN) -> Correction:
+    with transaction(town.engine) as session:
+        row = corrections.propose(session, usage_id, "重复调用", member=proposer)
+    with transaction(town.engine) as session:
+        found = corrections.get_correction(session, row.id)
+        return corrections.decide(session, found, "post", member=decider, at_ms=town.now)
+
+
+@pytest.mark.parametrize("mode", ["reimburse", "deduct"])
+def test_p13_a_correction_takes_back_what_was_charged_and_the_ratio_still_holds(town, blobs, mode):
+    node = trade(town, settlement_mode=mode, payee="enterprise" if mode == "reimburse" else "platform")
+    gross = subsidy = 0
+    for record in node.acknowledged[:50]:
+        row = correct(town, record.usage_id)
+        gross, subsidy = gross + row.gross_fen, subsidy + row.subsidy_fen
+    assert (gross, subsidy) == (37 - 18, 12 - 6)  # 50 calls of 0.37 fen are left
+    assert town.total("Q.used") == 6
+    assert town.total("M.recv.ent") + town.total("M.recv.gov") == 18
+    assert -(town.total("M.pay.provider") + town.balance(accounts.FEE) + town.balance(accounts.VAT)) == 18
+    town.check()
+    assert freeze(town, blobs, new_batch(town)).total_fen == 6
+
+
+def test_all_corrected_leaves_nothing_but_rounding_shares_at_zero(town):
+    node = trade(town)
+    for record in node.acknowledged:
+        correct(town, record.usage_id)
+    for code in ("Q.used", "M.recv.ent", "M.pay.provider"):
+        assert town.total(code) == 0
+    assert (town.balance(accounts.FEE), town.balance(accounts.VAT)) == (0, 0)
+    assert reasons(town) == ["NOTHING_TO_CLAIM"] or reasons(town) == []
+    town.check()
+
+
+def test_a_record_is_corrected_once_by_two_persons_and_not_under_a_batch(town, blobs):
+    node = trade(town)
+    first, second = node.acknowledged[0].usage_id, node.acknowledged[1].usage_id
+    with pytest.raises(Forbidden, match="TWO_PERSONS"):
+        correct(town, first, CHEN, CHEN)
+    with pytest.raises(Conflict, match="CORRECTION_TWICE"):
+        correct(town, first)  # it was proposed already
+    freeze(town, blobs, new_batch(town))
+    with pytest.raises(Conflict, match="CORRECTION_CLAIMED"):
+        correct(town, second)
+    with pytest.raises(NotFound, match="CLAIM_NOT_FOUND"):
+        correct(town, "no-such-usage")
+
+
+def test_a_correction_after_the_contract_s_end_goes_back_to_the_voucher_and_after_its_lapse_to_the_pool(town):
+    node = trade(town)
+    voucher = town.rows(Voucher)[0].id
+    with transaction(town.engine) as session:
+        contract = session.exec(select(Subscription)).one()
+        closing.end_contract(session, contract, actor="f", at_ms=town.now)
+    for record in node.acknowledged[:30]:
+        correct(town, record.usage_id)
+    assert town.balance(accounts.available(voucher)) == 1_000 - town.total("Q.used")
+    town.check()
+    town.pass_days(60)
+    with transaction(town.engine) as session:
+        closing.expire_vouchers(session, town.now)
+    for record in node.acknowledged[30:60]:
+        correct(town, record.usage_id)
+    assert town.total("Q.unissued") == 1_000_000 - town.total("Q.used")
+    town.check()
+
+
+def test_a_self_paid_call_is_corrected_too(town):
+    town.subscribe(contract_fen=0, on_voucher_end="self_pay")
+    node = town.node()
+    node.call(count=10)
+    node.stop()
+    assert town.total("M.recv.ent") == 3
+    for record in node.acknowledged:
+        correct(town, record.usage_id)
+    assert town.total("M.recv.ent") == 0
+    town.check()
+
+
+AMOUNTS = st.lists(st.tuples(st.integers(0, 5_000_000), st.booleans()), min_size=1, max_size=30)
+
+
+@given(AMOUNTS, st.integers(1, 100), st.integers(0, 100), st.randoms(use_true_random=False))
+def test_taking_back_never_breaks_the_ratio_and_taking_back_all_leaves_nothing(amounts, num, more, random):
+    den = num + more
+    meter = Meter()
+    for micro, eligible in amounts:
+        meter = accumulate(meter, micro, micro if eligible else 0, num, den).meter
+    order = list(amounts)
+    random.shuffle(order)
+    for micro, eligible in order:
+        taken = decide_reversal(meter, micro, micro if eligible else 0, num, den)
+        assert taken.gross_fen >= 0
+        assert taken.subsidy_fen >= 0
+        meter = taken.meter
+        assert meter.posted_subsidy_fen * den <= meter.posted_gross_fen * num
+        assert meter.posted_gross_fen * 1_000_000 <= meter.gross_micro
+    assert meter == Meter()
+
+
+@given(AMOUNTS, AMOUNTS, st.integers(1, 100), st.integers(0, 100))
+def test_charging_goes_on_after_a_correction_and_catches_up(before, after, num, more):
+    """What is posted once nothing waits is the same as if the corrected record had never been."""
+    den = num + more
+    meter = Meter()
+    for micro, eligible in before:
+        meter = accumulate(meter, micro, micro if eligible else 0, num, den).meter
+    micro, eligible = before[0]
+    meter = decide_reversal(meter, micro, micro if eligible else 0, num, den).meter
+    plain = Meter()
+    for micro, eligible in before[1:]:
+        plain = accumulate(plain, micro, micro if eligible else 0, num, den).meter
+    for micro, eligible in [*after, (200_000_000, False)]:
+        meter = accumulate(meter, micro, micro if eligible else 0, num, den).meter
+        plain = accumulate(plain, micro, micro if eligible else 0, num, den).meter
+    assert meter == plain
+
+
+# --- clawbacks --------------------------------------------------------------------------------------------------------
+
+
+def claw(town: Town, line: str, fen: int, *decisions: tuple[str, str], opener: str = CHEN) -> Clawback:
+    with transaction(town.engine) as session:
+        row_id = clawbacks.open_clawback(session, line, fen, "虚假用量", member=opener).id
+    for decision, member in decisions:
+        with transaction(town.engine) as session:
+            row = clawbacks.get_clawback(session, row_id)
+            clawbacks.decide(session, row, decision, member=member, at_ms=town.now)
+    return town.get(Clawback, row_id)
+
+
+def test_p14_what_was_paid_is_clawed_back_by_two_persons_and_recovered(town, blobs):
+    trade(town)
+    batch = paid(town, blobs)
+    (line,) = lines(town, batch)
+    with pytest.raises(BadInput, match="CLAWBACK_AMOUNT"):
+        claw(town, line.id, 11)  # the programme says full
+    with pytest.raises(Forbidden, match="TWO_PERSONS"):
+        claw(town, line.id, 12, ("confirm", CHEN))
+    with pytest.raises(BadInput, match="CLAWBACK_AMOUNT"):
+        claw(town, line.id, 12)  # that one is open still
+    (opened,) = town.rows(Clawback)
+    for decision in ("confirm", "demand", "recover"):
+        with transaction(town.engine) as session:
+            row = clawbacks.get_clawback(session, opened.id)
+            clawbacks.decide(session, row, decision, member=LIN, at_ms=town.now)
+        town.check()
+    assert (town.total("Q.paid"), town.total("Q.claw")) == (0, 12)
+    assert town.total("M.recv.claw") == town.total("M.recv.gov") == 0
+    assert pool(town)["clawed_fen"] == 12
+    assert pool(town)["conserved"]
+
+
+def test_a_proportional_clawback_is_written_off_by_two_persons(town, blobs):
+    trade(town, clawback_policy="proportional")
+    (line,) = lines(town, paid(town, blobs))
+    row = claw(town, line.id, 5, ("confirm", LIN), ("demand", LIN), ("write-off", LIN), ("write-off", LIN))
+    assert row.state == "demanded"  # the same person twice is one person
+    assert town.total("M.recv.claw") == 5
+    with transaction(town.engine) as session:
+        found = clawbacks.get_clawback(session, row.id)
+        clawbacks.decide(session, found, "write-off", member=CHEN, at_ms=town.now)
+    assert town.get(Clawback, row.id).state == "written_off"
+    assert town.total("M.recv.claw") == 0
+    assert town.total("Q.paid") == 7
+    town.check()
+
+
+def test_every_decision_on_claims_is_in_the_audit_log(town, blobs):
+    trade(town)
+    batch = paid(town, blobs)
+    done = [event.action for event in town.rows(AuditEvent) if event.subject == batch]
+    assert done == [
+        f"claim.{each}"
+        for each in ("create", "freeze", "submit", "review", "publish", "approve", "pay", "confirm-payment")
+    ]
+
+
+def test_reservations_lines_and_balances_agree_over_many_batches(town, blobs):
+    trade(town, calls=40)
+    frozen: list[str] = []
+    for number in range(3):
+        node = town.node(f"m{number}")
+        node.call(count=30 + number)
+        node.stop()
+        batch = new_batch(town)
+        freeze(town, blobs, batch)
+        frozen.append(batch)
+        town.check()
+    advance(town, frozen[1], "submit", "return")
+    (reservation,) = town.rows(Reservation)
+    claimed = sum(line.subsidy_fen for line in town.rows(ClaimLine) if line.state == "in_batch")
+    assert claimed + town.total("Q.used") == reservation.posted_subsidy_fen
+    assert date.fromisoformat(town.get(ClaimBatch, frozen[0]).to_day) == policy_date(town.now)
