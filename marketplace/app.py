@@ -16,6 +16,7 @@ from ulid import ULID
 from marketplace.body_limit import BodyLimit
 from marketplace.catalogue import api as catalogue_api
 from marketplace.catalogue import publishing_api, rollouts_api
+from marketplace.claims import api as claims_api
 from marketplace.errors import add_error_handlers
 from marketplace.keys import api as keys_api
 from marketplace.ledger import api as ledger_api
@@ -116,5 +117,5 @@ class RequestIds:
 
 def _routers() -> list[APIRouter]:
     shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
-    money = [vouchers_api, usage_api, ledger_api, nodes_api]
+    money = [vouchers_api, usage_api, ledger_api, claims_api, nodes_api]
     return [module.router for module in (*shop, *money)]
