@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-EXTRAS := market,postgres,registry,grpc,workshop,notebooks,dev
+EXTRAS := market,postgres,registry,grpc,otel,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance overload soak protos clean

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
         default=False,
         description="On /v2 and gRPC, Triton's own name and words, and models without their vendor's name",
     )
+    access_log: str = Field(default="", description="File of the access log, - for standard output; empty: none")
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
     @property

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from typing import Any, Protocol, TypeVar
 
 from model_store.errors import Refusal
+from serving.access_log import AccessLog
 from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, BodyRoom, Disconnected, Message, Receive, decompress, read_body
 from serving.dataplane import DataPlane
 from serving.errors import (
@@ -32,6 +33,7 @@ from serving.errors import (
 from serving.heads import request_id_of
 from serving.keyless import check_own_machine
 from serving.messages import JSON_TYPE, Request, Response, json_response
+from serving.observed import CODE, PRINCIPAL, Observed
 from serving.ports import Ports, Principal
 from serving.protocols.oip import OpenInference
 from serving.protocols.openai import OpenAI, is_openai_path, openai_error_body
@@ -98,6 +100,8 @@ class ServingApp:
         self.ready: Callable[[], bool] = lambda: True
         self.companion: Companion | None = None
         self.siblings: Siblings | None = None  # other processes behind the same port
+        target = dataplane.settings.access_log
+        self.access_log = AccessLog(target) if target else None
         # What the market adds to the answer of `/v2/health/ready`, and to `/metrics`. From memory, or nearly.
         self.standing: Callable[[], dict[str, Any]] = dict
         self.gauges: Callable[[], dict[str, float]] = dict
@@ -108,27 +112,34 @@ class ServingApp:
             if self.siblings is not None and (elsewhere := self.siblings.way_of(scope)) is not None:
                 await elsewhere(scope, receive, send)
                 return
-            path = scope["path"]
-            if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
-                await self._answer(self.oip, self.oip_error_body, scope, receive, send)
-                return
-            if is_openai_path(path):
-                await self._answer(self.openai, openai_error_body, scope, receive, send)
-                return
-            if path.startswith("/v1/"):
-                await self._answer(self.native, native_error_body, scope, receive, send)
-                return
-            if path == "/metrics":
-                await self._metrics(scope, send)
-                return
-            if self.inner is not None:
-                await self.inner(scope, receive, send)
-                return
-            await self._refuse(send, no_such_path(path), native_error_body, request_id_of(dict(scope["headers"])))
+            if self.access_log is not None or self.dataplane.tracing is not None:
+                await Observed(self._dispatch, self.access_log, self.dataplane.tracing)(scope, receive, send)
+            else:
+                await self._dispatch(scope, receive, send)
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         elif self.inner is not None:
             await self.inner(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the surface that the path belongs to."""
+        path = scope["path"]
+        if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
+            await self._answer(self.oip, self.oip_error_body, scope, receive, send)
+            return
+        if is_openai_path(path):
+            await self._answer(self.openai, openai_error_body, scope, receive, send)
+            return
+        if path.startswith("/v1/"):
+            await self._answer(self.native, native_error_body, scope, receive, send)
+            return
+        if path == "/metrics":
+            await self._metrics(scope, send)
+            return
+        if self.inner is not None:
+            await self.inner(scope, receive, send)
+            return
+        await self._refuse(send, no_such_path(path), native_error_body, request_id_of(dict(scope["headers"])))
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -148,6 +159,7 @@ class ServingApp:
                 response = self._health(path, scope["method"])
             else:
                 principal = await self.authenticate(headers)
+                scope[PRINCIPAL] = principal  # who it was, for the access log
                 is_upload = path.startswith(UPLOAD_PATHS)
                 with (self._uploads if is_upload else self._bodies).place() as take:
                     body = await self._body(headers, receive, take, is_upload)
@@ -159,6 +171,7 @@ class ServingApp:
         except Disconnected:
             return
         except Refusal as refusal:
+            scope[CODE] = refusal.code
             await self._refuse(send, refusal, error_body, request_id)
         except Exception:
             _log.exception("unexpected error, request %s", request_id)
@@ -262,7 +275,7 @@ class ServingApp:
         ):
             await self._refuse(send, no_such_path("/metrics"), native_error_body, request_id_of(headers))
             return
-        body = self.dataplane.statistics.prometheus(self.dataplane.gauges() | self.gauges())
+        body = self.dataplane.statistics.prometheus(self.dataplane.gauges() | self.gauges() | self._of_the_log())
         body += self.dataplane.loop_lag.prometheus()
         if self.siblings is not None and not passed_on:
             body = await self.siblings.metrics(body)
@@ -274,6 +287,11 @@ class ServingApp:
             }
         )
         await send({"type": "http.response.body", "body": body})
+
+    def _of_the_log(self) -> dict[str, float]:
+        if self.access_log is None:
+            return {}
+        return {"algomart_access_log_dropped_total": self.access_log.dropped}
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -290,6 +308,10 @@ class ServingApp:
                 if self.companion is not None:
                     await self.companion.stop()
                 await self.dataplane.stop()
+                if self.access_log is not None:
+                    self.access_log.close()
+                if self.dataplane.tracing is not None:
+                    await asyncio.to_thread(self.dataplane.tracing.close)
             return message
 
         if self.inner is not None:

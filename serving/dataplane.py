@@ -45,6 +45,7 @@ from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
 from serving.statistics import Statistics
 from serving.tokens import count_tokens
+from serving.tracing import Tracing, tracing_wanted
 
 __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class DataPlane:
             KeyLimits(self.settings.key_rate_per_s, self.settings.key_burst, self.settings.key_concurrency)
         )
         self.statistics = Statistics()
+        self.tracing = Tracing() if tracing_wanted() else None
         self.loop_lag = LoopLag()
         self.drift = DriftBook()
         self.shadows = ShadowBook(self)
@@ -283,7 +285,10 @@ class DataPlane:
         if idempotency_key is None:
             small = self.admit_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
             if small is not None:
-                return self._infer_now(small)
+                done = self._infer_now(small)
+                if self.tracing is not None:
+                    self.tracing.ran(served.name, served.version, done.rows, 0.0, done.compute_ms)
+                return done
         call = Call(
             principal,
             served,
@@ -298,6 +303,8 @@ class DataPlane:
             if idempotency_key is not None:
                 await self._claim(call, idempotency_key)
             answer = await self._infer_queued(call, inputs, names, limit_ms, priority)
+        if self.tracing is not None:
+            self.tracing.ran(served.name, served.version, answer.rows, answer.queue_ms, answer.compute_ms)
         if self.settings.journal_sync == "before_answer":
             await self.journal.synced()
         return answer
@@ -331,7 +338,8 @@ class DataPlane:
                     self.journal.check_ready()
                     if not billed:
                         bound = {**(call.units or {}), "calls": 1, "rows": call.rows, "ms": int(limit_ms) + 1}
-                        call.reserved = await self.leases.reserve(call.principal, call.served, bound, call.purpose)
+                        with contextlib.nullcontext() if self.tracing is None else self.tracing.step("lease"):
+                            call.reserved = await self.leases.reserve(call.principal, call.served, bound, call.purpose)
             except TimeoutError:
                 raise deadline_exceeded(limit_ms) from None
             left_ms = limit_ms - (time.monotonic() - arrived) * 1000

@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from model_store.errors import Refusal
+from serving.access_log import Line, now_ms
 from serving.app import ServingApp
 from serving.connections import GuardedConnection
 from serving.errors import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path
 from serving.protocols.oip_turn import Answer
+from serving.tracing import may_be_hot
 
 _log = logging.getLogger("algomart.serving")
 MAX_FAST_BODY_BYTES = 64 << 10  # of JSON, which takes time to read
@@ -201,6 +203,8 @@ class _FastHttpProtocol(GuardedConnection):
     def _take(self, head: Head, body: bytes, deliver: Callable[[Answer], None]) -> bool:
         """Have it answered at the end of this turn of the loop; False (nothing done): it takes the ordinary way."""
         oip = self.serving.oip
+        if self.serving.dataplane.tracing is not None and not may_be_hot(head.fields):
+            return False
         principal = self.serving.dataplane.keys.peek(head.token, head.token_digest)
         if principal is None:
             return False
@@ -237,7 +241,12 @@ class _FastHttpProtocol(GuardedConnection):
         """The whole response."""
         call = answer.call
         if answer.refusal is not None or call is None:
-            return self._refusal(answer.refusal or internal_error())
+            refusal = answer.refusal or internal_error()
+            if self.serving.access_log is not None:
+                self._log(answer, refusal.status, refusal.code)
+            return self._refusal(refusal)
+        if self.serving.access_log is not None:
+            self._log(answer, 200)
         requests = self.serving.dataplane.statistics.requests
         requests[200] = requests.get(200, 0) + 1
         usage_id = call.usage_id.encode()
@@ -254,6 +263,28 @@ class _FastHttpProtocol(GuardedConnection):
             parts += [name, b": ", value, b"\r\n"]
         parts += [b"content-length: %d\r\n\r\n" % len(content), content]
         return b"".join(parts)
+
+    def _log(self, answer: Answer, status: int, code: str = "") -> None:
+        """A line of the access log."""
+        log, call = self.serving.access_log, answer.call
+        assert log is not None, "only called where there is one"
+        head: Head | None = answer.context
+        given = b"" if head is None else head.request_id
+        line = Line(
+            now_ms(),
+            "POST",
+            "/v2/models" if head is None else f"/v2/models/{head.target.name}/infer",
+            status,
+            (time.perf_counter() - self._read_at) * 1000,
+            given.decode(),
+            code=code,
+            bytes_out=len(answer.content),
+        )
+        if call is not None:
+            line.key_id, line.organisation = call.principal.key_id, call.principal.organisation
+            line.usage_id, line.model, line.rows = call.usage_id, call.statistics.label, call.rows
+            line.request_id = line.request_id or f"req_{call.usage_id}"
+        log.add(line)
 
     def _preamble(self) -> bytes:
         """uvicorn's default headers (the date), joined once a second: its list is a new one then."""

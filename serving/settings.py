@@ -40,6 +40,7 @@ class ServingSettings:
     grpc_streams: int = 64  # gRPC streams; a quarter of them for one organisation
     journal_sync: Literal["grouped", "before_answer"] = "grouped"
     triton_compat: bool = False  # Triton's own name and words, and models without their vendor's name
+    access_log: str = ""  # file of the access log, or "-" for standard output; "": none is kept
     metrics_token: str = ""  # beside loopback, who sends this bearer token may read /metrics
 
     @classmethod

@@ -34,6 +34,7 @@ PAGES = [
     ROOT / "docs" / "http-api.md",
     ROOT / "docs" / "grpc.md",
     ROOT / "docs" / "nodes.md",
+    ROOT / "docs" / "observability.md",
     ROOT / "docs" / "configuration.md",
 ]
 FENCE = re.compile(r"^(?P<skip><!-- not run: .+ -->\n)?```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)

@@ -169,7 +169,12 @@ def _wants_csv(request: Request, asked: Asked) -> bool:
 
 
 def _render(served: ServedVersion, asked: Asked, ran: Ran, as_csv: bool) -> Response:
-    return _csv_response(asked, ran) if as_csv else json_response(_body(served, asked, ran))
+    return _csv_response(asked, ran) if as_csv else json_response(_body(served, asked, ran), headers=_charged(ran))
+
+
+def _charged(ran: Ran) -> list[tuple[bytes, bytes]]:
+    ids = ",".join(run.usage_id for run in ran.runs[:64])
+    return [(b"x-usage-id", ids.encode()), (b"x-amount-micro", str(ran.amount_micro).encode())]
 
 
 def _csv_response(asked: Asked, ran: Ran) -> Response:
@@ -183,11 +188,7 @@ def _csv_response(asked: Asked, ran: Ran) -> Response:
         {**row, **{names.get(name, name): value for name, value in extra.items()}}
         for row, extra in zip(given, flat, strict=True)
     ]
-    heads = [
-        CSV_TYPE,
-        (b"x-usage-id", ",".join(run.usage_id for run in ran.runs[:64]).encode()),
-        (b"x-amount-micro", str(ran.amount_micro).encode()),
-    ]
+    heads = [CSV_TYPE, *_charged(ran)]
     converted = {name: seen for name, seen in _matched(asked).items() if seen["how"] == "converted"}
     if ran.outside:
         heads.append((b"x-outside-training", json.dumps(shown(ran.outside)).encode()[:4000]))

@@ -1,7 +1,8 @@
 """CPU time of one request inside the server process, without sockets: `python -m tests.bench.hot_path`.
 
 Requests are handed to the protocol class as uvloop would hand them over (32 connections, one request each a turn of the
-loop) with a transport that drops what is written. Ours has key, lease, journal on; the reference is the bench's.
+loop) with a transport that drops what is written. Ours has key, lease, journal on, and once more
+the access log; the reference is the bench's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from serving.http_protocol import fast_protocol
+from serving.settings import ServingSettings
 from tests.bench.node import KEY, open_bench_node
 from tests.bench.reference import application
 from tests.bench.tiny import FEATURES, NAME, write_tiny
@@ -96,18 +98,23 @@ def connect(kind: type, config: uvicorn.Config) -> tuple[list[Any], list[Sink]]:
 
 
 async def main(folder: Path, rounds: int) -> None:
-    app, plane = open_bench_node(folder)
+    app, plane = open_bench_node(folder / "own")
+    logged, logged_plane = open_bench_node(folder / "log", ServingSettings(access_log=str(folder / "access.log")))
     await plane.start()
-    ours = uvicorn.Config(
-        app, http=fast_protocol(app), loop="uvloop", lifespan="off", access_log=False, server_header=False
+    await logged_plane.start()
+    ours, with_log = (
+        uvicorn.Config(each, http=fast_protocol(each), loop="uvloop", lifespan="off", access_log=False)
+        for each in (app, logged)
     )
     bare = application(str(write_tiny(folder / "tiny.onnx")))
     reference = uvicorn.Config(bare, http=HttpToolsProtocol, loop="uvloop", lifespan="off", access_log=False)
-    ours.load()
-    reference.load()
+    for config in (ours, with_log, reference):
+        config.load()
+    own = requests(f"Authorization: Bearer {KEY}\r\n")
     sides = {
         "reference": (*connect(HttpToolsProtocol, reference), requests("")),
-        "algomart": (*connect(ours.http_protocol_class, ours), requests(f"Authorization: Bearer {KEY}\r\n")),
+        "algomart": (*connect(ours.http_protocol_class, ours), own),
+        "with log": (*connect(with_log.http_protocol_class, with_log), own),
     }
     for protocols, sinks, sent in sides.values():
         protocols[0].data_received(sent[0])
@@ -123,6 +130,7 @@ async def main(folder: Path, rounds: int) -> None:
         )
     print(f"ratio {statistics.median(r / a for r, a in zip(found['reference'], found['algomart'], strict=True)):.2f}")
     await plane.stop()
+    await logged_plane.stop()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class NoNative:
         return Response(404)
 
 
-def open_bench_node(folder: Path) -> tuple[ServingApp, DataPlane]:
+def open_bench_node(folder: Path, settings: ServingSettings | None = None) -> tuple[ServingApp, DataPlane]:
     """The application and its data plane, not started."""
     bundles = FolderBundles()
     bundles.add(tiny_bundle(folder / "bundle").path)
@@ -42,7 +42,7 @@ def open_bench_node(folder: Path) -> tuple[ServingApp, DataPlane]:
         purses={"org_bench": Purse(voucher_micro=10**15, own_micro=10**15, step_micro=10**13)},
     )
     ports = Ports(admission=admission, bundles=bundles)
-    plane = DataPlane(ports, ServingSettings(), JournalWriter(folder / "journal", "bench", 1))
+    plane = DataPlane(ports, settings or ServingSettings(), JournalWriter(folder / "journal", "bench", 1))
     return ServingApp(plane, ports, native=NoNative()), plane
 
 
