@@ -68,7 +68,7 @@ def of_market(
     check_port(host, port, "--port")
     if grpc_port:
         check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
-    settings = replace(ServingSettings.of(Settings()), triton_compat=triton_compat)
+    settings = replace(ServingSettings.of(Settings()), triton_compat=triton_compat, mapped_folder=home / "mapped")
     with ExitStack() as stack:
         app = open_market_node(MarketLink(market, token), home, settings, stack)
         typer.echo(f"市场 market: {market}")

@@ -54,5 +54,10 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{(self.home / 'market.db').resolve()}"
 
     @property
+    def mapped_folder(self) -> Path:
+        """Weights moved out of models that are served, to be mapped; derived, and made again where it is missing."""
+        return self.home / "mapped"
+
+    @property
     def url(self) -> str:
         return self.public_url or f"http://{self.host}:{self.port}"

@@ -19,14 +19,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from marketplace.db import reading
 from marketplace.market import Market
 from marketplace.nodes.registry import OWN_NODE
 from marketplace.usage.recovery import close_epoch, register_node
 from marketplace.vouchers.nodes import open_epochs
-from serving.remote.worker import WorkerOrder
+from serving.remote.worker import WorkerOrder, write_order
 from serving.settings import ServingSettings
 from serving.siblings import ProcessGroup
 
@@ -149,7 +147,7 @@ class Workers:
         )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(msgspec.json.encode(order) + b"\n")
+            process.stdin.write(write_order(order))
             process.stdin.close()
         return process
 

@@ -163,6 +163,14 @@ class Graph:
             check_output_bytes(answer, max_output_bytes)
         return answer
 
+    def adopt(self, other: Graph) -> Any:
+        """From now on runs are those of `other`, a load of the very same model; what runs already ends as it began.
+
+        Answers the session that was left, so that the caller may drop it where that holds nobody up.
+        """
+        left, self._session, self._run_session = self._session, other._session, other._run_session
+        return left
+
     def bind(self, parameters: Mapping[str, Array]) -> None:
         """From now on every run takes these parameters of the sites: for a graph that serves one adapter only."""
         self._bound = dict(parameters)

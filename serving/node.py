@@ -77,7 +77,11 @@ def open_node(
     journals = home / "journal"
     journals.mkdir(exist_ok=True)
     epoch = 1 + max((_epoch_of(path) for path in journals.iterdir()), default=0)
-    plane = DataPlane(ports, ServingSettings(triton_compat=triton_compat), JournalWriter(journals, NODE, epoch))
+    plane = DataPlane(
+        ports,
+        ServingSettings(triton_compat=triton_compat, mapped_folder=home / "mapped"),
+        JournalWriter(journals, NODE, epoch),
+    )
     app = ServingApp(plane, ports)
     app.anonymous = principal if keyless else None
     return Node(app, key, key_path, tuple(sorted(names)))

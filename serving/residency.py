@@ -2,6 +2,10 @@
 
 A resident in use is never evicted. Those used once only (a scan over the shelf) leave before those used again, and
 within each group the longest unused first. glibc gives the memory back only after `malloc_trim` (serving.md).
+
+Loading is of two stages where a model's weights can be mapped (`model_store.mapped`): first mapped, so that the first
+call is answered early and a model called now and then holds next to nothing; then, for one that is called again and
+again, prepacked in the background and put in the place of the first, while calls go on.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from typing import Any
 
 from model_store.bundle import open_bundle
 from model_store.errors import Refusal, Unprocessable
-from model_store.runtime import release_memory
+from model_store.runtime import Graph, load_graph, release_memory
 from serving.adapters_on_base import StackedAdapter
 from serving.errors import memory_full
+from serving.mapping import Mapper
 from serving.ports import ServedVersion
-from serving.resident import Resident, estimate_bytes, load_adapter, load_resident
+from serving.resident import Resident, estimate_bytes, load_adapter, load_resident, mapped_model
 from serving.settings import ServingSettings
 
 _log = logging.getLogger("algomart.residency")
@@ -54,6 +59,8 @@ class Residency:
         self._room = asyncio.Event()
         self._pool = ThreadPoolExecutor(LOADER_THREADS, "loader")
         self._dropping: set[asyncio.Future[None]] = set()
+        self._building: set[asyncio.Task[None]] = set()
+        self.mapper = Mapper(settings.mapped_folder)
         self._tick = 0  # the order of uses; cheaper than a clock
         self.held_bytes = 0
         self.loads = self.evictions = 0
@@ -64,6 +71,8 @@ class Residency:
         if resident is not None:
             resident.uses += 1
             self._tick = resident.last_used = self._tick + 1
+            if resident.uses == resident.hot_at:
+                self._begin_prepacking(resident)
         return resident
 
     async def acquire(self, served: ServedVersion) -> Resident:
@@ -125,6 +134,9 @@ class Residency:
                 await load.task
         for resident in self.residents():
             self._drop(resident)
+        await self.mapper.close()
+        if self._building:
+            await asyncio.wait(self._building)
         if self._dropping:
             await asyncio.wait(self._dropping)
         self._pool.shutdown(wait=False)
@@ -140,7 +152,7 @@ class Residency:
                 base = await self.acquire(served.base)  # given back when the adapter is dropped
             if self._fetch is not None:
                 await self._fetch(served)
-            need = await loop.run_in_executor(self._pool, _estimate, served)
+            need = await loop.run_in_executor(self._pool, _estimate, served, self._settings)
             await self._make_room(served, need)
             self.held_bytes += need  # before loading: two loads must not fill the same room
             try:
@@ -151,8 +163,7 @@ class Residency:
                 else:
                     resident = await loop.run_in_executor(self._pool, self._load_resident, served, self._settings)
             except BaseException:
-                self.held_bytes -= need
-                self._room.set()
+                self._give_back(need)
                 raise
             resident.bytes = need
             resident.references = load.waiting
@@ -160,6 +171,8 @@ class Residency:
             self._tick = resident.last_used = self._tick + 1
             self._residents[key] = resident
             self.loads += 1
+            if resident.mapped is None:
+                self.mapper.want(served)
             return resident
         except BaseException:
             if base is not None:
@@ -167,6 +180,43 @@ class Residency:
             raise
         finally:
             del self._loads[key]
+
+    def _begin_prepacking(self, resident: Resident) -> None:
+        """Where there is room beside all that is loaded: nobody is unloaded for the sake of speed. Else asked later."""
+        assert resident.mapped is not None, "only what is mapped becomes hot"
+        need = resident.mapped.prepacked_bytes
+        if self.held_bytes + need > self._settings.memory_budget_bytes:
+            resident.hot_at *= 2
+            return
+        resident.hot_at = 0
+        self.held_bytes += need
+        task = asyncio.create_task(self._prepack(resident, need))
+        self._building.add(task)
+        task.add_done_callback(self._building.discard)
+
+    async def _prepack(self, resident: Resident, need: int) -> None:
+        """Build the second stage and put it in the place of the first, unless that was dropped meanwhile."""
+        assert resident.mapped is not None, "only what is mapped becomes hot"
+        loop = asyncio.get_running_loop()
+        try:
+            built = await loop.run_in_executor(self._pool, load_graph, resident.mapped.path)
+        except Refusal as error:
+            _log.warning("%s stays as it was loaded: %s", resident.name, error)
+            self._give_back(need)
+            return
+        if isinstance(resident.graph, Graph):
+            box = [resident.graph.adopt(built)]
+            self._give_back(resident.bytes)
+            resident.bytes, resident.mapped = need, None
+        else:
+            box = [built]
+            self._give_back(need)
+        del built
+        await loop.run_in_executor(self._pool, _dispose, box)
+
+    def _give_back(self, size: int) -> None:
+        self.held_bytes -= size
+        self._room.set()
 
     async def _widen_stacks(self, served: ServedVersion, base: Resident, adapter: StackedAdapter) -> None:
         """The stacks that adapters share are their base's, in bytes too."""
@@ -200,9 +250,8 @@ class Residency:
 
     def _drop(self, resident: Resident) -> None:
         del self._residents[(resident.digest, resident.trusted)]
-        self.held_bytes -= resident.bytes
+        self._give_back(resident.bytes)
         self.evictions += 1
-        self._room.set()
         base, resident.base = resident.base, None
         if base is not None:
             self.release(base)
@@ -214,10 +263,10 @@ class Residency:
         done.add_done_callback(self._dropping.discard)
 
 
-def _estimate(served: ServedVersion) -> int:
+def _estimate(served: ServedVersion, settings: ServingSettings) -> int:
     try:
         if served.base is None:
-            return estimate_bytes(open_bundle(served.bundle), served.trusted)
+            return estimate_bytes(open_bundle(served.bundle), served.trusted, mapped_model(served, settings))
         own = estimate_bytes(open_bundle(served.bundle), trusted=True)
         if served.base.trusted:
             return own

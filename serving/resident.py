@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from model_store.bundle import Bundle, open_bundle
 from model_store.manifest import Manifest
+from model_store.mapped import MappedModel, find_mapped
 from model_store.runtime import Graph, load_graph
 from model_store.tensors import Array
 from serving.adapters_on_base import AdaptedGraph, Member, SlotTable, StackedAdapter, WideAdapter
@@ -17,6 +19,7 @@ from serving.tokens import token_tensor_of
 
 WORKER_BASE_BYTES = 96 << 20  # a Python process with ONNX Runtime, before any graph
 GRAPH_BASE_BYTES = 256 << 10  # a session with nothing in it
+HOT_USES = 16  # calls after which a mapped graph is worth prepacking
 
 
 class Runs(Protocol):
@@ -37,12 +40,14 @@ class Resident:
 
     An adapter holds its `base`. Where the base's graph takes an index (it has `slots`), the base is what an adapter's
     calls `runs_on`: they may share a run, and what is known of batches and cost is the base's.
+
+    `mapped`: its weights are a file's, not prepacked yet; that is done once `uses` reaches `hot_at` (0: never).
     """
 
     __slots__ = (
-        "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "last_used",
-        "load_ms", "manifest", "max_rows", "name", "owner", "pinned", "references", "runner", "runs_on", "slots",
-        "token_tensor", "trusted", "uses",
+        "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "hot_at",
+        "last_used", "load_ms", "manifest", "mapped", "max_rows", "name", "owner", "pinned", "references", "runner",
+        "runs_on", "slots", "token_tensor", "trusted", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +73,8 @@ class Resident:
             CostEstimate(manifest.cost, inline_allowed) if indexed_base is None else indexed_base.cost
         )
         self.bytes = 0
+        self.mapped: MappedModel | None = None
+        self.hot_at = 0
         self.load_ms = 0.0
         self.pinned = served.pinned
         self.references = 0
@@ -114,16 +121,18 @@ def load_resident(served: ServedVersion, settings: ServingSettings) -> Resident:
     """
     started = time.perf_counter()
     bundle = open_bundle(served.bundle)
+    mapped = mapped_model(served, settings)
     if served.trusted:
-        runner: Any = load_graph(bundle.model_path, threads=1)
-        inline = runs_in_bounded_time(bundle.model_path)
+        path = bundle.model_path if mapped is None else mapped.path
+        runner: Any = load_graph(path, threads=1, prepack=mapped is None)
+        inline = runs_in_bounded_time(path)
     else:
         from model_store.worker import LimitedWorker  # only a node that runs unlisted graphs needs it
 
         runner = LimitedWorker(bundle.model_path, memory_bytes=settings.worker_memory_bytes)
         inline = False
     resident = Resident(served, bundle.manifest, runner, inline)
-    resident.bytes = estimate_bytes(bundle, served.trusted)
+    resident.mapped, resident.hot_at = mapped, 0 if mapped is None else HOT_USES
     resident.load_ms = (time.perf_counter() - started) * 1000
     return resident
 
@@ -155,16 +164,33 @@ def load_adapter(served: ServedVersion, base: Resident | None, settings: Serving
     return resident
 
 
-def estimate_bytes(bundle: Bundle, trusted: bool) -> int:
-    """What it will hold in memory: as measured at inspection, else twice its weights' files. Of an adapter on a trusted
-    base its own files: the graph, and the stacks that adapters share, are counted as the base's."""
-    files = sum(
-        path.stat().st_size
-        for path in bundle.path.iterdir()
-        if path.is_file() and path.suffix not in (".json", ".md", ".npz")
-    )
+def mapped_model(served: ServedVersion, settings: ServingSettings) -> MappedModel | None:
+    """The form of a trusted version whose weights are mapped, where there is one."""
+    if settings.mapped_folder is None or not served.trusted:
+        return None
+    return find_mapped(settings.mapped_folder, served.digest)
+
+
+def estimate_bytes(bundle: Bundle, trusted: bool, mapped: MappedModel | None = None) -> int:
+    """What it will hold in memory: as measured when it was mapped, or at inspection, else twice its weights' files.
+
+    Of an adapter on a trusted base its own files: the graph, and the stacks that adapters share, are counted as the
+    base's.
+    """
+    if mapped is not None:
+        return max(mapped.mapped_bytes, GRAPH_BASE_BYTES)
+    files = weights_bytes(bundle.path)
     if bundle.manifest.adapter_of is not None and trusted:
         return files
     cost = bundle.manifest.cost
     measured = cost.private_bytes if cost is not None else 2 * files
     return max(measured, files, GRAPH_BASE_BYTES) + (0 if trusted else WORKER_BASE_BYTES)
+
+
+def weights_bytes(folder: Path) -> int:
+    """The size of a bundle's graph and of the files beside it that hold its weights."""
+    return sum(
+        path.stat().st_size
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix not in (".json", ".md", ".npz")
+    )

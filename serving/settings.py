@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
@@ -14,6 +15,7 @@ class ServingSettings:
     """Sizes in bytes, times in the unit of the name's last word."""
 
     memory_budget_bytes: int = 2 << 30  # what loaded models may hold together
+    mapped_folder: Path | None = None  # where weights are kept that were moved out of their models, to be mapped
     max_body_bytes: int = 64 << 20  # request body, also after decompression
     max_samples_bytes: int = 264 << 20  # body of a sample set: 256 MiB of pictures and the form around them
     max_samples_in_all_bytes: int = 528 << 20  # what such bodies may hold together

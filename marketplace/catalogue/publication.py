@@ -80,7 +80,7 @@ def reconcile(market: Market) -> dict[str, int]:
     """Finish or remove what a crash left half-published; `{"finished", "removed"}`. Run before anything is published.
 
     A visible version is confirmed in the registry. What is not visible is removed there, its row marked failed. Then
-    blobs that no version names are deleted, half uploads, and bundles that lay about unpacked for an hour.
+    blobs that no version names are deleted, half uploads, and bundles that lay about unpacked (or mapped) for an hour.
     """
     finished = removed = 0
     with reading(market.engine) as session:
@@ -125,9 +125,10 @@ def _sweep(market: Market) -> None:
             _log.info("removing blob %s, which no version names", sha256)
             market.blobs.delete(sha256)
     bundles, scratch = home / "bundles", home / "tmp"
-    left = [each for each in _children(bundles) if each.name not in digests] + _children(scratch)
-    for path in left:
-        if path.parent == bundles and not (path.name.startswith(".") or _DIGEST.fullmatch(path.name)):
+    of_bundles = (bundles, market.settings.mapped_folder)
+    left = [each for folder in of_bundles for each in _children(folder) if each.name not in digests]
+    for path in left + _children(scratch):
+        if path.parent in of_bundles and not (path.name.startswith(".") or _DIGEST.fullmatch(path.name)):
             continue
         oldest = STARTED_S if path.parent == scratch else time.time() - LEFT_BEHIND_S
         if path.lstat().st_ctime > oldest:

@@ -51,8 +51,18 @@ class WorkerOrder(msgspec.Struct):
     settings: ServingSettings
 
 
+def write_order(order: WorkerOrder) -> bytes:
+    """One line."""
+    return msgspec.json.encode(order, enc_hook=str) + b"\n"
+
+
+def read_order(line: bytes) -> WorkerOrder:
+    """Raises `msgspec.DecodeError`."""
+    return msgspec.json.decode(line, type=WorkerOrder, dec_hook=lambda kind, value: kind(value))
+
+
 def main() -> None:
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerOrder)
+    order = read_order(sys.stdin.buffer.readline())
     die_with_parent(order.parent)
     logging.basicConfig(level=order.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -47,7 +47,7 @@ def version(name: str, folder: Path = Path("/nowhere")) -> ServedVersion:
 @pytest.fixture
 def sized(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model takes SIZE bytes; nothing is read from disk."""
-    monkeypatch.setattr(module, "_estimate", lambda served: SIZE)
+    monkeypatch.setattr(module, "_estimate", lambda served, settings: SIZE)
 
 
 def load(served: ServedVersion, _: ServingSettings) -> Resident:
