@@ -78,7 +78,7 @@ def write_mapped(model_path: Path, folder: Path, digest: str) -> None:
 
 
 def _move_weights(model_path: Path, folder: Path) -> int:
-    """Write graph and weights apart; answers the bytes moved: 0 where callers may override weights, or there are none."""
+    """Write graph and weights apart; answers the bytes moved: 0 where callers may override weights or none is large."""
     model = onnx.load(str(model_path))
     overridable = {value.name for value in model.graph.input}
     moved = 0
