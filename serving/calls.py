@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -51,6 +53,7 @@ class Call:
     started: float = field(default_factory=time.perf_counter)
     key: str = ""
     entry: Remembered | None = None
+    run: asyncio.Future[Any] | None = None  # once it was queued: done when it ended, or was dropped before
 
     def succeed(
         self,

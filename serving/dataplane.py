@@ -18,7 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from model_store.bundle import open_bundle
 from model_store.errors import Refusal
@@ -299,10 +299,14 @@ class DataPlane:
             purpose=purpose,
             reserved=None,
         )
-        with self.limits.in_hand(principal) if purpose == "use" else contextlib.nullcontext():
+        leave = self.limits.enter(principal) if purpose == "use" else None
+        try:
             if idempotency_key is not None:
                 await self._claim(call, idempotency_key)
             answer = await self._infer_queued(call, inputs, names, limit_ms, priority)
+        finally:
+            if leave is not None:
+                _when_done(call.run, leave)
         if self.tracing is not None:
             self.tracing.ran(served.name, served.version, answer.rows, answer.queue_ms, answer.compute_ms)
         if self.settings.journal_sync == "before_answer":
@@ -346,6 +350,7 @@ class DataPlane:
             queue = self.queue if resident.graph is not None else self.worker_queue
             tenant = call.principal.organisation
             job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority)
+            call.run = job.done
         except BaseException as error:
             self._drop(call, resident, error)
             raise
@@ -481,3 +486,11 @@ class DataPlane:
             "algomart_rows_outside_training_total": self.drift.rows_outside,
             "algomart_keys_asked_total": self.keys.asked,
         }
+
+
+def _when_done(run: asyncio.Future[Any] | None, leave: Callable[[], None]) -> None:
+    """Now, or when a run ends whose caller has gone: it holds its thread until then."""
+    if run is None or run.done():
+        leave()
+    else:
+        run.add_done_callback(lambda _: leave())

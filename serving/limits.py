@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import ceil
 
 from serving.errors import concurrency_limited, rate_limited
@@ -51,17 +50,17 @@ class CallLimits:
         if key is not None or principal.limits.rate_per_s or self._node.rate_per_s:
             self._take(principal)
 
-    @contextmanager
-    def in_hand(self, principal: Principal) -> Iterator[None]:
-        """Count a call that takes its time, for as long as it does. Raises as `take` does."""
+    def enter(self, principal: Principal) -> Callable[[], None]:
+        """Count a call that takes its time until what this answers is called, once. Raises as `take` does."""
         key = self._take(principal)
         key.in_hand += 1
-        try:
-            yield
-        finally:
+
+        def leave() -> None:
             key.in_hand -= 1
             if not key.in_hand and not key.rate:
                 self._keys.pop(principal.key_id, None)
+
+        return leave
 
     def _take(self, principal: Principal) -> _Key:
         now = self._clock()

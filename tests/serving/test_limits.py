@@ -92,19 +92,20 @@ def test_a_limit_that_changes_holds_from_the_next_call() -> None:
     limits = CallLimits(KeyLimits(), Clock())
     assert passed(limits, FACTORY, 9) == 9
     key = with_limits(FACTORY, concurrency=1)
-    with limits.in_hand(key):
-        assert passed(limits, key, 9) == 0
-        assert passed(limits, with_limits(FACTORY, concurrency=2), 1) == 1
+    leave = limits.enter(key)
+    assert passed(limits, key, 9) == 0
+    assert passed(limits, with_limits(FACTORY, concurrency=2), 1) == 1
+    leave()
     assert passed(limits, key, 9) == 9
 
 
 def test_what_is_remembered_of_keys_is_bounded() -> None:
     limits = CallLimits(KeyLimits(rate_per_s=1), Clock())
-    with limits.in_hand(FACTORY):
-        for index in range(MAX_KEYS + 50):
-            limits.take(dataclasses.replace(OTHER, key_id=f"key-{index}"))
-        assert len(limits._keys) <= MAX_KEYS
-        assert FACTORY.key_id in limits._keys
+    limits.enter(FACTORY)
+    for index in range(MAX_KEYS + 50):
+        limits.take(dataclasses.replace(OTHER, key_id=f"key-{index}"))
+    assert len(limits._keys) <= MAX_KEYS
+    assert FACTORY.key_id in limits._keys
 
 
 async def test_a_key_over_its_rate_is_refused_hot_and_queued_and_is_not_charged(tmp_path: Path) -> None:
@@ -140,4 +141,21 @@ async def test_calls_in_hand_are_bounded_and_room_comes_back(tmp_path: Path) -> 
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
         await node.dataplane.infer(key, served, {"x": rows(1)})
-        assert not node.dataplane.limits._keys
+        await until(lambda: not node.dataplane.limits._keys)
+
+
+async def test_a_call_whose_caller_has_gone_is_in_hand_until_its_run_ends(tmp_path: Path) -> None:
+    async with running_node(tmp_path, run_deadline_ms=1500) as node:
+        served, slow = node.add("acme/double", double()), node.add("acme/endless", endless())
+        key = with_limits(FACTORY, concurrency=1)
+        await node.dataplane.infer(key, served, {"x": rows(1)})
+        left = asyncio.create_task(node.dataplane.infer(key, slow, {"x": rows(1)}))
+        await until(lambda: bool(node.dataplane.queue._running))
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        with pytest.raises(TooMany) as refused:
+            await node.dataplane.infer(key, served, {"x": rows(1)})
+        assert refused.value.code == "CONCURRENCY_LIMITED"
+        await until(lambda: not node.dataplane.queue._running)
+        await until(lambda: not node.dataplane.limits._keys)
+        await node.dataplane.infer(key, served, {"x": rows(1)})
