@@ -1,5 +1,5 @@
-"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `backup`, `restore`
-and `doctor` work on this machine, the rest on a market.
+"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `backup`,
+`restore`, `verify` and `doctor` work on this machine, the rest on a market.
 """
 
 from __future__ import annotations
@@ -199,6 +199,31 @@ def restore(archive: Path, home: Path, as_json: AsJson = False) -> None:
 
     with _refusals():
         _print_archive(read(archive, home), as_json)
+
+
+@app.command()
+def verify(
+    pack: Annotated[Path, typer.Argument(help="A claim's pack: GET /api/v1/claims/{id}/pack")], as_json: AsJson = False
+) -> None:
+    """Judge a claim batch's pack by itself, without a market · 离线核验申报包; status 1 where anything does not hold.
+
+    Hashes, document, postings, usage × price, shares, proofs and the chain of days. What nobody can forge is a chain
+    that was kept elsewhere: compare the one shown last with yours.
+    """
+    from dataclasses import asdict
+
+    from marketplace.integrity.verify import verify_pack
+
+    report = verify_pack(pack)
+    if as_json:
+        typer.echo(json.dumps({"holds": report.holds, **asdict(report)}, ensure_ascii=False))
+    else:
+        for name, value in report.facts.items():
+            typer.echo(f"  {name}: {value}")
+        for wrong in report.wrong[:50]:
+            typer.echo(f"✗ {wrong}")
+        typer.echo("✓ 核验通过 · it holds" if report.holds else f"✗ {len(report.wrong)} 处不符 · it does not hold")
+    raise typer.Exit(0 if report.holds else 1)
 
 
 @app.command()

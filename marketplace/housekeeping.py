@@ -13,6 +13,7 @@ from marketplace.catalogue.tables import Listing, PriceVersion, Rollout
 from marketplace.choosing.samples import purge_expired
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading, transaction
+from marketplace.integrity.days import close_days
 from marketplace.ledger.rebuild import rebuild
 from marketplace.market import Market
 from marketplace.organisations.notices import notify_operators
@@ -41,7 +42,14 @@ class Housekeeping:
 
     def go_round(self) -> None:
         """One round, each step by itself."""
-        steps: list[Callable[[], None]] = [self._rollouts, self._vouchers, self._samples, self._prices, self._replay]
+        steps: list[Callable[[], None]] = [
+            self._rollouts,
+            self._vouchers,
+            self._samples,
+            self._prices,
+            self._replay,
+            self._close_days,
+        ]
         for step in steps:
             try:
                 step()
@@ -76,6 +84,12 @@ class Housekeeping:
         with transaction(self._market.engine) as session:
             for voucher in expire_vouchers(session, now_ms()):
                 _log.info("voucher %s has lapsed", voucher.id)
+
+    def _close_days(self) -> None:
+        """The Merkle roots of days that are over."""
+        with transaction(self._market.engine) as session:
+            for row in close_days(session, now_ms()):
+                _log.info("day %s is closed: %d transfers, chain %s", row.day, row.transfers, row.chain)
 
     def _samples(self) -> None:
         purge_expired(self._market.engine, self._market.settings.home, now_ms())

@@ -14,6 +14,7 @@ from marketplace.catalogue.tables import (
 )
 from marketplace.choosing.tables import Choice, SampleSet
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction, Invoice
+from marketplace.integrity.tables import DayRoot
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
 from marketplace.nodes.tables import ServingNode
@@ -32,7 +33,7 @@ from marketplace.vouchers.tables import (
 
 __all__ = [
     "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "ClaimBatch", "ClaimLine",
-    "ClaimedTransfer", "Clawback", "Correction", "Filing", "Invoice", "Job", "LeaseRow",
+    "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "Filing", "Invoice", "Job", "LeaseRow",
     "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice",
     "OneTimeToken", "Organisation", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
     "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",

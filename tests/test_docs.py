@@ -34,6 +34,7 @@ PAGES = [
     ROOT / "docs" / "http-api.md",
     ROOT / "docs" / "grpc.md",
     ROOT / "docs" / "nodes.md",
+    ROOT / "docs" / "vouchers.md",
     ROOT / "docs" / "observability.md",
     ROOT / "docs" / "configuration.md",
 ]

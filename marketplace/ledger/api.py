@@ -9,6 +9,7 @@ from sqlmodel import col, func, select
 
 from marketplace.access import Actor, market_of, require
 from marketplace.db import reading
+from marketplace.integrity.days import check_days, list_days
 from marketplace.ledger.posting import entries_of
 from marketplace.ledger.rebuild import rebuild, trial_balance
 from marketplace.ledger.tables import LedgerAccount, LedgerTransfer
@@ -41,6 +42,14 @@ def get_rebuild(actor: Actor = Depends(OPERATOR), market: Market = Depends(marke
             "wrong": [{"account": code, "kept_fen": a, "replayed_fen": b} for code, (a, b) in rebuilt.wrong.items()],
             "lopsided_transfers": list(rebuilt.lopsided),
         }
+
+
+@router.get("/days")
+def get_days(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
+    """The Merkle root of each closed day, chained: keep the last chain elsewhere, and it proves all before it."""
+    with reading(market.engine) as session:
+        items = [row.model_dump() for row in list_days(session)]
+        return {"items": items, "total": len(items), "wrong": check_days(session)}
 
 
 @router.get("/accounts")

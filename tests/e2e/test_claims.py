@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +27,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
     market.stop()
 
 
-def test_what_factories_used_is_claimed_and_paid_by_two_persons(market: LiveMarket) -> None:
+def test_what_factories_used_is_claimed_and_paid_by_two_persons(market: LiveMarket, tmp_path: Path) -> None:
     factory, chen, lin = (market.client(name) for name in ("factory", "operator", "operator2"))
     voucher = ask(factory.get("/api/v1/vouchers"))["items"][0]
     filing = ask(chen.get("/api/v1/filings"))["items"][0]["number"]
@@ -57,6 +61,14 @@ def test_what_factories_used_is_claimed_and_paid_by_two_persons(market: LiveMark
     assert pool["conserved"]
     assert pool["paid_fen"] >= frozen["total_fen"]
     assert ask(chen.get("/api/v1/ledger/rebuild"))["sound"]
+    pack = tmp_path / "claim.zip"
+    pack.write_bytes(chen.get(f"{url}/pack").content)
+    verify = [sys.executable, "-m", "marketplace.cli", "verify", str(pack), "--json"]
+    ran = subprocess.run(verify, check=False, capture_output=True, text=True)
+    told = json.loads(ran.stdout)
+    assert (ran.returncode, told["wrong"]) == (0, [])
+    assert told["facts"]["total_fen"] == frozen["total_fen"]
+    assert told["facts"]["usage_records"] == sum(line["usage_count"] for line in paid["lines"]) > 0
     claimed = next(iter(answered))
     taken_back = chen.post("/api/v1/corrections", json={"usage_id": claimed, "reason": "重复"}).json()["error"]
     assert taken_back["code"] == "CORRECTION_CLAIMED"

@@ -1,0 +1,210 @@
+"""Day roots and packs: what was posted can be proved without the market, and no change of it goes unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+import serving.leases
+from marketplace.claims.tables import ClaimBatch
+from marketplace.db import reading, transaction
+from marketplace.integrity.days import check_days, close_days
+from marketplace.integrity.merkle import leaf_hash, proof_of, root_by, root_of
+from marketplace.integrity.pack import write_pack
+from marketplace.integrity.tables import DayRoot
+from marketplace.integrity.verify import Report, verify_pack
+from marketplace.ledger import posting
+from model_store.blobs import FolderBlobs
+from tests.marketplace.test_claims import advance, freeze, new_batch, trade
+from tests.marketplace.town import DAY, Town
+
+
+@given(st.integers(1, 70), st.data())
+def test_each_leaf_proves_its_root_and_nothing_else_does(size: int, data: st.DataObject) -> None:
+    leaves = [leaf_hash(str(number).encode()) for number in range(size)]
+    index = data.draw(st.integers(0, size - 1))
+    path = proof_of(leaves, index)
+    assert root_by(leaves[index], index, size, path) == root_of(leaves)
+    assert root_by(leaf_hash(b"another"), index, size, path) != root_of(leaves)
+    with pytest.raises(ValueError, match="proof"):
+        root_by(leaves[index], index, size, [*path, leaves[0]])
+
+
+def test_a_leaf_is_no_inner_node() -> None:
+    """Else a pair of hashes could be passed off as a transfer (RFC 6962, 2.1)."""
+    one, two = leaf_hash(b"1"), leaf_hash(b"2")
+    assert root_of([one, two]) != root_of([leaf_hash(one + two)])
+    assert root_of([]) == hashlib.sha256(b"").digest()
+
+
+@pytest.fixture
+def town(engine, tmp_path, monkeypatch):
+    town = Town(engine, tmp_path / "journal")
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    monkeypatch.setattr(posting, "now_ms", lambda: town.now)  # postings are of the town's day
+    return town
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return FolderBlobs(tmp_path / "blobs")
+
+
+def close(town: Town) -> list[DayRoot]:
+    with transaction(town.engine) as session:
+        return close_days(session, town.now)
+
+
+def test_days_are_closed_in_a_row_and_none_before_it_is_over(town):
+    trade(town)
+    assert close(town) == []
+    town.pass_days(3)
+    closed = close(town)
+    assert len(closed) == 3
+    assert closed[0].transfers > 0
+    assert [row.transfers for row in closed[1:]] == [0, 0]
+    assert len({row.chain for row in closed}) == 3
+    assert close(town) == []
+    with reading(town.engine) as session:
+        assert check_days(session) == []
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "UPDATE ledger_entry SET amount_fen = amount_fen * 2",
+        "UPDATE ledger_transfer SET occurred_at_ms = occurred_at_ms + 1 WHERE id = 1",
+        "DELETE FROM ledger_entry WHERE transfer_id = 2",
+        "UPDATE day_root SET transfers = transfers + 1",
+    ],
+)
+def test_a_ledger_changed_behind_its_triggers_no_longer_fits_its_days(town, forgery):
+    trade(town)
+    town.pass_days(2)
+    close(town)
+    with town.engine.begin() as connection:
+        for (name,) in connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).all():
+            connection.execute(text(f"DROP TRIGGER {name}"))  # as whoever owns the database could
+        connection.execute(text(forgery))
+    with reading(town.engine) as session:
+        assert check_days(session)
+
+
+# --- the pack ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pack(town, blobs, tmp_path) -> Path:
+    """Of a batch of charges of two days, both closed."""
+    trade(town)
+    town.now += DAY
+    node = town.node("n2")
+    node.call(count=50)
+    node.stop()
+    town.now += 2 * DAY
+    close(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    path = tmp_path / "pack.zip"
+    with reading(town.engine) as session:
+        path.write_bytes(write_pack(session, session.get_one(ClaimBatch, batch), blobs))
+    return path
+
+
+def changed(pack: Path, name: str, change: Callable[[bytes], bytes], *, resealed: bool = True) -> Report:
+    """The pack with one file changed; `resealed`: by a forger who names its new hash in the manifest."""
+    with zipfile.ZipFile(pack) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    assert files[name] != change(files[name])
+    files[name] = change(files[name])
+    if resealed and name != "manifest.json":
+        manifest = json.loads(files["manifest.json"])
+        manifest["files"][name] = hashlib.sha256(files[name]).hexdigest()
+        files["manifest.json"] = json.dumps(manifest).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for each, content in files.items():
+            archive.writestr(each, content)
+    path = pack.with_name("changed.zip")
+    path.write_bytes(buffer.getvalue())
+    return verify_pack(path)
+
+
+def as_json(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
+    def apply(content: bytes) -> bytes:
+        document = json.loads(content)
+        change(document)
+        return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+    return apply
+
+
+def flipped(at: int) -> Callable[[bytes], bytes]:
+    return lambda content: content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def test_a_pack_holds_by_itself(pack):
+    report = verify_pack(pack)
+    assert report.wrong == []
+    assert report.facts["usage_records"] == 150
+    assert report.facts["total_fen"] == 18
+    assert report.facts["transfers"] == report.facts["transfers_in_closed_days"] == 2
+
+
+@pytest.mark.parametrize("name", ["claim.json", "transfers.jsonl", "usage.csv", "proofs.json", "days.json"])
+def test_one_flipped_byte_is_seen(pack, name):
+    with zipfile.ZipFile(pack) as archive:
+        size = len(archive.read(name))
+    for at in range(0, size, max(1, size // 25)):
+        assert not changed(pack, name, flipped(at), resealed=False).holds, at
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("usage.csv", lambda content: content.replace(b",370000,", b",370001,", 1)),
+        ("usage.csv", lambda content: b"\n".join(content.split(b"\n")[:-2]) + b"\n"),
+        ("usage.csv", lambda content: content + content.split(b"\n")[1] + b"\n"),
+        ("transfers.jsonl", lambda content: content.replace(b'"kind":"P5"', b'"kind":"P1"', 1)),
+        ("transfers.jsonl", lambda content: b"\n".join(content.split(b"\n")[1:])),
+        ("transfers.jsonl", lambda content: content.replace(b'"posted_at_ms":1', b'"posted_at_ms":2', 1)),
+        ("claim.json", as_json(lambda document: document["lines"][0].update(subsidy_fen=19))),
+        ("claim.json", as_json(lambda document: document["lines"][0]["transfers"].pop())),
+        ("days.json", as_json(lambda days: days[0].update(root="0" * 64))),
+        ("days.json", as_json(lambda days: days.pop(0))),
+        ("proofs.json", as_json(lambda proofs: next(iter(proofs.values())).update(index=1, size=2))),
+        ("manifest.json", as_json(lambda manifest: manifest.update(total_fen=19))),
+    ],
+)
+def test_a_forger_who_seals_the_pack_again_is_seen(pack, name, change):
+    assert not changed(pack, name, change).holds
+
+
+def test_what_is_no_pack_is_said_to_be_none(tmp_path):
+    for content in (b"", b"PK", b"not a zip at all"):
+        path = tmp_path / "x.zip"
+        path.write_bytes(content)
+        assert not verify_pack(path).holds
+
+
+def test_a_returned_line_is_in_no_pack_any_more(town, blobs, tmp_path):
+    trade(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "return")
+    path = tmp_path / "pack.zip"
+    with reading(town.engine) as session:
+        path.write_bytes(write_pack(session, session.get_one(ClaimBatch, batch), blobs))
+    report = verify_pack(path)
+    assert report.wrong == []
+    assert (report.facts["lines"], report.facts["total_fen"]) == (0, 0)
