@@ -86,7 +86,9 @@ class AccessLog:
             return
         try:
             self._reopen_if_moved()
-            os.write(self._file, self._encoder.encode_lines(lines))
+            left = memoryview(self._encoder.encode_lines(lines))
+            while left:  # a disk that is nearly full, or a pipe, takes part of it
+                left = left[os.write(self._file, left) :]
         except OSError as error:
             self.dropped += len(lines)
             _log.error("the access log cannot be written: %s", error)

@@ -22,7 +22,7 @@ from serving.app import ServingApp
 from serving.connections import GuardedConnection
 from serving.errors import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
-from serving.protocols.oip import Target, parse_model_path
+from serving.protocols.oip import Target, parse_model_path, path_of
 from serving.protocols.oip_turn import Answer
 from serving.tracing import may_be_hot
 
@@ -241,12 +241,9 @@ class _FastHttpProtocol(GuardedConnection):
         """The whole response."""
         call = answer.call
         if answer.refusal is not None or call is None:
-            refusal = answer.refusal or internal_error()
-            if self.serving.access_log is not None:
-                self._log(answer, refusal.status, refusal.code)
-            return self._refusal(refusal)
+            return self._refusal(answer, answer.refusal or internal_error())
         if self.serving.access_log is not None:
-            self._log(answer, 200)
+            self._log(answer, 200, len(answer.content), (answer.context.request_id or b"req_" + call.usage_id.encode()))
         requests = self.serving.dataplane.statistics.requests
         requests[200] = requests.get(200, 0) + 1
         usage_id = call.usage_id.encode()
@@ -256,34 +253,34 @@ class _FastHttpProtocol(GuardedConnection):
         ids = _IDS % (usage_id, call.amount, answer.context.request_id or b"req_" + usage_id)
         return b"".join((STATUS_LINE[200], self._preamble(), kind, ids, content))
 
-    def _refusal(self, refusal: Refusal) -> bytes:
-        content, headers = self.serving.refusal_parts(refusal, self.serving.oip_error_body, request_id_of(self._fields))
+    def _refusal(self, answer: Answer, refusal: Refusal) -> bytes:
+        request_id = request_id_of(self._fields)
+        content, headers = self.serving.refusal_parts(refusal, self.serving.oip_error_body, request_id)
+        if self.serving.access_log is not None:
+            self._log(answer, refusal.status, len(content), request_id.encode(), refusal.code)
         parts = [STATUS_LINE[refusal.status], self._preamble()]
         for name, value in headers:
             parts += [name, b": ", value, b"\r\n"]
         parts += [b"content-length: %d\r\n\r\n" % len(content), content]
         return b"".join(parts)
 
-    def _log(self, answer: Answer, status: int, code: str = "") -> None:
+    def _log(self, answer: Answer, status: int, size: int, request_id: bytes, code: str = "") -> None:
         """A line of the access log."""
         log, call = self.serving.access_log, answer.call
         assert log is not None, "only called where there is one"
-        head: Head | None = answer.context
-        given = b"" if head is None else head.request_id
         line = Line(
             now_ms(),
             "POST",
-            "/v2/models" if head is None else f"/v2/models/{head.target.name}/infer",
+            "/v2/models" if answer.context is None else path_of(answer.context.target),
             status,
             (time.perf_counter() - self._read_at) * 1000,
-            given.decode(),
+            request_id.decode(),
             code=code,
-            bytes_out=len(answer.content),
+            bytes_out=size,
         )
         if call is not None:
             line.key_id, line.organisation = call.principal.key_id, call.principal.organisation
             line.usage_id, line.model, line.rows = call.usage_id, call.statistics.label, call.rows
-            line.request_id = line.request_id or f"req_{call.usage_id}"
         log.add(line)
 
     def _preamble(self) -> bytes:

@@ -172,18 +172,25 @@ class Statistics:
         ]
         for name, value in sorted(gauges.items()):
             kind = "counter" if name.endswith("_total") else "gauge"
-            lines += [f"# TYPE {name} {kind}", f"{name} {value:g}"]
-        lines += ["# TYPE algomart_inferences_total counter", "# TYPE algomart_inference_ms histogram"]
+            lines += [f"# TYPE {name} {kind}", f"{name} {_number(value)}"]
+        calls, rows, times = [], [], []  # each family in one piece, as the format asks
         for each in self._versions.values():
             labels = f'model="{each.name}",version="{each.version}"'
-            lines.append(f'algomart_inferences_total{{{labels},outcome="ok"}} {each.succeeded}')
-            lines.append(f'algomart_inferences_total{{{labels},outcome="failed"}} {each.failed}')
-            lines.append(f"algomart_rows_total{{{labels}}} {each.rows}")
+            calls.append(f'algomart_inferences_total{{{labels},outcome="ok"}} {each.succeeded}')
+            calls.append(f'algomart_inferences_total{{{labels},outcome="failed"}} {each.failed}')
+            rows.append(f"algomart_rows_total{{{labels}}} {each.rows}")
             below = 0
             for bound, count in zip(BUCKETS_MS, each.buckets, strict=False):
                 below += count
-                lines.append(f'algomart_inference_ms_bucket{{{labels},le="{bound:g}"}} {below}')
-            lines.append(f'algomart_inference_ms_bucket{{{labels},le="+Inf"}} {each.succeeded}')
-            lines.append(f"algomart_inference_ms_sum{{{labels}}} {each.total_ns / 1e6:.3f}")
-            lines.append(f"algomart_inference_ms_count{{{labels}}} {each.succeeded}")
+                times.append(f'algomart_inference_ms_bucket{{{labels},le="{bound:g}"}} {below}')
+            times.append(f'algomart_inference_ms_bucket{{{labels},le="+Inf"}} {each.succeeded}')
+            times.append(f"algomart_inference_ms_sum{{{labels}}} {each.total_ns / 1e6:.3f}")
+            times.append(f"algomart_inference_ms_count{{{labels}}} {each.succeeded}")
+        lines += ["# TYPE algomart_inferences_total counter", *calls, "# TYPE algomart_rows_total counter", *rows]
+        lines += ["# TYPE algomart_inference_ms histogram", *times]
         return ("\n".join(lines) + "\n").encode()
+
+
+def _number(value: float) -> str:
+    """Whole numbers in full: six digits would let a counter past a million stand still."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))

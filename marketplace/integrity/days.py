@@ -55,12 +55,14 @@ def leaves_of(session: Session, day: date) -> dict[int, bytes]:
 
 def close_days(session: Session, at_ms: int) -> list[DayRoot]:
     """Close every day that is over and not closed, from the first posting on. Safe to run as often as one likes."""
-    first_ms = session.exec(select(func.min(LedgerTransfer.posted_at_ms))).one()
-    if first_ms is None:
-        return []
     last = session.exec(select(DayRoot).order_by(col(DayRoot.day).desc()).limit(1)).first()
-    day = policy_date(first_ms) if last is None else date.fromisoformat(last.day) + timedelta(days=1)
-    chain = GENESIS if last is None else last.chain
+    if last is not None:
+        day, chain = date.fromisoformat(last.day) + timedelta(days=1), last.chain
+    else:
+        first_ms = session.exec(select(func.min(LedgerTransfer.posted_at_ms))).one()
+        if first_ms is None:
+            return []
+        day, chain = policy_date(first_ms), GENESIS
     closed = []
     while end_of_day_ms(day) + PATIENCE_MS < at_ms:
         leaves = [leaf_hash(leaf) for leaf in leaves_of(session, day).values()]

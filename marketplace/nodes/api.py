@@ -6,8 +6,8 @@ Admission, catalogue, bundles and journals over HTTP; the embedded node goes thr
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
@@ -37,7 +37,6 @@ OPERATOR = require("operator", scope="admin")
 PORTION_BYTES = 1 << 20
 WAIT_S = 20.0
 LOOK_S = 0.05
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def node_of(request: Request) -> CallingNode:
@@ -176,7 +175,8 @@ async def post_lease(
         ) from error
     node.check_serves(ask.organisation)
     entry = market.bundles.entry(ask.listing_id)
-    if entry is None or not _serves(node, entry):
+    entry = next(_entries_for(node, [] if entry is None else [entry]), None)
+    if entry is None:
         raise model_not_found(ask.listing_id)
     principal = await anyio.to_thread.run_sync(_principal, market, ask)
     served = next((served for _, served in entry.versions.values()), None)
@@ -219,7 +219,7 @@ def get_catalogue(
     if listing:
         wanted = {each for one in listing for each in market.bundles.listings_with(one)}
         entries = (entry for entry in entries if entry.listing_id in wanted)
-    return _json(encode_catalogue(feed.start, number, (entry for entry in entries if _serves(node, entry))))
+    return _json(encode_catalogue(feed.start, number, _entries_for(node, entries)))
 
 
 @router.get("/node/changes")
@@ -247,15 +247,14 @@ def get_bundle(digest: str, node: CallingNode = Depends(node_of), market: Market
     """The bundle of a version that the node may serve, as the zip that was published."""
     serves = {
         each.digest
-        for entry in market.bundles.entries()
-        if _serves(node, entry)
+        for entry in _entries_for(node, market.bundles.entries())
         for _, served in entry.versions.values()
         for each in (served, served.base)
         if each is not None
     }
     with reading(market.engine) as session:
         blob = session.exec(select(ModelVersion.blob).where(col(ModelVersion.digest) == digest)).first()
-    if digest not in serves or blob is None or not _DIGEST.fullmatch(digest):
+    if digest not in serves or blob is None:
         raise NotFound(
             "BLOB_NOT_FOUND",
             zh="没有这个模型包",
@@ -267,8 +266,15 @@ def get_bundle(digest: str, node: CallingNode = Depends(node_of), market: Market
     return FileResponse(market.blobs.path(blob), media_type="application/zip")
 
 
-def _serves(node: CallingNode, entry: Entry) -> bool:
-    return not (node.organisation and entry.private and entry.owner != node.organisation)
+def _entries_for(node: CallingNode, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """What a node may hold: everything; or, of an organisation, its own listings and what is listed of public ones."""
+    for entry in entries:
+        if node.organisation in ("", entry.owner):
+            yield entry
+        elif not entry.private:
+            listed = {number: each for number, each in entry.versions.items() if each[0] == "listed"}
+            if listed:
+                yield replace(entry, versions=listed)
 
 
 def _json(content: bytes) -> Response:

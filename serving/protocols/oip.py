@@ -51,6 +51,13 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     verb: str
 
 
+def path_of(target: Target) -> str:
+    """The path that names it."""
+    version = "" if target.selector is None else f"/versions/{target.selector}"
+    verb = f"/{target.verb}" if target.verb else ""
+    return f"/v2/models/{target.name}{version}{verb}"
+
+
 def parse_model_path(path: str) -> Target | None:
     """`/v2/models/{m}[/versions/{v}][/{verb}]` → `Target`; None for another path. `{m}` may be `vendor/name`."""
     parts = path.split("/")

@@ -19,7 +19,7 @@ from marketplace.doctor import examine, is_sound
 from marketplace.settings import Settings
 from tests.e2e.test_serve import RUN
 from tests.live import LiveMarket, free_port
-from tests.marketplace.bundles import linear_onnx
+from tests.marketplace.bundles import linear_onnx, linear_zip
 
 MODEL = "dongzhi/plant-load-boosting"
 ROW = {"inputs": {"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}}
@@ -206,6 +206,20 @@ def test_a_node_of_one_organisation_answers_no_other_and_sees_no_foreign_private
             assert answer.json()["error"]["code"] == "NODE_OTHER_ORGANISATION"
     finally:
         node.stop()
+
+
+def test_a_factory_s_node_gets_no_version_that_is_not_listed(market, tmp_path) -> None:
+    files = {"file": ("b.zip", linear_zip(tmp_path / "draft", "dongzhi/not-yet-listed"))}
+    form = {"name": "dongzhi/not-yet-listed"}
+    published = market.client("vendor").post("/api/v1/publish", files=files, data=form)
+    assert published.status_code == 201, published.text
+    slug = market.client("factory").get("/api/v1/me").json()["organisation"]["slug"]
+    for name, organisation, sees in (("factory-s", ["--organisation", slug], False), ("city-s", [], True)):
+        headers = {"Authorization": f"Bearer {admitted(market, name, *organisation)}"}
+        with httpx.Client(base_url=market.url, headers=headers, trust_env=False) as client:
+            entries = client.get("/api/v1/node/catalogue").json()["entries"]
+            assert MODEL in {entry["name"] for entry in entries}
+            assert ("dongzhi/not-yet-listed" in {entry["name"] for entry in entries}) is sees
 
 
 def test_a_second_process_under_one_token_and_a_wrong_token_are_refused(market, node, tmp_path) -> None:

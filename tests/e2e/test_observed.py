@@ -89,13 +89,14 @@ def line_of(path: Path, request_id: str) -> dict[str, Any]:
 
 def test_each_request_has_a_line_with_its_usage_id_and_nothing_secret(market: LiveMarket, log_path: Path) -> None:
     unsampled = f"00-{TRACE}-{CALLER}-00"
-    for _ in range(3):  # loaded, leased and known by now: the last ones take the hot path
-        answer = infer(market, **{"X-Request-Id": "hot-1", "traceparent": unsampled})
-    infer(market, **{"X-Request-Id": "hot-2", "traceparent": unsampled})
+    for _ in range(3):  # loaded, leased and known by now: the next one takes the hot path
+        infer(market, traceparent=unsampled)
+    answer = infer(market, **{"X-Request-Id": "hot-2", "traceparent": unsampled})
     hot = line_of(log_path, "hot-2")
     assert (hot["status"], hot["rows"], hot["model"]) == (200, 1, HOT.replace("--", "/", 1) + "@1")
     assert (hot["path"], hot["organisation"][:4], hot["key_id"][:4]) == (f"/v2/models/{HOT}/infer", "org_", "key_")
-    assert line_of(log_path, "hot-1")["usage_id"] or answer.headers["x-usage-id"]
+    assert hot["usage_id"] == answer.headers["x-usage-id"]
+    assert hot["bytes_out"] == len(answer.content)
     factory = market.client("factory")
     used = factory.post(f"/v1/use/{MODEL}?secret=query", json=ROW, headers={"X-Request-Id": "use-1"})
     line = line_of(log_path, "use-1")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.statistics import MAX_BATCH_SIZES, VersionStatistics
+from serving.statistics import MAX_BATCH_SIZES, Statistics, VersionStatistics
 from tests.serving.parts import FACTORY, OPERATOR, Node, double, rows, running_node
 
 
@@ -88,3 +88,20 @@ def test_what_callers_send_does_not_fill_the_table() -> None:
         statistics.success(count, 1.0, 0.0, 1.0, 0)
     assert len(statistics.as_triton()["batch_stats"]) == MAX_BATCH_SIZES
     assert statistics.executions == 3 * MAX_BATCH_SIZES - 1
+
+
+def test_metrics_are_whole_numbers_in_full_and_families_in_one_piece() -> None:
+    statistics = Statistics()
+    for name in ("acme/one", "acme/two"):
+        statistics.of(name, 1).success(3, 1.5, 0.0, 1.5, 0)
+    text = statistics.prometheus({"algomart_journal_records_total": 1_234_567, "algomart_up_seconds": 0.25}).decode()
+    assert "algomart_journal_records_total 1234567\n" in text
+    assert "algomart_up_seconds 0.25\n" in text
+    families, current = [], ""
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            current = line.split()[2]
+            families.append(current)
+        else:
+            assert line.startswith(current), line
+    assert len(set(families)) == len(families)
