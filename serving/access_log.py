@@ -56,7 +56,7 @@ class AccessLog:
         self.dropped = 0
 
     def add(self, line: Line) -> None:
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= MAX_WAITING or self._stop.is_set():
             self.dropped += 1
         else:
             self._waiting.append(line)

@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 
+from model_store.errors import Refusal
 from serving.app import Send, while_connected
 from serving.bodies import Disconnected, Message, Receive
 from serving.errors import native_error_body, process_away
 from serving.heads import request_id_of
+from serving.messages import JSON_TYPE
 
 _log = logging.getLogger("algomart.forwarding")
 HOP = b"x-algomart-hop"  # the secret of this start: such a request came from a sibling
@@ -65,7 +67,7 @@ class Forward:
         except httpx.HTTPError as error:
             _log.warning("%s could not be passed on: %s", scope["path"], error)
             if not begun[0]:
-                await _refuse(scope, send)
+                await send_refusal(scope, send, process_away())
 
     async def _pass(self, request: httpx.Request, send: Send, begun: list[bool]) -> None:
         answer = await self.http.send(request, stream=True)
@@ -106,10 +108,11 @@ class _Body:
         return await self._receive()
 
 
-async def _refuse(scope: MutableMapping[str, Any], send: Send) -> None:
-    refusal = process_away()
+async def send_refusal(scope: MutableMapping[str, Any], send: Send, refusal: Refusal) -> None:
+    """Answer what no skin and no sibling answers, in the native shape."""
     body = native_error_body(refusal, request_id_of(dict(scope["headers"])))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
+    headers = [JSON_TYPE, (b"content-length", str(len(body)).encode())]
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

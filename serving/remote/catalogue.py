@@ -44,8 +44,11 @@ class RemoteCatalogue(Catalogue):
         while True:
             try:
                 await self.follow_once()
-            except (Refusal, msgspec.DecodeError) as error:
-                _log.warning("the catalogue is not followed just now: %s", error)
+            except Refusal as refusal:
+                _log.warning("the catalogue is not followed just now: %s", refusal)
+                await asyncio.sleep(AGAIN_S)
+            except Exception:  # whatever it was, a price or a revocation must not be missed for good
+                _log.exception("a change of the catalogue could not be taken; asking again")
                 await asyncio.sleep(AGAIN_S)
 
     async def follow_once(self) -> None:
@@ -53,9 +56,10 @@ class RemoteCatalogue(Catalogue):
         query: dict[str, str | int] = {"start": self._start, "after": self._number}
         told = msgspec.json.decode(await self._link.call("GET", f"{PREFIX}/changes", params=query), type=WireChanges)
         if told.all:
-            self._take_all(await self._link.call("GET", f"{PREFIX}/catalogue"))
+            content = await self._link.call("GET", f"{PREFIX}/catalogue")
             self.on_terms(None)
             self.on_keys()
+            self._take_all(content)  # the place in the feed last: what failed before it is told again
             return
         await self._take(told.changes)
         self._number = told.number

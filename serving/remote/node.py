@@ -15,13 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from model_store.errors import Refusal
-from serving.app import Asgi, Send, ServingApp
+from serving.app import Send, ServingApp
 from serving.bodies import Receive
 from serving.dataplane import DataPlane
-from serving.errors import native_error_body, no_such_path
+from serving.errors import no_such_path
 from serving.folder_lock import hold_folder
-from serving.heads import request_id_of
+from serving.forwarding import send_refusal
 from serving.journal import JournalWriter
 from serving.ports import Ports
 from serving.remote.admission import RemoteAdmission
@@ -50,10 +49,8 @@ def open_market_node(link: MarketLink, home: Path, settings: ServingSettings, st
     journal = JournalWriter(journals, node, epoch)
     epoch_begun(journals)
     plane = DataPlane(ports, settings, journal)
-    catalogue.on_terms = lambda listing_id: plane.expire_leases(listing_id=listing_id)
-    catalogue.on_keys = plane.forget_keys
     shipper = Shipper(link, journal)
-    app = ServingApp(plane, ports, inner=MarketTies(catalogue, link, shipper))
+    app = ServingApp(plane, ports, inner=MarketTies(plane, catalogue, link, shipper))
     app.gauges = lambda: {"algomart_journal_unshipped_bytes": float(journal.size_bytes - shipper.shipped_bytes)}
     app.standing = lambda: {"market": link.url, "unshipped_bytes": journal.size_bytes - shipper.shipped_bytes}
     return app
@@ -66,23 +63,19 @@ class MarketTies:
     """
 
     def __init__(
-        self,
-        catalogue: RemoteCatalogue,
-        link: MarketLink,
-        shipper: Shipper | None = None,
-        forward: Asgi | None = None,
+        self, plane: DataPlane, catalogue: RemoteCatalogue, link: MarketLink, shipper: Shipper | None = None
     ) -> None:
-        """`shipper` None: the journal lies where the market reads it. `forward` answers other paths; None: nobody."""
-        self._catalogue, self._link, self._shipper, self._forward = catalogue, link, shipper, forward
+        """`shipper` None: the journal lies where the market reads it."""
+        self._catalogue, self._link, self._shipper = catalogue, link, shipper
         self._tasks: list[asyncio.Task[None]] = []
+        catalogue.on_terms = lambda listing_id: plane.expire_leases(listing_id=listing_id)
+        catalogue.on_keys = plane.forget_keys
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif self._forward is not None:
-            await self._forward(scope, receive, send)
         else:
-            await _not_found(scope, send)
+            await send_refusal(scope, send, no_such_path(scope["path"]))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -108,11 +101,3 @@ class MarketTies:
             except Exception:
                 _log.exception("the rest of the journal is sent at the next start")
         await self._link.close()
-
-
-async def _not_found(scope: MutableMapping[str, Any], send: Send) -> None:
-    refusal: Refusal = no_such_path(scope["path"])
-    body = native_error_body(refusal, request_id_of(dict(scope["headers"])))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -48,6 +48,9 @@ class Shipper:
                     continue
                 _log.warning("the journal waits: %s", refusal)
                 await asyncio.sleep(AGAIN_S)
+            except OSError as error:
+                _log.error("the journal cannot be read: %s", error)
+                await asyncio.sleep(AGAIN_S)
 
     async def finish(self) -> None:
         """After the journal was closed. What cannot be sent now is sent at the next start."""

@@ -73,9 +73,7 @@ def main() -> None:
     plane = DataPlane(
         ports, order.settings, JournalWriter(Path(order.journals), order.nodes[order.number], order.epoch)
     )
-    catalogue.on_terms = lambda listing_id: plane.expire_leases(listing_id=listing_id)
-    catalogue.on_keys = plane.forget_keys
-    app = ServingApp(plane, ports, inner=MarketTies(catalogue, link))
+    app = ServingApp(plane, ports, inner=MarketTies(plane, catalogue, link))
     app.siblings = ProcessGroup(order.number, order.urls, order.nodes, order.secret)
     own = socket.socket(fileno=order.listener)
     serve(app, log_level=order.log_level, sockets=[shared_socket(order.host, order.port), own])
