@@ -94,7 +94,7 @@ def get_document(claim_id: str, actor: Actor = Depends(OPERATOR), market: Market
     with reading(market.engine) as session:
         sha256 = batches.get_batch(session, claim_id).sha256
     if not sha256:
-        raise claim_not_found("冻结文件", claim_id)
+        raise claim_not_found("冻结文件", "frozen document of", claim_id)
     return FileResponse(market.blobs.path(sha256), media_type="application/json", filename=f"{claim_id}.json")
 
 
@@ -104,7 +104,7 @@ def get_pack(claim_id: str, actor: Actor = Depends(OPERATOR), market: Market = D
     with reading(market.engine) as session:
         batch = batches.get_batch(session, claim_id)
         if not batch.sha256:
-            raise claim_not_found("冻结文件", claim_id)
+            raise claim_not_found("冻结文件", "frozen document of", claim_id)
         content = write_pack(session, batch, market.blobs)
     headers = {"content-disposition": f'attachment; filename="{claim_id}.zip"'}
     return Response(content, media_type="application/zip", headers=headers)

@@ -13,7 +13,14 @@ from sqlmodel import Session, col, select
 
 from marketplace.claims.assembly import Candidate, assemble, usage_digest
 from marketplace.claims.document import claim_document, keep
-from marketplace.claims.refusals import claim_not_found, nothing_to_claim, payment_mismatch, period_invalid
+from marketplace.claims.refusals import (
+    claim_not_found,
+    nothing_to_claim,
+    payment_day,
+    payment_mismatch,
+    period_invalid,
+    reason_of,
+)
 from marketplace.claims.states import BATCH, LINES_OPEN, decide_state
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine
 from marketplace.ids import new_id
@@ -25,7 +32,7 @@ from marketplace.vouchers.refusals import forbidden
 from marketplace.vouchers.rollout import get_programme, rules_of
 from marketplace.vouchers.tables import Programme, Voucher
 from model_store.blobs import Blobs
-from model_store.errors import BadInput, Conflict
+from model_store.errors import Conflict
 
 
 def create(session: Session, programme: str, from_day: str, to_day: str, *, member: str) -> ClaimBatch:
@@ -143,15 +150,7 @@ def decide_line(
     person(member)
     if batch.state not in LINES_OPEN or line.state != "in_batch" or decision not in ("return", "reject"):
         decide_state({}, f"{batch.state}/{line.state}", decision)
-    if not reason.strip():
-        raise BadInput(
-            "REASON_REQUIRED",
-            zh="请写明原因",
-            en="this takes a reason",
-            remedy_zh="原因会写入台账并通知企业",
-            remedy_en="it is kept and told to the enterprise",
-            field="note",
-        )
+    reason = reason_of(reason, "note")
     if decision == "return":
         _give_line_back(session, batch, line, reason, at_ms)
     else:
@@ -210,7 +209,7 @@ def enter_payment(
     try:
         day = date.fromisoformat(paid_on)
     except ValueError:
-        raise period_invalid() from None
+        raise payment_day() from None
     batch.payment = {"reference": reference.strip()[:200], "paid_on": day.isoformat(), "amount_fen": amount_fen}
     batch.payment_by, batch.state = member, state
     _record(session, batch, "pay", member, **batch.payment)
@@ -237,7 +236,7 @@ def get_batch(session: Session, batch_id: str) -> ClaimBatch:
     """Locked. `NotFound` CLAIM_NOT_FOUND."""
     row = session.exec(select(ClaimBatch).where(ClaimBatch.id == batch_id).with_for_update()).first()
     if row is None:
-        raise claim_not_found("申报批次", batch_id)
+        raise claim_not_found("申报批次", "claim batch", batch_id)
     return row
 
 
@@ -246,7 +245,7 @@ def get_line(session: Session, batch: ClaimBatch, line_id: str) -> ClaimLine:
     query = select(ClaimLine).where(ClaimLine.id == line_id, ClaimLine.batch_id == batch.id)
     row = session.exec(query.with_for_update()).first()
     if row is None:
-        raise claim_not_found("申报明细", line_id)
+        raise claim_not_found("申报明细", "line", line_id)
     return row
 
 

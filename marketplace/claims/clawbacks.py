@@ -8,7 +8,7 @@ from typing import Any
 from sqlmodel import Session, col, func, select
 
 from marketplace.claims.batches import person
-from marketplace.claims.refusals import amount_beyond, claim_not_found
+from marketplace.claims.refusals import amount_beyond, claim_not_found, reason_of
 from marketplace.claims.states import CLAWBACK, decide_state
 from marketplace.claims.tables import ClaimBatch, ClaimLine, Clawback
 from marketplace.ids import new_id
@@ -23,9 +23,10 @@ from marketplace.vouchers.tables import Programme
 def open_clawback(session: Session, line_id: str, amount_fen: int, reason: str, *, member: str) -> Clawback:
     """`BadInput` CLAWBACK_AMOUNT: at most what is left of the line; all of it where the programme says `full`."""
     person(member)
+    reason = reason_of(reason)
     line = session.exec(select(ClaimLine).where(ClaimLine.id == line_id).with_for_update()).first()
     if line is None or line.state != "accepted":
-        raise claim_not_found("已支付的申报明细", line_id)
+        raise claim_not_found("已支付的申报明细", "paid line", line_id)
     batch = session.get_one(ClaimBatch, line.batch_id)
     opened = select(func.sum(Clawback.amount_fen)).where(Clawback.line_id == line.id, Clawback.state == "opened")
     left = line.subsidy_fen - line.clawed_fen - int(session.exec(opened).one() or 0)
@@ -37,7 +38,7 @@ def open_clawback(session: Session, line_id: str, amount_fen: int, reason: str, 
         line_id=line.id,
         organisation_id=line.organisation_id,
         amount_fen=amount_fen,
-        reason=reason.strip(),
+        reason=reason,
         opened_by=member,
     )
     session.add(row)
@@ -91,7 +92,7 @@ def get_clawback(session: Session, row_id: str) -> Clawback:
     """Locked. `NotFound` CLAIM_NOT_FOUND."""
     row = session.exec(select(Clawback).where(Clawback.id == row_id).with_for_update()).first()
     if row is None:
-        raise claim_not_found("追回", row_id)
+        raise claim_not_found("追回", "clawback", row_id)
     return row
 
 

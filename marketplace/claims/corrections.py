@@ -10,8 +10,8 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from marketplace.claims.batches import person
-from marketplace.claims.refusals import claim_not_found, correction_refused
-from marketplace.claims.states import Reversal, decide_reversal
+from marketplace.claims.refusals import claim_not_found, correction_refused, reason_of
+from marketplace.claims.states import CORRECTION, Reversal, decide_reversal, decide_state
 from marketplace.claims.tables import ClaimedTransfer, Correction
 from marketplace.ids import new_id
 from marketplace.ledger import accounts, caps, claim_postings, postings
@@ -31,9 +31,10 @@ from marketplace.vouchers.tables import Programme, Reservation, Voucher
 def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Correction:
     """`NotFound` CLAIM_NOT_FOUND; `Conflict` CORRECTION_NOTHING, CORRECTION_TWICE, CORRECTION_CLAIMED."""
     person(member)
+    reason = reason_of(reason)
     usage = session.get(Usage, usage_id)
     if usage is None:
-        raise claim_not_found("用量记录", usage_id)
+        raise claim_not_found("用量记录", "usage record", usage_id)
     _check(session, usage)
     if session.exec(select(Correction.id).where(Correction.usage_id == usage_id)).first() is not None:
         raise correction_refused(
@@ -47,7 +48,7 @@ def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Cor
         id=new_id("cor"),
         usage_id=usage_id,
         organisation_id=usage.organisation_id,
-        reason=reason.strip(),
+        reason=reason,
         proposed_by=member,
     )
     session.add(row)
@@ -59,17 +60,10 @@ def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Cor
 def decide(session: Session, row: Correction, decision: str, *, member: str, at_ms: int) -> Correction:
     """post (P13, by another person than who proposed it: `Forbidden` TWO_PERSONS) or decline."""
     person(member)
-    if row.state != "proposed":
-        raise correction_refused(
-            "CLAIM_STATE",
-            f"更正已是“{row.state}”",
-            f"the correction is {row.state}",
-            "请刷新",
-            "look at its present state",
-        )
+    state = decide_state(CORRECTION, row.state, decision)
     row.decided_by = member
     if decision == "decline":
-        row.state = "declined"
+        row.state = state
         _record(session, row, "decline", member)
         return row
     if member == row.proposed_by:
@@ -83,7 +77,7 @@ def decide(session: Session, row: Correction, decision: str, *, member: str, at_
         row.transfer_id = post_all(session, [posting])[0].id
     if usage.reservation_id:
         _pass_on(session, session.get_one(Reservation, usage.reservation_id), row.subsidy_fen, at_ms)
-    row.state = "posted"
+    row.state = state
     _record(session, row, "post", member, gross_fen=row.gross_fen, subsidy_fen=row.subsidy_fen)
     notices.notify(
         session,
@@ -209,7 +203,7 @@ def get_correction(session: Session, row_id: str) -> Correction:
     """Locked. `NotFound` CLAIM_NOT_FOUND."""
     row = session.exec(select(Correction).where(Correction.id == row_id).with_for_update()).first()
     if row is None:
-        raise claim_not_found("更正", row_id)
+        raise claim_not_found("更正", "correction", row_id)
     return row
 
 

@@ -27,11 +27,25 @@ def nothing_to_claim(left_out: int) -> Conflict:
     )
 
 
-def claim_not_found(kind: str, row_id: str) -> NotFound:
+def reason_of(text: str, field: str = "reason") -> str:
+    """What was given as a reason, trimmed. `BadInput` REASON_REQUIRED where it is empty."""
+    if not text.strip():
+        raise BadInput(
+            "REASON_REQUIRED",
+            zh="请写明原因",
+            en="this takes a reason",
+            remedy_zh="原因会写入台账并通知企业",
+            remedy_en="it is kept and told to the enterprise",
+            field=field,
+        )
+    return text.strip()
+
+
+def claim_not_found(zh: str, en: str, row_id: str) -> NotFound:
     return NotFound(
         "CLAIM_NOT_FOUND",
-        zh=f"没有{kind}“{row_id[:60]}”",
-        en=f"there is none of that id: {row_id[:60]!r}",
+        zh=f"没有{zh}“{row_id[:60]}”",
+        en=f"there is no {en} {row_id[:60]!r}",
         remedy_zh="请查看列表",
         remedy_en="see the list",
     )
@@ -45,6 +59,17 @@ def period_invalid() -> BadInput:
         remedy_zh="请填写形如 2026-10-01 的日期",
         remedy_en="give days such as 2026-10-01",
         field="from_day",
+    )
+
+
+def payment_day() -> BadInput:
+    return BadInput(
+        "PAYMENT_DAY",
+        zh="付款日期须为日期",
+        en="the day of payment is a day",
+        remedy_zh="请填写形如 2026-10-01 的日期",
+        remedy_en="give a day such as 2026-10-01",
+        field="paid_on",
     )
 
 

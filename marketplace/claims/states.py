@@ -3,6 +3,7 @@
 BATCH     assembling → frozen → submitted → reviewed → public_notice → approved → paying → paid → reconciled
                                     ↘ returned (from submitted, reviewed, public_notice)
 LINE      in_batch → accepted | returned | rejected
+CORRECTION  proposed → posted | declined
 CLAWBACK  opened → confirmed → demanded → recovered | written_off
 """
 
@@ -30,6 +31,7 @@ BATCH: dict[tuple[str, str], str] = {
     ("paid", "reconcile"): "reconciled",
 }
 LINES_OPEN = ("submitted", "reviewed", "public_notice")  # a single line may be returned or rejected
+CORRECTION: dict[tuple[str, str], str] = {("proposed", "post"): "posted", ("proposed", "decline"): "declined"}
 CLAWBACK: dict[tuple[str, str], str] = {
     ("opened", "confirm"): "confirmed",
     ("opened", "drop"): "dropped",

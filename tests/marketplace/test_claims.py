@@ -537,3 +537,26 @@ def test_reservations_lines_and_balances_agree_over_many_batches(town, blobs):
     claimed = sum(line.subsidy_fen for line in town.rows(ClaimLine) if line.state == "in_batch")
     assert claimed + town.total("Q.used") == reservation.posted_subsidy_fen
     assert date.fromisoformat(town.get(ClaimBatch, frozen[0]).to_day) == policy_date(town.now)
+
+
+# --- what is said of bad input ----------------------------------------------------------------------------------------
+
+
+def test_a_reason_is_asked_for_wherever_something_is_taken_back(town, blobs):
+    node = trade(town)
+    with pytest.raises(BadInput, match="REASON_REQUIRED"), transaction(town.engine) as session:
+        corrections.propose(session, node.acknowledged[0].usage_id, "  ", member=CHEN)
+    (line,) = lines(town, paid(town, blobs))
+    with pytest.raises(BadInput, match="REASON_REQUIRED"), transaction(town.engine) as session:
+        clawbacks.open_clawback(session, line.id, 12, "\t", member=CHEN)
+
+
+def test_a_payment_s_day_is_named_where_it_is_wrong(town, blobs):
+    trade(town)
+    batch = approved(town, blobs)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        facts = {"reference": "x", "amount_fen": 12, "member": CHEN, "at_ms": town.now}
+        with pytest.raises(BadInput) as refused:
+            batches.enter_payment(session, row, paid_on="the first of May", **facts)
+    assert (refused.value.code, refused.value.field) == ("PAYMENT_DAY", "paid_on")
