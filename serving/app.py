@@ -110,7 +110,7 @@ class ServingApp:
         kind = scope["type"]
         if kind == "http":
             if self.siblings is not None and (elsewhere := self.siblings.way_of(scope)) is not None:
-                await elsewhere(scope, receive, send)
+                await self._pass_on(elsewhere, scope, receive, send)
                 return
             if self.access_log is not None or self.dataplane.tracing is not None:
                 await Observed(self._dispatch, self.access_log, self.dataplane.tracing)(scope, receive, send)
@@ -137,9 +137,16 @@ class ServingApp:
             await self._metrics(scope, send)
             return
         if self.inner is not None:
-            await self.inner(scope, receive, send)
+            await self._pass_on(self.inner, scope, receive, send)
             return
         await self._refuse(send, no_such_path(path), native_error_body, request_id_of(dict(scope["headers"])))
+
+    async def _pass_on(self, other: Asgi, scope: Scope, receive: Receive, send: Send) -> None:
+        """To another application; a refusal that it raises before it has begun to answer is answered here."""
+        try:
+            await other(scope, receive, send)
+        except Refusal as refusal:
+            await self._refuse(send, refusal, native_error_body, request_id_of(dict(scope["headers"])))
 
     # --- one request --------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,9 @@ from typing import Any
 
 import httpx
 
-from model_store.errors import Refusal
 from serving.app import Send, while_connected
 from serving.bodies import Disconnected, Message, Receive
-from serving.errors import native_error_body, process_away
-from serving.heads import request_id_of
-from serving.messages import JSON_TYPE
+from serving.errors import process_away
 
 _log = logging.getLogger("algomart.forwarding")
 HOP = b"x-algomart-hop"  # the secret of this start: such a request came from a sibling
@@ -35,7 +32,10 @@ _OWN_TO_A_CONNECTION = frozenset(
 
 
 class Forward:
-    """An ASGI application: everything goes to `url`, with the caller's own Host and address."""
+    """An ASGI application: everything goes to `url`, with the caller's own Host and address.
+
+    Raises `Unavailable` where that process does not answer and nothing was answered yet.
+    """
 
     def __init__(self, url: str, secret: str) -> None:
         self._secret = secret.encode()
@@ -67,7 +67,7 @@ class Forward:
         except httpx.HTTPError as error:
             _log.warning("%s could not be passed on: %s", scope["path"], error)
             if not begun[0]:
-                await send_refusal(scope, send, process_away())
+                raise process_away() from error
 
     async def _pass(self, request: httpx.Request, send: Send, begun: list[bool]) -> None:
         answer = await self.http.send(request, stream=True)
@@ -106,13 +106,3 @@ class _Body:
         """What comes after the body."""
         await self._ended.wait()
         return await self._receive()
-
-
-async def send_refusal(scope: MutableMapping[str, Any], send: Send, refusal: Refusal) -> None:
-    """Answer what no skin and no sibling answers, in the native shape."""
-    body = native_error_body(refusal, request_id_of(dict(scope["headers"])))
-    headers = [JSON_TYPE, (b"content-length", str(len(body)).encode())]
-    if refusal.retry_after_s is not None:
-        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -20,7 +20,6 @@ from serving.bodies import Receive
 from serving.dataplane import DataPlane
 from serving.errors import no_such_path
 from serving.folder_lock import hold_folder
-from serving.forwarding import send_refusal
 from serving.journal import JournalWriter
 from serving.ports import Ports
 from serving.remote.admission import RemoteAdmission
@@ -75,7 +74,7 @@ class MarketTies:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
-            await send_refusal(scope, send, no_such_path(scope["path"]))
+            raise no_such_path(scope["path"])
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:

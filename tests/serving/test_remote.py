@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -14,9 +15,12 @@ import serving.remote.shipping
 from serving.journal import JournalWriter
 from serving.ports import Principal
 from serving.remote.catalogue import RemoteCatalogue
+from serving.remote.node import MarketTies
 from serving.remote.shipping import Shipper
 from serving.remote.wire import PREFIX, WireChanges, encode_catalogue
-from tests.serving.parts import until
+from serving.siblings import ProcessGroup
+from tests.live import free_port
+from tests.serving.parts import Node, running_node, until
 
 
 class Link:
@@ -74,3 +78,31 @@ async def test_a_catalogue_is_followed_on_after_a_change_that_could_not_be_taken
     assert not following.done()
     following.cancel()
     assert catalogue.visible(Principal("key", "org", "enterprise", frozenset())) == []
+
+
+async def refused(node: Node, path: str, **headers: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app=node.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        return await client.get(path, headers={"x-request-id": "req-7", **headers})
+
+
+async def test_what_nobody_answers_at_a_node_of_a_market_is_refused_as_everything_is(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        link = Link()
+        node.app.inner = MarketTies(node.dataplane, RemoteCatalogue(link, tmp_path), link)  # type: ignore[arg-type]
+        answer = await refused(node, "/city")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NO_SUCH_PATH")
+        assert answer.headers["x-request-id"] == "req-7"
+        assert 'algomart_refusals_total{code="NO_SUCH_PATH"} 1' in (await refused(node, "/metrics")).text
+
+
+async def test_a_sibling_that_is_away_is_told_and_counted(tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    async with running_node(tmp_path) as node:
+        node.app.siblings = ProcessGroup(1, [nobody, nobody], ["a", "b"], "secret")
+        answer = await refused(node, "/api/v1/listings")
+        code = answer.json()["error"]["code"]
+        assert (answer.status_code, answer.headers["x-request-id"]) == (503, "req-7")
+        assert int(answer.headers["retry-after"]) > 0
+        metrics = await refused(node, "/metrics", **{"x-algomart-hop": "secret"})
+        assert f'algomart_refusals_total{{code="{code}"}} 1' in metrics.text
