@@ -103,6 +103,7 @@ def test_a_killed_worker_is_started_again_and_what_it_had_answered_is_charged(ma
             answered.add(use(market).json()["usage_id"])
         except httpx.TransportError:  # the connection that was dealt to the one that is gone
             continue
+    assert len(answered) == 40, "the others go on answering"
     until(lambda: len(workers(market)) == PROCESSES - 1 and victim not in {each.pid for each in workers(market)})
     until(lambda: len(metrics(market)) == PROCESSES)
     until(lambda: answered <= set(usage(market)))
