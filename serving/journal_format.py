@@ -159,7 +159,7 @@ def read_segment(path: Path, from_offset: int = 0, limit: int | None = None) -> 
         while True:
             chunk = reader.read(READ_BYTES)
             buffer += chunk
-            used, expected = _take_frames(buffer, segment, expected, limit)
+            used, expected = take_frames(buffer, segment, expected, limit)
             buffer = buffer[used:]
             if segment.torn is not None or segment.more:
                 return segment
@@ -173,7 +173,7 @@ def read_segment(path: Path, from_offset: int = 0, limit: int | None = None) -> 
                 return segment
 
 
-def _take_frames(buffer: bytes, segment: Segment, expected: int | None, limit: int | None) -> tuple[int, int | None]:
+def take_frames(buffer: bytes, segment: Segment, expected: int | None, limit: int | None) -> tuple[int, int | None]:
     """Take every whole frame of `buffer`; answers how many bytes were used and the sequence number due next."""
     at = 0
     while len(buffer) - at >= FRAME.size:

@@ -15,6 +15,7 @@ from marketplace.vouchers.nodes import new_epoch, open_epochs, seal_epoch
 from marketplace.vouchers.tables import NodeEpoch
 from serving.journal import (
     EndEntry,
+    Entry,
     JournalUnreadable,
     ProgressEntry,
     StartEntry,
@@ -69,22 +70,36 @@ def _ingest_rest(engine: Engine, journal_folder: Path, node: str, epoch: int, la
         ingest.ingest_records(node, epoch, left, "unresolved")
 
 
+class RunningStreams:
+    """Streams that began and have not ended, in the order of a journal's entries."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[int, UsageRecord]] = {}
+
+    def take(self, entry: Entry) -> None:
+        if isinstance(entry, StartEntry):
+            zero = dict.fromkeys(entry.usage.units, 0)  # its own figures are an estimate: nothing is counted yet
+            record = msgspec.structs.replace(entry.usage, units=zero, amount_micro=0, status="unresolved")
+            self._running[entry.usage.usage_id] = (entry.seq, record)
+        elif isinstance(entry, ProgressEntry) and entry.usage_id in self._running:
+            seq, record = self._running[entry.usage_id]
+            units, amount = entry.units, entry.amount_micro
+            self._running[entry.usage_id] = (seq, msgspec.structs.replace(record, units=units, amount_micro=amount))
+        elif isinstance(entry, EndEntry):
+            self._running.pop(entry.usage.usage_id, None)
+
+    def unresolved(self) -> list[tuple[int, UsageRecord]]:
+        """Each settled at its last counters and marked `unresolved`, with the sequence number of its start."""
+        return list(self._running.values())
+
+
 def unresolved(path: Path) -> list[tuple[int, UsageRecord]]:
-    """Streams that began and never ended, as records settled at their last counters and marked `unresolved`."""
-    running: dict[str, tuple[int, UsageRecord]] = {}
+    """The streams of a journal that began and never ended, as records to charge."""
+    running = RunningStreams()
     offset, more = 0, True
     while more:
         segment = read_segment(path, offset, SCAN_ENTRIES)
         offset, more = segment.next_offset, segment.more
         for entry in segment.entries:
-            if isinstance(entry, StartEntry):
-                zero = dict.fromkeys(entry.usage.units, 0)  # its own figures are an estimate: nothing is counted yet
-                record = msgspec.structs.replace(entry.usage, units=zero, amount_micro=0, status="unresolved")
-                running[entry.usage.usage_id] = (entry.seq, record)
-            elif isinstance(entry, ProgressEntry) and entry.usage_id in running:
-                seq, record = running[entry.usage_id]
-                units, amount = entry.units, entry.amount_micro
-                running[entry.usage_id] = (seq, msgspec.structs.replace(record, units=units, amount_micro=amount))
-            elif isinstance(entry, EndEntry):
-                running.pop(entry.usage.usage_id, None)
-    return list(running.values())
+            running.take(entry)
+    return running.unresolved()

@@ -1,0 +1,171 @@
+"""Claims in memory: batches of whole charges, returned and rejected lines, payment, corrections and clawbacks (P9–P14)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from marketplace.claims.states import decide_reversal
+from marketplace.ledger import accounts, claim_postings, postings
+from tests.simulator.ingesting import SELF_PAY_TERMS, Charged, Ingesting
+from tests.simulator.market import PROGRAMME, PROVIDER, Market, Reservation
+
+
+@dataclass(slots=True)
+class Line:
+    id: str
+    reservation: Reservation
+    charges: list[Charged]
+    subsidy_fen: int
+    state: str = "in_batch"
+    clawed_fen: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    id: str
+    lines: list[Line] = field(default_factory=list)
+    state: str = "frozen"
+
+
+class Claims:
+    def __init__(self, market: Market, ingesting: Ingesting) -> None:
+        self.market, self.ingesting = market, ingesting
+        self.batches: list[Batch] = []
+        self._lines: dict[str, list[Line]] = {}
+
+    def standing(self, reservation: str) -> int:
+        """Fen of a reservation that are in a batch or paid."""
+        return sum(line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state in ("in_batch", "accepted"))
+
+    def rejected(self, reservation: str) -> int:
+        """Fen that nobody will pay: they stay counted against the contract."""
+        return sum(line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state == "rejected")
+
+    def freeze(self, at_ms: int) -> None:
+        """P9: every unclaimed charge, a line per reservation with something to claim."""
+        batch, subsidy = Batch(self.market.mint("clm")), {}
+        for reservation_id, charges in list(self.ingesting.unclaimed.items()):
+            fen = sum(charge.subsidy_fen for charge in charges)
+            if fen <= 0:
+                continue
+            row = self.market.reservations[reservation_id]
+            line = Line(self.market.mint("cln"), row, self.ingesting.unclaimed.pop(reservation_id), fen)
+            batch.lines.append(line)
+            self._lines.setdefault(reservation_id, []).append(line)
+            subsidy[reservation_id] = fen
+        if subsidy:
+            self.batches.append(batch)
+            self.market.books.post_all([claim_postings.p9_frozen(batch.id, subsidy, at_ms)])
+
+    def decide(self, dice: random.Random, at_ms: int) -> None:
+        """Something that may be done with a batch: return or reject a line, pay the batch, claw back what was paid."""
+        batch = dice.choice(self.batches) if self.batches else None
+        if batch is None:
+            return
+        open_lines = [line for line in batch.lines if line.state == "in_batch"]
+        if batch.state == "paid":
+            self._claw_back(batch, dice.choice(batch.lines), dice, at_ms)
+        elif not open_lines:
+            batch.state = "returned"
+        elif dice.random() < 0.4:
+            self._pay(batch, open_lines, at_ms)
+        elif dice.random() < 0.5:
+            self._return(batch, dice.choice(open_lines), at_ms)
+        else:
+            self._reject(batch, dice.choice(open_lines), at_ms)
+
+    def _pay(self, batch: Batch, lines: list[Line], at_ms: int) -> None:
+        fen = sum(line.subsidy_fen for line in lines)
+        self.market.books.post_all([claim_postings.p10_paid(batch.id, PROGRAMME, fen, self.market.mode, at_ms)])
+        for line in lines:
+            line.state = "accepted"
+        batch.state = "paid"
+
+    def _return(self, batch: Batch, line: Line, at_ms: int) -> None:
+        row = line.reservation
+        self.market.books.post_all([claim_postings.p11_returned(batch.id, line.id, row.id, line.subsidy_fen, at_ms)])
+        line.state = "returned"
+        self.ingesting.unclaimed[row.id].extend(line.charges)
+
+    def _reject(self, batch: Batch, line: Line, at_ms: int) -> None:
+        """The charges stay with the rejected line: nobody claims them again."""
+        row, market = line.reservation, self.market
+        owner = row.voucher.organisation
+        move = claim_postings.p12_rejected(batch.id, line.id, PROGRAMME, owner, line.subsidy_fen, market.mode, at_ms)
+        market.books.post_all([move])
+        line.state = "rejected"
+        row.voucher.returned_fen += line.subsidy_fen
+        for code in (market.cap_of(row.voucher), market.pool_cap):
+            market.books.take_back(code, line.subsidy_fen)
+            market.books.release(code, line.subsidy_fen)
+
+    def _claw_back(self, batch: Batch, line: Line, dice: random.Random, at_ms: int) -> None:
+        room = line.subsidy_fen - line.clawed_fen
+        if line.state != "accepted" or not room:
+            return
+        fen, clawback, owner = dice.randint(1, room), self.market.mint("clw"), line.reservation.voucher.organisation
+        line.clawed_fen += fen
+        books = self.market.books
+        books.post_all([claim_postings.p14_clawed_back(clawback, batch.id, PROGRAMME, owner, fen, at_ms)])
+        if dice.random() < 0.5:
+            books.post_all([claim_postings.p14_ended(clawback, PROGRAMME, owner, fen, at_ms)])
+
+    def correct(self, dice: random.Random, at_ms: int) -> None:
+        """P13 for one charged record that stands in no batch."""
+        if not self.ingesting.known:
+            return
+        usage_id = dice.choice(list(self.ingesting.known)[-200:])
+        known = self.ingesting.known[usage_id]
+        if known.corrected or not known.amount_micro:
+            return
+        if known.reservation:
+            self._correct_subsidised(known.reservation, usage_id, at_ms)
+            return
+        contract = self.market.contracts[known.contract]
+        before = contract.own
+        taken = decide_reversal(before, known.amount_micro, 0)
+        known.corrected, contract.own = True, taken.meter
+        if taken.gross_fen:
+            move = claim_postings.p13_corrected(
+                correction=self.market.mint("cor"), enterprise=contract.organisation, provider=PROVIDER,
+                gross_fen=taken.gross_fen, subsidy_fen=0, posted_gross_fen=before.posted_gross_fen,
+                terms=SELF_PAY_TERMS, at_ms=at_ms,
+            )  # fmt: skip
+            self.market.books.post_all([move])
+
+    def _correct_subsidised(self, reservation_id: str, usage_id: str, at_ms: int) -> None:
+        known, market = self.ingesting.known[usage_id], self.market
+        row, before = market.reservations[reservation_id], market.reservations[reservation_id].meter
+        claimed = {c.event for line in self._lines.get(row.id, ()) if line.state != "returned" for c in line.charges}
+        eligible = known.amount_micro if known.eligible else 0
+        taken = decide_reversal(before, known.amount_micro, eligible, row.ratio_num, row.ratio_den)
+        if known.event in claimed or taken.subsidy_fen > market.books.balance(accounts.used(row.id)):
+            return  # CORRECTION_CLAIMED, or BALANCE_TOO_LOW where a later charge carried its subsidy into a batch
+        known.corrected, row.meter = True, taken.meter
+        for code in market.caps_of(row) if taken.subsidy_fen else ():
+            market.books.take_back(code, taken.subsidy_fen)
+        if taken.gross_fen or taken.subsidy_fen:
+            move = claim_postings.p13_corrected(
+                correction=market.mint("cor"), enterprise=row.voucher.organisation, provider=PROVIDER,
+                gross_fen=taken.gross_fen, subsidy_fen=taken.subsidy_fen, posted_gross_fen=before.posted_gross_fen,
+                terms=market.terms, at_ms=at_ms, programme=PROGRAMME, reservation=row.id, mode=market.mode,
+            )  # fmt: skip
+            market.books.post_all([move])
+            self.ingesting.unclaimed[row.id].append(Charged(move.event_key, -taken.gross_fen, -taken.subsidy_fen))
+        self._pass_on(row, taken.subsidy_fen, at_ms)
+
+    def _pass_on(self, row: Reservation, fen: int, at_ms: int) -> None:
+        """What came back to a reservation that is over goes on to its voucher, or to the pool."""
+        market, voucher = self.market, row.voucher
+        if not fen or row.state in ("held", "drawing"):
+            return
+        if voucher.state != "expired":
+            market.release_idle(row, at_ms)
+            return
+        voucher.returned_fen += fen
+        row.released_fen += fen
+        move = postings.p8_lapsed(PROGRAMME, voucher.id, 0, {row.id: fen}, voucher.returned_fen, at_ms)
+        market.books.post_all([move])
+        for code in market.caps_of(row):
+            market.books.release(code, fen)

@@ -1,0 +1,407 @@
+"""The market in memory: leases, their settling, contracts' ends and lapses, on the shipped decisions.
+
+It is the glue of `marketplace.vouchers` without its database: every amount is decided by the shipped functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from marketplace.clock import end_of_day_ms
+from marketplace.ledger import accounts, postings
+from marketplace.usage.rounding import Meter
+from marketplace.vouchers import closing
+from marketplace.vouchers.grants import (
+    MAX_CREDIT_MICRO,
+    ceil_div,
+    decide_credit,
+    decide_expiry,
+    decide_grant,
+    own_credit_for,
+    own_share_micro,
+    voucher_share_micro,
+)
+from marketplace.vouchers.lease_rows import month_of, next_month_ms
+from serving.metering import MICRO_PER_FEN, Lease, PriceLine
+from tests.simulator.books import Books
+
+PROVIDER, PROGRAMME, TRANCHE = "org_vendor", "prg", "one"
+LEASE_SECONDS = 3_600
+DAY_MS = 86_400_000
+OPEN, SEALED = closing.OPEN, closing.SEALED
+
+
+class Refused(Exception):
+    """The market said no; its message is the code."""
+
+
+@dataclass(slots=True)
+class Voucher:
+    id: str
+    organisation: str
+    face_fen: int
+    use_by: str
+    state: str = "active"
+    returned_fen: int = 0
+
+
+@dataclass(slots=True)
+class Contract:
+    id: str
+    organisation: str
+    contract_fen: int
+    self_pay: bool
+    monthly_cap_fen: int | None
+    state: str = "active"
+    own: Meter = field(default_factory=Meter)
+    months: dict[str, int] = field(default_factory=dict)
+    reservations: list[Reservation] = field(default_factory=list)
+    leases: list[LeaseRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Reservation:
+    id: str
+    voucher: Voucher
+    contract: Contract
+    amount_fen: int
+    ratio_num: int
+    ratio_den: int
+    state: str = "held"
+    released_fen: int = 0
+    meter: Meter = field(default_factory=Meter)
+    leases: list[LeaseRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LeaseRow:
+    """Under the names of the shipped table's row, which `rate` and `decide_returnable` read."""
+
+    id: str
+    node: str
+    epoch: int
+    kind: str
+    organisation_id: str
+    subscription_id: str
+    reservation_id: str
+    prices: list[dict[str, Any]]
+    expires_at_ms: int
+    opened_at_ms: int
+    state: str = "open"
+    granted_fen: int = 0
+    returned_fen: int = 0
+    credit_micro: int = 0
+    eligible_micro: int = 0
+    own_micro: int = 0
+
+
+@dataclass(slots=True)
+class Ask:
+    organisation: str
+    model: str
+    node: str
+    epoch: int
+    need_micro: int
+    held_voucher_micro: int
+    held_credit_micro: int
+
+
+class Market:
+    """One programme, any number of enterprises; `prices`: model → micro-fen a call."""
+
+    def __init__(self, pool_fen: int, ratio: tuple[int, int], mode: str, prices: dict[str, int], grace_days: int) -> None:
+        self.books, self.ratio, self.mode, self.grace_days = Books(), ratio, mode, grace_days
+        self.terms = postings.Terms(500, 600)
+        self.prices = {model: [(f"{model}#1", micro)] for model, micro in prices.items()}
+        self.vouchers: list[Voucher] = []
+        self.contracts: dict[str, Contract] = {}  # live and ended
+        self.live: dict[str, Contract] = {}  # organisation → its live contract
+        self.reservations: dict[str, Reservation] = {}
+        self.leases: dict[str, LeaseRow] = {}
+        self.of_epoch: dict[tuple[str, int], list[LeaseRow]] = {}
+        self.epochs: dict[str, tuple[int, bool]] = {}  # node → newest epoch, open
+        self.down = False
+        self._minted = 0
+        self.pool_cap = accounts.cap_pool(PROGRAMME, TRANCHE)
+        self.books.cap(self.pool_cap, pool_fen)
+        self.books.post_all([postings.p1_tranche_approved(PROGRAMME, TRANCHE, pool_fen, 0)])
+
+    def mint(self, prefix: str) -> str:
+        self._minted += 1
+        return f"{prefix}_{self._minted:09d}"
+
+    # --- entitlement ------------------------------------------------------------------------------------------------
+
+    def issue(self, organisation: str, face_fen: int, use_by: str, at_ms: int) -> Voucher | None:
+        face_fen = min(face_fen, self.books.balance(accounts.unissued(PROGRAMME)))
+        cap = accounts.cap_enterprise(PROGRAMME, organisation, "programme")
+        limit, used, held = self.books.cap(cap, 200_000)
+        face_fen = min(face_fen, limit - used - held)
+        if face_fen <= 0:
+            return None
+        voucher = Voucher(self.mint("vch"), organisation, face_fen, use_by)
+        self.vouchers.append(voucher)
+        for code in (cap, self.pool_cap):
+            self.books.hold(code, face_fen)
+        self.books.post_all([postings.p2_voucher_issued(PROGRAMME, voucher.id, face_fen, at_ms)])
+        return voucher
+
+    def subscribe(self, organisation: str, contract_fen: int, self_pay: bool, cap_fen: int | None) -> None:
+        row = Contract(self.mint("sub"), organisation, contract_fen, self_pay, cap_fen)
+        self.contracts[row.id] = self.live[organisation] = row
+
+    def caps_of(self, reservation: Reservation) -> tuple[str, str, str]:
+        contract = accounts.cap_contract(reservation.contract.id)
+        return contract, self.pool_cap, self.cap_of(reservation.voucher)
+
+    def cap_of(self, voucher: Voucher) -> str:
+        return accounts.cap_enterprise(PROGRAMME, voucher.organisation, "programme")
+
+    # --- epochs -----------------------------------------------------------------------------------------------------
+
+    def open_epoch(self, node: str) -> int:
+        newest, is_open = self.epochs.get(node, (0, False))
+        if is_open:
+            raise Refused("EPOCH_OPEN")
+        self.epochs[node] = (newest + 1, True)
+        return newest + 1
+
+    def check_epoch(self, node: str, epoch: int) -> None:
+        if self.epochs.get(node) != (epoch, True):
+            raise Refused("EPOCH_FENCED")
+
+    def node_count(self) -> int:
+        return max(1, sum(is_open for _, is_open in self.epochs.values()))
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def open_lease(self, ask: Ask, at_ms: int) -> Lease:
+        if self.down:
+            raise Refused("ADMISSION_UNAVAILABLE")
+        self.check_epoch(ask.node, ask.epoch)
+        contract = self.live.get(ask.organisation)
+        if contract is None:
+            raise Refused("SUBSCRIPTION_REQUIRED")
+        version, micro = self.prices[ask.model][-1]
+        need = max(ask.need_micro, micro)
+        rows = self.of_epoch.get((ask.node, ask.epoch), [])
+        mine = (r for r in rows if r.state == "open" and r.subscription_id == contract.id and r.prices[-1]["model"] == ask.model)
+        row = next(mine, None)
+        for reservation in self._payers(contract, at_ms):
+            lease = self._subsidised(ask, contract, reservation, row, need, version, micro, at_ms)
+            if lease is not None:
+                return lease
+        if not contract.self_pay:
+            raise Refused("VOUCHER_EXHAUSTED")
+        same = row is not None and row.kind == "self_pay"
+        credit = self._credit(ask, contract, row, need, MAX_CREDIT_MICRO, same, at_ms)
+        line = self._line(version, ask.model, micro, 0, 1, "")
+        row = self._take(ask, contract, row if same else None, row, "self_pay", "", line, self._expiry(contract, at_ms, []), at_ms)
+        return self._answer(ask, row, same, 0, credit)
+
+    def _payers(self, contract: Contract, at_ms: int) -> list[Reservation]:
+        """Live reservations of this contract first, then new ones from vouchers that have something left (P3)."""
+        mine = [v for v in self.vouchers if v.organisation == contract.organisation and v.state == "active"]
+        mine = [v for v in mine if at_ms <= end_of_day_ms(date.fromisoformat(v.use_by))]
+        prior = contract.reservations
+        payers = [r for r in prior if r.state in ("held", "drawing") and r.voucher in mine]
+        num, den = self.ratio
+        limit = contract.contract_fen * num // den
+        already = sum(
+            r.amount_fen - r.released_fen if r.state in ("held", "drawing") else r.meter.posted_subsidy_fen for r in prior
+        )
+        for voucher in sorted(mine, key=lambda v: (v.use_by, v.id)):
+            fen = max(0, min(self.books.balance(accounts.available(voucher.id)), limit - already))
+            if fen:
+                already += fen
+                payers.append(self._reserve(voucher, contract, fen, limit, at_ms))
+        return payers
+
+    def _reserve(self, voucher: Voucher, contract: Contract, fen: int, limit: int, at_ms: int) -> Reservation:
+        row = Reservation(self.mint("rsv"), voucher, contract, fen, *self.ratio)
+        self.reservations[row.id] = row
+        contract.reservations.append(row)
+        code = accounts.cap_contract(contract.id)
+        self.books.cap(code, limit)
+        self.books.hold(code, fen)
+        self.books.post_all([postings.p3_reserved(voucher.id, row.id, fen, at_ms)])
+        return row
+
+    def _subsidised(
+        self, ask: Ask, contract: Contract, reservation: Reservation, row: LeaseRow | None, need: int, version: str,
+        micro: int, at_ms: int,
+    ) -> Lease | None:  # fmt: skip
+        num, den = reservation.ratio_num, reservation.ratio_den
+        same = row is not None and row.reservation_id == reservation.id
+        has = ask.held_voucher_micro if same else 0
+        short = ceil_div(max(0, voucher_share_micro(need, num, den) - has), MICRO_PER_FEN)
+        available = self.books.balance(accounts.reserved(reservation.id))
+        fen = decide_grant(available, self.node_count(), short, has // MICRO_PER_FEN)
+        if fen is None:
+            return None
+        own = own_share_micro(need, num, den)
+        credit = self._credit(ask, contract, row, own, own_credit_for(has + fen * MICRO_PER_FEN, num, den) + own, same, at_ms)
+        ends = [end_of_day_ms(date.fromisoformat(reservation.voucher.use_by)) + 1]
+        line = self._line(version, ask.model, micro, num, den, "")
+        expires = self._expiry(contract, at_ms, ends)
+        row = self._take(ask, contract, row if same else None, row, "subsidised", reservation.id, line, expires, at_ms)
+        if fen:
+            row.granted_fen += fen
+            self.books.post_all([postings.p4_leased(reservation.id, row.id, fen, row.granted_fen, at_ms)])
+            reservation.state = "drawing"
+        return self._answer(ask, row, same, fen * MICRO_PER_FEN, credit)
+
+    def _credit(
+        self, ask: Ask, contract: Contract, row: LeaseRow | None, need: int, wanted: int, same: bool, at_ms: int
+    ) -> int:
+        held, room = ask.held_credit_micro if same else 0, None
+        if contract.monthly_cap_fen is not None:
+            room = contract.monthly_cap_fen * MICRO_PER_FEN - contract.months.get(month_of(at_ms), 0)
+            for each in contract.leases:
+                if each.state in OPEN:
+                    room -= max(0, each.credit_micro - each.own_micro)
+            if not same and row is not None:
+                room += min(ask.held_credit_micro, max(0, row.credit_micro - row.own_micro))
+            wanted = min(wanted, max(need, room // (2 * self.node_count())))
+        credit = decide_credit(need, wanted, held, room)
+        if credit is None:
+            raise Refused("MONTHLY_CAP_REACHED")
+        return credit
+
+    def _take(
+        self, ask: Ask, contract: Contract, same: LeaseRow | None, old: LeaseRow | None, kind: str, reservation: str,
+        line: dict[str, Any], expires: int, at_ms: int,
+    ) -> LeaseRow:  # fmt: skip
+        if same is not None:
+            same.expires_at_ms = expires
+            if same.prices[-1] != line:
+                same.prices = [*(each for each in same.prices if each != line), line]
+            return same
+        if old is not None:
+            old.state = "draining"
+            old.credit_micro -= min(ask.held_credit_micro, max(0, old.credit_micro - old.own_micro))
+        row = LeaseRow(
+            self.mint("lea"), ask.node, ask.epoch, kind, ask.organisation, contract.id, reservation, [line], expires, at_ms
+        )
+        self.leases[row.id] = row
+        contract.leases.append(row)
+        self.of_epoch.setdefault((ask.node, ask.epoch), []).append(row)
+        if reservation:
+            self.reservations[reservation].leases.append(row)
+        return row
+
+    def _answer(self, ask: Ask, row: LeaseRow, same: bool, voucher_micro: int, credit_micro: int) -> Lease:
+        row.credit_micro += credit_micro
+        has, credit = (ask.held_voucher_micro, ask.held_credit_micro) if same else (0, 0)
+        remaining = min(has + voucher_micro, row.granted_fen * MICRO_PER_FEN) if row.kind == "subsidised" else 0
+        line = PriceLine(**{name: row.prices[-1][name] for name in PriceLine.__struct_fields__})
+        return Lease(
+            row.id, row.node, row.epoch, row.kind, row.organisation_id, row.reservation_id, row.subscription_id, remaining,
+            min(credit + credit_micro, row.credit_micro), row.opened_at_ms, row.expires_at_ms, [line],
+        )  # fmt: skip
+
+    def _line(self, version: str, model: str, micro: int, num: int, den: int, lapse: str) -> dict[str, Any]:
+        return {
+            "price_version": version, "model": model, "unit": "calls", "micro_per_unit": micro, "ratio_num": num,
+            "ratio_den": den, "filing_valid_until": lapse, "listing_id": model, "provider_id": PROVIDER,
+        }  # fmt: skip
+
+    def _expiry(self, contract: Contract, at_ms: int, ends: list[int | None]) -> int:
+        month = next_month_ms(at_ms) if contract.monthly_cap_fen is not None else None
+        return decide_expiry(at_ms, LEASE_SECONDS, [*ends, month])
+
+    # --- the way back -----------------------------------------------------------------------------------------------
+
+    def seal(self, node: str, epoch: int, at_ms: int) -> None:
+        """P6 for every lease of an epoch whose journal is ingested to its end."""
+        self.epochs[node] = (epoch, False)
+        touched = {}
+        for lease in self.of_epoch.get((node, epoch), []):
+            if lease.state in OPEN:
+                lease.state = "sealed" if lease.reservation_id else "settled"
+                if lease.reservation_id:
+                    touched[lease.reservation_id] = self.reservations[lease.reservation_id]
+        for reservation in touched.values():
+            self.return_remainders(reservation, at_ms)
+
+    def return_remainders(self, reservation: Reservation, at_ms: int) -> None:
+        voucher = reservation.voucher
+        idle = not any(lease.state in OPEN for lease in reservation.leases)
+        over = idle and (reservation.contract.state == "ended" or voucher.state == "expired")
+        self._give_back(reservation, at_ms, everything=over)
+        if not over:
+            return
+        if voucher.state == "expired":
+            self.lapse(voucher, at_ms)
+        else:
+            self.release_idle(reservation, at_ms)
+            reservation.state = "completed" if reservation.meter.posted_gross_fen else "released"
+
+    def _give_back(self, reservation: Reservation, at_ms: int, *, everything: bool) -> None:
+        allowed = closing.decide_returnable(reservation.leases, reservation.ratio_num, reservation.ratio_den)  # type: ignore[arg-type]
+        for lease in reservation.leases:
+            if lease.state not in SEALED:
+                continue
+            held = self.books.balance(accounts.leased(lease.id))
+            fen = held if everything else min(held, allowed)
+            if fen:
+                allowed -= fen
+                lease.returned_fen += fen
+                self.books.post_all([postings.p6_sealed(reservation.id, lease.id, fen, lease.returned_fen, at_ms)])
+            lease.state = "settled" if fen == held else "sealed"
+
+    def release_idle(self, reservation: Reservation, at_ms: int) -> None:
+        fen = self.books.balance(accounts.reserved(reservation.id))
+        if not fen:
+            return
+        reservation.released_fen += fen
+        self.books.release(accounts.cap_contract(reservation.contract.id), fen)
+        move = postings.p7_contract_ended(reservation.voucher.id, reservation.id, fen, reservation.released_fen, at_ms)
+        self.books.post_all([move])
+
+    def end_contract(self, organisation: str, at_ms: int) -> None:
+        contract = self.live.pop(organisation, None)
+        if contract is None:
+            return
+        contract.state = "ended"
+        for reservation in self._live_of(contract=contract):
+            self.release_idle(reservation, at_ms)
+            self.return_remainders(reservation, at_ms)
+
+    def expire_vouchers(self, at_ms: int) -> None:
+        grace = self.grace_days * DAY_MS
+        for voucher in self.vouchers:
+            if voucher.state == "expired" or at_ms <= end_of_day_ms(date.fromisoformat(voucher.use_by)) + grace:
+                continue
+            voucher.state = "expired"
+            for reservation in self._live_of(voucher=voucher):
+                idle = not any(lease.state in OPEN for lease in reservation.leases)
+                self._give_back(reservation, at_ms, everything=idle)
+            self.lapse(voucher, at_ms)
+
+    def lapse(self, voucher: Voucher, at_ms: int) -> None:
+        """P8: what is left of a voucher and idle under it goes back to the pool, and its caps are released."""
+        live = self._live_of(voucher=voucher)
+        idle = {r.id: fen for r in live if (fen := self.books.balance(accounts.reserved(r.id)))}
+        own = self.books.balance(accounts.available(voucher.id))
+        total = own + sum(idle.values())
+        if total:
+            voucher.returned_fen += total
+            self.books.post_all([postings.p8_lapsed(PROGRAMME, voucher.id, own, idle, voucher.returned_fen, at_ms)])
+            for code in (self.cap_of(voucher), self.pool_cap):
+                self.books.release(code, total)
+        for reservation in live:
+            fen = idle.get(reservation.id, 0)
+            reservation.released_fen += fen
+            self.books.release(accounts.cap_contract(reservation.contract.id), fen)
+            if not any(lease.state in OPEN for lease in reservation.leases):
+                reservation.state = "expired"
+
+    def _live_of(self, contract: Contract | None = None, voucher: Voucher | None = None) -> list[Reservation]:
+        return [
+            r for r in self.reservations.values()
+            if r.state in ("held", "drawing") and (contract is None or r.contract is contract)
+            and (voucher is None or r.voucher is voucher)
+        ]  # fmt: skip
