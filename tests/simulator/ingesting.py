@@ -6,6 +6,7 @@ As `marketplace.usage`: an offset per epoch advances with what is charged; a usa
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +71,9 @@ def read(data: bytes, offset: int, limit: int | None) -> Segment:
 
 
 class Ingesting:
-    def __init__(self, market: Market) -> None:
-        self.market = market
+    def __init__(self, market: Market, clock: Callable[[], int]) -> None:
+        """`clock`: the market's; nothing that is charged may depend on it."""
+        self.market, self.clock = market, clock
         self.known: dict[str, Known] = {}
         self.waiting: dict[tuple[str, str], list[Known]] = defaultdict(list)
         self.unclaimed: dict[str, list[Charged]] = defaultdict(list)

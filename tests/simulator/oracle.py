@@ -70,6 +70,9 @@ class Oracle:
     def finished(
         self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, key: str, month: str
     ) -> None:
+        standing = self.keys[node.name].get(key)
+        if standing is not None and standing[0] != record.usage_id:
+            raise Violation(f"the key {key} of {standing[0]} was billed again as {record.usage_id}")
         write = self._write(node, record, held, line, month, final=True)
         self.acknowledged.add(record.usage_id)
         self.keys[node.name][key] = (record.usage_id, write)
@@ -172,19 +175,26 @@ class Oracle:
     def check_own_cost(self, market: Market, ingesting: Ingesting) -> None:
         """The monthly cap, exactly; only where every clock is right (the month is judged by the node's)."""
         own: dict[tuple[str, str], int] = defaultdict(int)
+        records: dict[tuple[str, str], int] = defaultdict(int)
         for usage_id, known in ingesting.known.items():
             num, den = self.uses[usage_id].ratio
+            records[known.contract, known.month] += 1
             own[known.contract, known.month] += known.amount_micro * (den - num) * (DENOMINATORS // den)
         for (contract, month), scaled in own.items():
             cap = market.contracts[contract].monthly_cap_fen
-            if cap is not None and scaled > cap * MICRO_PER_FEN * DENOMINATORS:
+            # ingest rounds each record's own part down to a micro-fen: so much more may fit under the cap
+            if cap is not None and scaled > (cap * MICRO_PER_FEN + records[contract, month]) * DENOMINATORS:
                 raise Violation(f"{contract} owes {scaled // DENOMINATORS} micro-fen for {month}, its cap is {cap} fen")
 
-    def check_settled(self, market: Market) -> None:
-        """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet."""
+    def check_settled(self, market: Market, ingesting: Ingesting) -> None:
+        """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet,
+        less than a fen, and as much again for each record that was corrected; nothing at all once a contract is over."""
+        corrected: dict[str, int] = defaultdict(int)
+        for known in ingesting.known.values():
+            corrected[known.reservation] += known.corrected
         for row in market.reservations.values():
             if any(lease.state in OPEN for lease in row.leases):
                 raise Violation(f"{row.id} has a lease that is open after its epoch was sealed")
             left = sum(market.books.balance(accounts.leased(lease.id)) for lease in row.leases)
-            if left > 1:
+            if left > (1 + corrected[row.id] if row.state in ("held", "drawing") else 0):
                 raise Violation(f"{row.id}: {left} fen are stranded in sealed leases")

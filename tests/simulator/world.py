@@ -65,7 +65,7 @@ class World:
         prices = {f"vendor/m{n}": dice.choice(PRICES) for n in range(dice.randint(1, 3))}
         mode = dice.choice(("reimburse", "deduct"))
         self.market = Market(dice.choice((5_000, 200_000, 10**7)), dice.choice(RATIOS), mode, prices, dice.choice((0, 1, 5)))
-        self.ingesting, self.oracle = Ingesting(self.market), Oracle()
+        self.ingesting, self.oracle = Ingesting(self.market, lambda: self.now), Oracle()
         self.claims = Claims(self.market, self.ingesting)
         self.organisations = [f"org_{n}" for n in range(dice.randint(1, 4))]
         self.models = list(prices)
@@ -87,7 +87,7 @@ class World:
             (self.sync, 5), (self.ship, 4), (self.deliver, 4), (self.ingest, 8), (self.kill, 0.25),
             (self.power_cut, 0.1), (self.recover, 0.8), (self.stop, 0.1), (self.zombie, 0.2), (self.issue, 0.5),
             (self.subscribe, 0.5), (self.end_contract, 0.15), (self.change_price, 0.1), (self.suspend, 0.1),
-            (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.2), (self.freeze, 0.15),
+            (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.15), (self.restore, 2), (self.freeze, 0.15),
             (self.decide_claim, 0.3), (self.correct, 0.3),
         ]  # fmt: skip
 
@@ -96,6 +96,15 @@ class World:
         for _ in range(steps):
             self.step()
         self.finish()
+
+    def told(self) -> dict[str, int]:
+        """What happened, in numbers."""
+        facts = {
+            "records": sum(len(each) for each in self.oracle.of_epoch.values()),
+            "charged": len(self.ingesting.known), "transfers": len(self.market.books.transfers),
+            "leases": len(self.market.leases), "epochs": sum(epoch for epoch, _ in self.market.epochs.values()),
+        }  # fmt: skip
+        return self.counts | facts
 
     def step(self) -> None:
         self.steps += 1
@@ -111,7 +120,7 @@ class World:
         for name in list(self.dead):
             self._close(name)
         self.oracle.check_usage(self.market, self.ingesting)
-        self.oracle.check_settled(self.market)
+        self.oracle.check_settled(self.market, self.ingesting)
         self.oracle.check_positions(self.market, self.claims)
         if not self.is_skewed:
             self.oracle.check_own_cost(self.market, self.ingesting)
@@ -279,8 +288,11 @@ class World:
         self.market.expire_vouchers(self.now)
 
     def outage(self) -> None:
-        """The ledger goes away, or comes back: nodes go on inside the leases they hold."""
-        self.market.down = not self.market.down
+        """The ledger goes away: nodes go on inside the leases they hold, and nothing is ingested or recovered."""
+        self.market.down = True
+
+    def restore(self) -> None:
+        self.market.down = False
 
     def freeze(self) -> None:
         self.claims.freeze(self.now)
