@@ -36,7 +36,9 @@ class Claims:
 
     def standing(self, reservation: str) -> int:
         """Fen of a reservation that are in a batch or paid."""
-        return sum(line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state in ("in_batch", "accepted"))
+        return sum(
+            line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state in ("in_batch", "accepted")
+        )
 
     def rejected(self, reservation: str) -> int:
         """Fen that nobody will pay: they stay counted against the contract."""

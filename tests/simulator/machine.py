@@ -28,7 +28,9 @@ class Stream:
 class SimNode:
     """One process of a serving node, from its epoch's opening to its death. `skew_ms`: its clock less the market's."""
 
-    def __init__(self, name: str, epoch: int, market: Market, oracle: Oracle, dice: random.Random, *, skew_ms: int) -> None:
+    def __init__(
+        self, name: str, epoch: int, market: Market, oracle: Oracle, dice: random.Random, *, skew_ms: int
+    ) -> None:
         self.name, self.epoch, self.market, self.oracle, self.dice = name, epoch, market, oracle, dice
         self.skew_ms = skew_ms
         self.disk = bytearray()

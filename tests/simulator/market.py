@@ -111,7 +111,9 @@ class Ask:
 class Market:
     """One programme, any number of enterprises; `prices`: model → micro-fen a call."""
 
-    def __init__(self, pool_fen: int, ratio: tuple[int, int], mode: str, prices: dict[str, int], grace_days: int) -> None:
+    def __init__(
+        self, pool_fen: int, ratio: tuple[int, int], mode: str, prices: dict[str, int], grace_days: int
+    ) -> None:
         self.books, self.ratio, self.mode, self.grace_days = Books(), ratio, mode, grace_days
         self.terms = postings.Terms(500, 600)
         self.prices = {model: [(f"{model}#1", micro)] for model, micro in prices.items()}
@@ -187,7 +189,11 @@ class Market:
         version, micro = self.prices[ask.model][-1]
         need = max(ask.need_micro, micro)
         rows = self.of_epoch.get((ask.node, ask.epoch), [])
-        mine = (r for r in rows if r.state == "open" and r.subscription_id == contract.id and r.prices[-1]["model"] == ask.model)
+        mine = (
+            r
+            for r in rows
+            if r.state == "open" and r.subscription_id == contract.id and r.prices[-1]["model"] == ask.model
+        )
         row = next(mine, None)
         for reservation in self._payers(contract, at_ms):
             lease = self._subsidised(ask, contract, reservation, row, need, version, micro, at_ms)
@@ -198,7 +204,9 @@ class Market:
         same = row is not None and row.kind == "self_pay"
         credit = self._credit(ask, contract, row, need, MAX_CREDIT_MICRO, same, at_ms)
         line = self._line(version, ask.model, micro, 0, 1, "")
-        row = self._take(ask, contract, row if same else None, row, "self_pay", "", line, self._expiry(contract, at_ms, []), at_ms)
+        row = self._take(
+            ask, contract, row if same else None, row, "self_pay", "", line, self._expiry(contract, at_ms, []), at_ms
+        )
         return self._answer(ask, row, same, 0, credit)
 
     def _payers(self, contract: Contract, at_ms: int) -> list[Reservation]:
@@ -210,7 +218,8 @@ class Market:
         num, den = self.ratio
         limit = contract.contract_fen * num // den
         already = sum(
-            r.amount_fen - r.released_fen if r.state in ("held", "drawing") else r.meter.posted_subsidy_fen for r in prior
+            r.amount_fen - r.released_fen if r.state in ("held", "drawing") else r.meter.posted_subsidy_fen
+            for r in prior
         )
         for voucher in sorted(mine, key=lambda v: (v.use_by, v.id)):
             fen = max(0, min(self.books.balance(accounts.available(voucher.id)), limit - already))
@@ -242,7 +251,9 @@ class Market:
         if fen is None:
             return None
         own = own_share_micro(need, num, den)
-        credit = self._credit(ask, contract, row, own, own_credit_for(has + fen * MICRO_PER_FEN, num, den) + own, same, at_ms)
+        credit = self._credit(
+            ask, contract, row, own, own_credit_for(has + fen * MICRO_PER_FEN, num, den) + own, same, at_ms
+        )
         ends = [end_of_day_ms(date.fromisoformat(reservation.voucher.use_by)) + 1]
         line = self._line(version, ask.model, micro, num, den, "")
         expires = self._expiry(contract, at_ms, ends)
@@ -283,7 +294,16 @@ class Market:
             old.state = "draining"
             old.credit_micro -= min(ask.held_credit_micro, max(0, old.credit_micro - old.own_micro))
         row = LeaseRow(
-            self.mint("lea"), ask.node, ask.epoch, kind, ask.organisation, contract.id, reservation, [line], expires, at_ms
+            self.mint("lea"),
+            ask.node,
+            ask.epoch,
+            kind,
+            ask.organisation,
+            contract.id,
+            reservation,
+            [line],
+            expires,
+            at_ms,
         )
         self.leases[row.id] = row
         contract.leases.append(row)

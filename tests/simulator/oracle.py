@@ -169,7 +169,10 @@ class Oracle:
             if (meter.gross_micro, meter.eligible_micro) != (gross[key], eligible[key]):
                 raise Violation(f"{row.id}: {meter} but its records sum to {gross[key]} and {eligible[key]}")
             due = meter.eligible_micro * row.ratio_num // (row.ratio_den * MICRO_PER_FEN)
-            if meter.posted_gross_fen != meter.gross_micro // MICRO_PER_FEN or not 0 <= due - meter.posted_subsidy_fen <= 1:
+            if (
+                meter.posted_gross_fen != meter.gross_micro // MICRO_PER_FEN
+                or not 0 <= due - meter.posted_subsidy_fen <= 1
+            ):
                 raise Violation(f"{row.id}: posted {meter}, due {due}")
 
     def check_own_cost(self, market: Market, ingesting: Ingesting) -> None:
@@ -187,8 +190,9 @@ class Oracle:
                 raise Violation(f"{contract} owes {scaled // DENOMINATORS} micro-fen for {month}, its cap is {cap} fen")
 
     def check_settled(self, market: Market, ingesting: Ingesting) -> None:
-        """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet,
-        less than a fen, and as much again for each record that was corrected; nothing at all once a contract is over."""
+        """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet
+        (two fen at most: one that waits for the gross fen that carries it, and the rest of one), and a fen for each record
+        that was corrected; nothing at all once a contract is over."""
         corrected: dict[str, int] = defaultdict(int)
         for known in ingesting.known.values():
             corrected[known.reservation] += known.corrected
@@ -196,5 +200,5 @@ class Oracle:
             if any(lease.state in OPEN for lease in row.leases):
                 raise Violation(f"{row.id} has a lease that is open after its epoch was sealed")
             left = sum(market.books.balance(accounts.leased(lease.id)) for lease in row.leases)
-            if left > (1 + corrected[row.id] if row.state in ("held", "drawing") else 0):
+            if left > (2 + corrected[row.id] if row.state in ("held", "drawing") else 0):
                 raise Violation(f"{row.id}: {left} fen are stranded in sealed leases")

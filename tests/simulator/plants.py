@@ -189,7 +189,9 @@ def torn_tail_accepted() -> Any:
         if len(self.disk) > whole.next_offset and whole.entries:  # the garbage is taken for the record before it
             last = whole.entries[-1]
             if isinstance(last, UsageEntry):
-                again = UsageEntry(last.seq + 1, msgspec.structs.replace(last.usage, usage_id=f"{last.usage.usage_id}?"))
+                again = UsageEntry(
+                    last.seq + 1, msgspec.structs.replace(last.usage, usage_id=f"{last.usage.usage_id}?")
+                )
                 self.disk[whole.next_offset :] = frame_of(again)
 
     before = machine.SimNode.kill
@@ -279,4 +281,3 @@ def retry_billed_twice() -> Any:
 
     before = machine.SimNode.call
     return patch.object(machine.SimNode, "call", call)
-

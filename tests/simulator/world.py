@@ -64,7 +64,9 @@ class World:
         self.now = START_MS + dice.randrange(48) * HOUR_MS
         prices = {f"vendor/m{n}": dice.choice(PRICES) for n in range(dice.randint(1, 3))}
         mode = dice.choice(("reimburse", "deduct"))
-        self.market = Market(dice.choice((5_000, 200_000, 10**7)), dice.choice(RATIOS), mode, prices, dice.choice((0, 1, 5)))
+        self.market = Market(
+            dice.choice((5_000, 200_000, 10**7)), dice.choice(RATIOS), mode, prices, dice.choice((0, 1, 5))
+        )
         self.ingesting, self.oracle = Ingesting(self.market, lambda: self.now), Oracle()
         self.claims = Claims(self.market, self.ingesting)
         self.organisations = [f"org_{n}" for n in range(dice.randint(1, 4))]
