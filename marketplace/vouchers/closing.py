@@ -175,7 +175,8 @@ def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:
         fen = idle.get(reservation.id, 0)
         reservation.released_fen += fen
         _release_contract(session, reservation, fen)
-        if not any(lease.state in OPEN for lease in _leases(session, reservation.id)):
+        # a sealed lease may still give back to its reservation: over only when there is none of either kind
+        if all(lease.state == "settled" for lease in _leases(session, reservation.id)):
             reservation.state = "expired"
         session.add(reservation)
     session.add(voucher)

@@ -416,7 +416,7 @@ class Market:
             fen = idle.get(reservation.id, 0)
             reservation.released_fen += fen
             self.books.release(accounts.cap_contract(reservation.contract.id), fen)
-            if not any(lease.state in OPEN for lease in reservation.leases):
+            if all(lease.state == "settled" for lease in reservation.leases):
                 reservation.state = "expired"
 
     def _live_of(self, contract: Contract | None = None, voucher: Voucher | None = None) -> list[Reservation]:
