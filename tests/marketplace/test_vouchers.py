@@ -595,6 +595,29 @@ def test_what_a_node_still_holds_of_a_lapsed_voucher_goes_back_when_it_is_sealed
     assert town.rows(Reservation)[0].state == "expired"
 
 
+def test_a_lapsed_voucher_of_two_contracts_in_one_node_s_hands_leaves_nothing_behind(town):
+    """Found by the simulator: settling the first reservation closed the second one before its own lease was settled."""
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/copper", filing_id="flg_1")
+    voucher = town.voucher(1_000)
+    programme = town.get(Voucher, voucher).programme_id
+    node = town.node()
+    for model in ("vendor/steel", "vendor/copper"):
+        town.subscribe(contract_fen=900, model=model)
+        node.call(model, count=30)
+    assert len(town.rows(Reservation)) == 2
+    town.now = town.end_of(voucher) + 2 * 86_400_000
+    expire(town)
+    node.stop()
+    town.check()
+    used = town.total("Q.used")
+    assert used > 0
+    assert (town.total("Q.lease"), town.total("Q.resv"), town.total("Q.avail")) == (0, 0, 0)
+    assert town.balance(f"Q.unissued[{programme}]") == 1_000_000 - used
+    assert {row.state for row in town.rows(Reservation)} == {"expired"}
+    assert {row.held_fen for row in town.rows(CapCounter)} == {0}
+
+
 def test_a_suspended_voucher_lapses_too(town):
     voucher = town.voucher(1_000)
     with transaction(town.engine) as session:
