@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := market,postgres,registry,grpc,otel,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine coverage conformance overload soak protos clean
+.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine simulate coverage conformance overload soak protos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,6 +67,13 @@ soak: setup  ## Mixed load on a node for SECONDS (3600): no errors, flat memory
 
 kill-nine: setup  ## 20 × kill -9 under 8 clients: nothing acknowledged is lost, nothing posted twice
 	$(BIN)/python -m tests.killnine --kills 20 --clients 8 --json
+
+STEPS ?= 1000000
+SEEDS ?= 100
+STORE ?= memory
+simulate: setup  ## The seeded simulator: STEPS actions for each of SEEDS seeds on STORE (memory, sqlite, postgres)
+	$(BIN)/python -m tests.simulator --steps $(STEPS) --seeds $(SEEDS) --store $(STORE)
+	$(BIN)/python -m tests.simulator --plants
 
 coverage: setup  ## Branch coverage of the ledger and the vouchers, at least 95%
 	$(BIN)/python -m pytest -q --cov=marketplace/ledger --cov=marketplace/vouchers --cov-branch --cov-fail-under=95 \

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
+from tests.postgres import postgres_server
 from tests.simulator.plants import PLANTS
+from tests.simulator.real import run_real
 from tests.simulator.world import World
 
 WORLD_STEPS = 10_000  # a seed's history is cut into worlds of so many steps, each begun anew
@@ -26,6 +31,17 @@ def run_seed(seed: int, steps: int) -> tuple[int, str, dict[str, int]]:
         except Exception as error:  # whatever stops a world is a finding, and must name its seed
             return seed, f"world {number}, step {world.steps}: {type(error).__name__}: {error}", dict(counts)
         counts.update(world.told())
+    return seed, "", dict(counts)
+
+
+def run_real_seed(seed: int, steps: int, url: str) -> tuple[int, str, dict[str, int]]:
+    """As `run_seed`, on a real store (`url` "": SQLite files)."""
+    counts: Counter[str] = Counter()
+    for number, start in enumerate(range(0, steps, WORLD_STEPS)):
+        try:
+            counts.update(run_real(seed * 1_000_003 + number, min(WORLD_STEPS, steps - start), url))
+        except Exception as error:
+            return seed, f"world {number}: {type(error).__name__}: {error}", dict(counts)
     return seed, "", dict(counts)
 
 
@@ -53,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=4, help="how many seeds (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="the first of them (default 0)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    stores = ("memory", "sqlite", "postgres")
+    parser.add_argument(
+        "--store", choices=stores, default="memory", help="postgres: a throw-away server (default memory)"
+    )
     parser.add_argument("--plant", choices=sorted(PLANTS), help="plant this bug; exit 1 where it is not caught")
     parser.add_argument("--plants", action="store_true", help="plant each in turn")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
@@ -76,17 +96,24 @@ def _plants(names: list[str]) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     began, counts, violations = time.monotonic(), Counter[str](), []
     seeds = range(options.seed, options.seed + options.seeds)
-    with ProcessPoolExecutor(options.jobs) as pool:
-        for seed, wrong, told in pool.map(run_seed, seeds, [options.steps] * len(seeds)):
+    with contextlib.ExitStack() as stack:
+        run: Callable[[int, int], tuple[int, str, dict[str, int]]] = run_seed
+        jobs = options.jobs
+        if options.store != "memory":
+            server = contextlib.contextmanager(postgres_server) if options.store == "postgres" else None
+            run = partial(run_real_seed, url=stack.enter_context(server()) if server else "")
+            jobs = 1 if server else jobs  # one database for one history at a time
+        pool = stack.enter_context(ProcessPoolExecutor(jobs))
+        for seed, wrong, told in pool.map(run, seeds, [options.steps] * len(seeds)):
             counts.update(told)
             if wrong:
                 violations.append({"seed": seed, "what": wrong})
             if not options.json:
                 print(f"seed {seed}: {wrong or 'sound'}", flush=True)
     result = {
-        "steps": options.steps * options.seeds, "seeds": options.seeds, "violations": violations,
-        "seconds": round(time.monotonic() - began, 1), **dict(sorted(counts.items())),
-    }  # fmt: skip
+        "store": options.store, "seeds": options.seeds, "violations": violations,
+        "seconds": round(time.monotonic() - began, 1), "steps": options.steps * options.seeds,
+    } | dict(sorted(counts.items()))  # fmt: skip
     print(json.dumps(result) if options.json else f"{result}")
     return 1 if violations else 0
 

@@ -1,4 +1,4 @@
-"""Claims in memory: batches of whole charges, returned and rejected lines, payment, corrections and clawbacks (P9–P14)."""
+"""Claims in memory (P9–P14): batches of whole charges, returned and rejected lines, payment, corrections, clawbacks."""
 
 from __future__ import annotations
 

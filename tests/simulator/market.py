@@ -318,8 +318,8 @@ class Market:
         remaining = min(has + voucher_micro, row.granted_fen * MICRO_PER_FEN) if row.kind == "subsidised" else 0
         line = PriceLine(**{name: row.prices[-1][name] for name in PriceLine.__struct_fields__})
         return Lease(
-            row.id, row.node, row.epoch, row.kind, row.organisation_id, row.reservation_id, row.subscription_id, remaining,
-            min(credit + credit_micro, row.credit_micro), row.opened_at_ms, row.expires_at_ms, [line],
+            row.id, row.node, row.epoch, row.kind, row.organisation_id, row.reservation_id, row.subscription_id,
+            remaining, min(credit + credit_micro, row.credit_micro), row.opened_at_ms, row.expires_at_ms, [line],
         )  # fmt: skip
 
     def _line(self, version: str, model: str, micro: int, num: int, den: int, lapse: str) -> dict[str, Any]:

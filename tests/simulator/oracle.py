@@ -191,8 +191,8 @@ class Oracle:
 
     def check_settled(self, market: Market, ingesting: Ingesting) -> None:
         """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet
-        (two fen at most: one that waits for the gross fen that carries it, and the rest of one), and a fen for each record
-        that was corrected; nothing at all once a contract is over."""
+        (two fen at most: one that waits for the gross fen that carries it, and the rest of one), and a fen for each
+        record that was corrected; nothing at all once a contract is over."""
         corrected: dict[str, int] = defaultdict(int)
         for known in ingesting.known.values():
             corrected[known.reservation] += known.corrected

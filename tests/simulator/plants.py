@@ -136,8 +136,7 @@ def subsidy_without_gross() -> Any:
         gross = gross_total // MICRO_PER_FEN - meter.posted_gross_fen
         subsidy = max(0, eligible * num // (den * MICRO_PER_FEN) - meter.posted_subsidy_fen)
         after = Meter(gross_total, eligible, meter.posted_gross_fen + gross, meter.posted_subsidy_fen + subsidy)
-        return Charge(gross, subsidy if gross else 0, after if gross else
-                      Meter(gross_total, eligible, meter.posted_gross_fen, meter.posted_subsidy_fen + subsidy))  # fmt: skip
+        return Charge(gross, subsidy if gross else 0, after)
 
     return patch.object(ingesting, "accumulate", accumulate)
 

@@ -75,8 +75,9 @@ class RealWorld:
         self.town = Town(engine, folder / "journal")
         self.blobs = MemoryBlobs()
         num, den = dice.choice(RATIOS)
+        mode, payee = dice.choice((("reimburse", "enterprise"), ("deduct", "platform")))
         self.programme = self.town.programme(
-            ratio={"num": num, "den": den}, validity={"days": 3}, settlement_mode=dice.choice(("reimburse", "deduct"))
+            ratio={"num": num, "den": den}, validity={"days": 3}, settlement_mode=mode, payee=payee
         )
         with transaction(engine) as session:
             self.town.list_model(session, "vendor/copper", dice.choice((1, 999_999, 12_345_678)), filing_id="flg_1")
@@ -88,7 +89,8 @@ class RealWorld:
         self.counts: dict[str, int] = defaultdict(int)
         actions: list[tuple[Callable[[], int], float]] = [
             (self.calls, 40), (self.ingest, 10), (self.kill, 2), (self.power_cut, 1), (self.recover, 4), (self.stop, 1),
-            (self.issue, 3), (self.subscribe, 4), (self.end_contract, 1), (self.tick, 4), (self.hours, 1), (self.lapse, 1),
+            (self.issue, 3), (self.subscribe, 4), (self.end_contract, 1), (self.tick, 4), (self.hours, 1),
+            (self.lapse, 1),
             (self.suspend, 0.5), (self.freeze, 1), (self.decide_claim, 2), (self.correct, 2),
         ]  # fmt: skip
         self._actions = [action for action, _ in actions]
@@ -117,7 +119,7 @@ class RealWorld:
         return self.nodes[name]
 
     def calls(self) -> int:
-        node, count = self._node(), self.dice.choice((1, 5, 400))
+        node, count = self._node(), self.dice.choice((1, 20, 1_000))
         if node is None:
             return 1
         before = len(node.acknowledged)
@@ -282,7 +284,8 @@ class RealWorld:
         rows = {row.usage_id: row for row in self.town.rows(Usage)}
         missing = set(self.written) - self.lost - set(rows)
         if missing or set(rows) - set(self.written):
-            raise Violation(f"{len(missing)} acknowledged records are not posted, {len(set(rows) - set(self.written))} came from nowhere")
+            foreign = len(set(rows) - set(self.written))
+            raise Violation(f"{len(missing)} acknowledged records are not posted, {foreign} came from nowhere")
         wrong = [row.usage_id for row in rows.values() if row.amount_micro != self.written[row.usage_id].amount_micro]
         wrong += [row.usage_id for row in rows.values() if row.status == "quarantined"]
         if wrong:

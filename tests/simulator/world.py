@@ -89,8 +89,8 @@ class World:
             (self.sync, 5), (self.ship, 4), (self.deliver, 4), (self.ingest, 8), (self.kill, 0.25),
             (self.power_cut, 0.1), (self.recover, 0.8), (self.stop, 0.1), (self.zombie, 0.2), (self.issue, 0.5),
             (self.subscribe, 0.5), (self.end_contract, 0.15), (self.change_price, 0.1), (self.suspend, 0.1),
-            (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.15), (self.restore, 2), (self.freeze, 0.15),
-            (self.decide_claim, 0.3), (self.correct, 0.3),
+            (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.15), (self.restore, 2),
+            (self.freeze, 0.15), (self.decide_claim, 0.3), (self.correct, 0.3),
         ]  # fmt: skip
 
     def run(self, steps: int) -> None:
