@@ -1,5 +1,5 @@
-"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `backup`,
-`restore`, `verify` and `doctor` work on this machine, the rest on a market.
+"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `journal`,
+`backup`, `restore`, `verify` and `doctor` work on this machine, the rest on a market.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marketplace.cli_client import register
+from marketplace.cli_journal import journal
 from marketplace.cli_node import node
 from marketplace.cli_operator import operator
 from marketplace.settings import Settings
@@ -27,6 +28,7 @@ catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
 app.add_typer(catalogue, name="catalogue")
 app.add_typer(operator, name="operator")
 app.add_typer(node, name="node")
+app.add_typer(journal, name="journal")
 register(app)
 
 
