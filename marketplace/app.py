@@ -28,7 +28,18 @@ from marketplace.tracking.proxy import PREFIX as MLFLOW_PREFIX
 from marketplace.tracking.proxy import MlflowProxy
 from marketplace.usage import api as usage_api
 from marketplace.vouchers import api as vouchers_api
-from marketplace.web import account, actions, adapting, choosing, city_hall, console, pages, trying, vendor_desk
+from marketplace.web import (
+    account,
+    actions,
+    adapting,
+    choosing,
+    city_hall,
+    claims_desk,
+    console,
+    pages,
+    trying,
+    vendor_desk,
+)
 from serving.app import ServingApp
 
 Scope = MutableMapping[str, Any]
@@ -59,7 +70,7 @@ def create_api(market: Market) -> FastAPI:
     add_error_handlers(app)
     for router in _routers():
         app.include_router(router, prefix="/api/v1")
-    for surface in (pages, trying, actions, account, choosing, adapting, console, vendor_desk, city_hall):
+    for surface in (pages, trying, actions, account, choosing, adapting, console, vendor_desk, claims_desk, city_hall):
         app.include_router(surface.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     if app.state.mlflow is not None:

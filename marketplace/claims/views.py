@@ -61,6 +61,7 @@ def candidate_view(session: Session, candidate: Candidate) -> dict[str, Any]:
     return {
         "reservation_id": candidate.reservation.id,
         "voucher_id": candidate.voucher.id,
+        "subscription_id": candidate.reservation.subscription_id,
         "organisation_id": candidate.voucher.organisation_id,
         "organisation_zh": session.get_one(Organisation, candidate.voucher.organisation_id).name_zh,
         "gross_fen": candidate.gross_fen,

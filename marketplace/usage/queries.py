@@ -13,6 +13,7 @@ from sqlmodel import Session, col, func, select
 from marketplace.access import Actor
 from marketplace.catalogue.prices import price_view
 from marketplace.catalogue.tables import Listing, ModelVersion, PriceVersion
+from marketplace.claims.tracing import claim_of, correction_of, filing_at, invoices_of
 from marketplace.ledger.posting import entries_of
 from marketplace.ledger.tables import LedgerTransfer
 from marketplace.organisations.tables import Organisation
@@ -112,7 +113,7 @@ def usage_csv(session: Session, actor: Actor, filters: Filters) -> Iterator[str]
 
 
 def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
-    """From a usage id to the price it was rated by, the voucher line that paid its share, and the transfer.
+    """From a usage id to its price, filing on that day, voucher line, transfer, invoices, claim batch and payment.
 
     `NotFound` USAGE_NOT_FOUND, also for what the actor may not see; a record just written appears within seconds.
     """
@@ -131,7 +132,7 @@ def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
     answer["price"] = price_view(price) if price else None
     listing = session.get(Listing, row.listing_id) if row.listing_id else None
     filing = filing_row(session, listing) if listing else None
-    answer["filing"] = {"number": filing.number, "valid_until": filing.valid_until} if filing else None
+    answer["filing"] = filing_at(filing, row.occurred_at_ms)
     lease = session.get(LeaseRow, row.lease_id)
     answer["lease"] = _pick(lease, "id", "kind", "node", "epoch", "state", "opened_at_ms", "expires_at_ms")
     subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None
@@ -140,6 +141,9 @@ def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
     provider = session.get(Organisation, row.provider_id) if row.provider_id else None
     answer["provider"] = _pick(provider, "id", "name_zh", "name_en")
     answer["transfer"] = _transfer(session, row.transfer_id, actor) if row.transfer_id else None
+    answer["invoices"] = invoices_of(session, row.subscription_id) if row.subscription_id else []
+    answer["claim"] = claim_of(session, row.transfer_id)
+    answer["correction"] = correction_of(session, row.usage_id)
     return answer
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_type_hints
 
@@ -29,6 +28,8 @@ from marketplace.organisations import api as organisations
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import subscriptions_api as subscriptions
+from marketplace.web.action import Action
+from marketplace.web.claim_actions import CLAIM_ACTIONS
 from marketplace.web.rendering import PageRoute, page
 from model_store.errors import BadInput, NotFound, Refusal
 
@@ -36,23 +37,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 MAX_FIELDS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One form. `back` is where it leads when done, with the form's fields in braces.
-
-    `ask` (zh, en): what is asked before it is done. `reveal`: names of the answer that are shown once. `form`: the
-    template that shows a refusal beside what was typed; "" shows it on a page of its own.
-    """
-
-    endpoint: Callable[..., Any]
-    back: str
-    ask: tuple[str, str] | None = None
-    reveal: tuple[str, ...] = ()
-    form: str = ""
-    fixed: Mapping[str, str] | None = None
-
-
-ACTIONS = {
+ACTIONS: dict[str, Action] = CLAIM_ACTIONS | {
     "register": Action(organisations.register, "/register?done=1", form="register.html"),
     "accept": Action(organisations.accept, "/login?done=1", form="password.html"),
     "reset": Action(organisations.reset, "/login?done=1", form="password.html"),
@@ -133,7 +118,11 @@ async def do(action: str, request: Request, form: FormData = Depends(posted)) ->
     try:
         arguments = await run_in_threadpool(_arguments, wanted.endpoint, fields, request, market)
         if wanted.ask and "confirmed" not in form:
-            shown = {name: value for name, value in fields.items() if not name.endswith(("_id", "_fen"))}
+            shown = {
+                name: value
+                for name, value in fields.items()
+                if not name.endswith(("_id", "_fen")) and name not in (wanted.fixed or {})
+            }
             return page(request, "confirm.html", action=action, ask=wanted.ask, shown=shown,
                         pairs=[(n, v) for n, v in form.multi_items() if isinstance(v, str)],
                         cancel=_filled(wanted.back, fields))  # fmt: skip
@@ -145,7 +134,8 @@ async def do(action: str, request: Request, form: FormData = Depends(posted)) ->
     if wanted.reveal:
         facts = {name: _part(answer, name) for name in wanted.reveal}
         return page(request, "revealed.html", facts=facts, back=wanted.back)
-    return RedirectResponse(_filled(wanted.back, fields), 303)
+    made = {"made": answer["id"]} if isinstance(answer, dict) and "id" in answer else {}
+    return RedirectResponse(_filled(wanted.back, fields | made), 303)
 
 
 def _filled(back: str, fields: Mapping[str, Any]) -> str:
