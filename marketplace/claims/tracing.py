@@ -19,7 +19,7 @@ SHOWN = 200  # usage records of a line on its page; the pack has all
 
 
 def line_trace(session: Session, batch: ClaimBatch, line: ClaimLine) -> dict[str, Any]:
-    """What a line's fen rest on: postings, usage (the first `SHOWN` by id), prices, filings, contract, invoices, payment.
+    """What a line's fen rest on: postings, usage (the first `SHOWN` by id), prices, filings, contract, payment.
 
     A line that was given back holds no postings any more: `transfers` and `usage` are empty.
     """

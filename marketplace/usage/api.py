@@ -69,7 +69,7 @@ def get_usage(
 
 @router.get("/usage/{usage_id}")
 def get_trace(usage_id: str, actor: Actor = Depends(require()), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """From a usage id to the price, the voucher line and the transfer."""
+    """From a usage id to price, filing on that day, voucher line, transfer, invoices, claim batch and payment."""
     with reading(market.engine) as session:
         return trace(session, actor, usage_id)
 

@@ -166,6 +166,8 @@ def _voucher_line(session: Session, reservation: Reservation) -> dict[str, Any]:
         "voucher_id": voucher.id,
         "use_by": voucher.use_by,
         "programme": programme.code,
+        "title_zh": programme.title_zh,
+        "title_en": programme.title_en,
         "settlement_mode": rules_of(programme).settlement_mode,
         "reservation_id": reservation.id,
         "ratio_num": reservation.ratio_num,

@@ -63,7 +63,6 @@ def one_claim(
         history=history,
         people=people,
         barred={step: batch[who] == actor.member_id for step, who in SECOND.items()},
-        first_of={step: batch[who] for step, who in SECOND.items()},
         own=actor.member_id,
         notice_ends=notice_ends,
         notice_runs=bool(notice_ends) and policy_date(now_ms()).isoformat() < notice_ends,
@@ -81,9 +80,8 @@ def one_line(
     """What a claimed amount rests on, down to the usage records."""
     with reading(market.engine) as session:
         batch = get_batch(session, claim_id)
-        return page(
-            request, "city_claim_line.html", traced=line_trace(session, batch, get_line(session, batch, line_id))
-        )
+        traced = line_trace(session, batch, get_line(session, batch, line_id))
+    return page(request, "city_claim_line.html", traced=traced)
 
 
 @router.get("/city/corrections")

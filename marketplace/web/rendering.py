@@ -59,6 +59,13 @@ def yuan_of_fen(fen: int) -> str:
     return f"{'-' if fen < 0 else ''}¥{abs(Decimal(fen)) / 100:,.2f}"
 
 
+def exact_yuan_of_micro(micro: int) -> str:
+    """Micro-fen as yuan with nothing cut off: 370000 → ¥0.0037, 100000000 → ¥1.00."""
+    yuan = Decimal(micro) / 100_000_000
+    whole = yuan == yuan.quantize(Decimal("0.01"))
+    return f"¥{yuan:,.2f}" if whole else f"¥{yuan.normalize():,f}"
+
+
 def shanghai_time(at_ms: int) -> str:
     return (datetime.fromtimestamp(at_ms / 1000, UTC) + timedelta(hours=_SHANGHAI_HOURS)).strftime("%Y-%m-%d %H:%M")
 
@@ -91,6 +98,7 @@ def _environment() -> Environment:
         "fen": fen_of_micro,
         "yuan": yuan_of_fen,
         "micro_yuan": yuan_of_micro,
+        "exact_yuan": exact_yuan_of_micro,
         "moment": shanghai_time,
     }
     return environment
