@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections import deque
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -23,7 +25,7 @@ STANDARD_OUTPUT = "-"
 
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
-    """One request. `at_ms`: Unix milliseconds at its end. `model` only where it was answered at once, else by path."""
+    """One request. `at_ms`: Unix milliseconds at its end; `model`, `rows` and milliseconds of its runs together."""
 
     at_ms: int
     method: str
@@ -36,9 +38,34 @@ class Line(msgspec.Struct, omit_defaults=True, gc=False):
     usage_id: str = ""
     model: str = ""
     rows: int = 0
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
     code: str = ""  # of a refusal
     bytes_in: int = 0
     bytes_out: int = 0
+
+
+@dataclass(slots=True)
+class Runs:
+    """What ran for one request: of several runs the first model, and all their rows and milliseconds."""
+
+    model: str = ""
+    rows: int = 0
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+
+
+RUNS: ContextVar[Runs | None] = ContextVar("algomart_runs", default=None)  # of the request in hand, where it is logged
+
+
+def note_run(model: str, rows: int, queue_ms: float, compute_ms: float) -> None:
+    """A run has ended for the request in hand."""
+    runs = RUNS.get()
+    if runs is not None:
+        runs.model = runs.model or model
+        runs.rows += rows
+        runs.queue_ms += queue_ms
+        runs.compute_ms += compute_ms
 
 
 class AccessLog:

@@ -24,6 +24,7 @@ from model_store.bundle import open_bundle
 from model_store.errors import Refusal
 from model_store.manifest import Manifest
 from model_store.tensors import Array
+from serving.access_log import note_run
 from serving.batching import RunQueue
 from serving.calls import Call, Inference
 from serving.digests import digest_of_arrays, mint_usage_id
@@ -286,6 +287,7 @@ class DataPlane:
             small = self.admit_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
             if small is not None:
                 done = self._infer_now(small)
+                note_run(small.statistics.label, done.rows, 0.0, done.compute_ms)
                 if self.tracing is not None:
                     self.tracing.ran(served.name, served.version, done.rows, 0.0, done.compute_ms)
                 return done
@@ -307,6 +309,7 @@ class DataPlane:
         finally:
             if leave is not None:
                 _when_done(call.run, leave)
+        note_run(call.statistics.label, answer.rows, answer.queue_ms, answer.compute_ms)
         if self.tracing is not None:
             self.tracing.ran(served.name, served.version, answer.rows, answer.queue_ms, answer.compute_ms)
         if self.settings.journal_sync == "before_answer":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import grpc
 import grpc.aio
 
 from model_store.errors import Refusal
+from serving.access_log import RUNS, AccessLog, Line, Runs, now_ms
 from serving.errors import internal_error, port_in_use, rpcs_full, shutting_down
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
@@ -110,6 +112,13 @@ class GrpcServer:
 
         async def handle(_: Any, context: Any) -> None:
             call = GrpcCall(context, self._stopping)
+            if self._app.access_log is None:
+                await work(call)
+                return
+            with _logged(self._app.access_log, f"/{service}/{method.name}", call):
+                await work(call)
+
+        async def work(call: GrpcCall) -> None:
             try:
                 await answer(call)
             except Refusal as refusal:
@@ -135,7 +144,7 @@ class GrpcServer:
                 return
             if call.is_stopping:
                 raise shutting_down()
-            principal = await self._app.authenticate(call.headers)
+            principal = call.principal = await self._app.authenticate(call.headers)
             with places.take(principal.organisation):
                 if method.name == "ModelInfer":
                     await service.infer(call, principal)
@@ -160,3 +169,23 @@ class GrpcServer:
         statistics.refused(refusal.code)
         statistics.answered(refusal.status)
         await call.refuse(refusal, self._app.refusal_text(refusal))
+
+
+@contextmanager
+def _logged(log: AccessLog, path: str, call: GrpcCall) -> Iterator[None]:
+    """A line for a call, or for a whole stream, with the status that HTTP would have had; 0: the client had gone."""
+    runs, began, status = Runs(), time.perf_counter(), 0
+    RUNS.set(runs)
+    try:
+        yield
+        status = 200
+    finally:
+        line = Line(now_ms(), "gRPC", path, status, (time.perf_counter() - began) * 1000, call.request_id)
+        if call.refused is not None:
+            line.status, line.code = call.refused.status, call.refused.code
+        if call.principal is not None:
+            line.key_id, line.organisation = call.principal.key_id, call.principal.organisation
+        line.model, line.rows = runs.model, runs.rows
+        line.queue_ms, line.compute_ms = runs.queue_ms, runs.compute_ms
+        line.bytes_in, line.bytes_out = call.bytes_in, call.bytes_out
+        log.add(line)

@@ -281,6 +281,7 @@ class _FastHttpProtocol(GuardedConnection):
         if call is not None:
             line.key_id, line.organisation = call.principal.key_id, call.principal.organisation
             line.usage_id, line.model, line.rows = call.usage_id, call.statistics.label, call.rows
+            line.compute_ms = call.compute_ms
         log.add(line)
 
     def _preamble(self) -> bytes:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.access_log import AccessLog, Line, now_ms
+from serving.access_log import RUNS, AccessLog, Line, Runs, now_ms
 from serving.bodies import Message, Receive
 from serving.tracing import Tracing
 
@@ -50,6 +50,9 @@ class Observed:
         path, method = scope["path"][:_MAX_PATH], scope["method"]
         tracing = self._tracing
         span = contextlib.nullcontext() if tracing is None else tracing.request(method, path, dict(scope["headers"]))
+        runs = Runs()
+        if self._log is not None:
+            RUNS.set(runs)
         try:
             with span as current:
                 await self._app(scope, counted, noted)
@@ -57,9 +60,9 @@ class Observed:
                     tracing.answered(current, self._status)
         finally:
             if self._log is not None:
-                self._log.add(self._line(scope, method, path, (time.perf_counter() - began) * 1000))
+                self._log.add(self._line(scope, runs, method, path, (time.perf_counter() - began) * 1000))
 
-    def _line(self, scope: Scope, method: str, path: str, total_ms: float) -> Line:
+    def _line(self, scope: Scope, runs: Runs, method: str, path: str, total_ms: float) -> Line:
         """`status` 0: the client had gone."""
         principal, answered = scope.get(PRINCIPAL), self._answered
         return Line(
@@ -72,6 +75,10 @@ class Observed:
             "" if principal is None else principal.key_id,
             "" if principal is None else principal.organisation,
             answered.get(b"x-usage-id", b"").decode("latin-1"),
+            runs.model,
+            runs.rows,
+            runs.queue_ms,
+            runs.compute_ms,
             code=scope.get(CODE, ""),
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,

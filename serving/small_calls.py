@@ -37,9 +37,11 @@ class SmallCall(msgspec.Struct, gc=False):
     purpose: str
     at_ms: int
     usage_id: str = ""
+    compute_ms: float = 0.0
 
     def charge(self, compute_ms: float) -> None:
         """The run is over: fix the amount, and give back what was reserved beyond it."""
+        self.compute_ms = compute_ms
         self.units["ms"] = ceil(compute_ms)
         line = self.line
         if line is not None and line.unit == "ms":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 # A caller's values can make a sound graph fail too; so rates are compared between versions, not taken by themselves.
@@ -14,13 +15,17 @@ BROKEN_CODES = frozenset({
 MAX_BATCH_SIZES = 256  # of one version that are counted apart
 BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 10_000.0)
 
+BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+HISTOGRAMS = ("algomart_inference_ms", "algomart_queue_ms", "algomart_compute_ms", "algomart_batch_rows")
+
 
 class VersionStatistics:
     """Counts and nanoseconds of one version; successes and failures apart. Updated on the event loop only."""
 
     __slots__ = (
-        "batches", "broken", "buckets", "compute_ns", "executions", "failed", "failed_ns", "input_ns", "label",
-        "last_ms", "name", "output_ns", "queue_ns", "rows", "succeeded", "total_ns", "version",
+        "batches", "broken", "buckets", "compute_buckets", "compute_ns", "executions", "failed", "failed_ns",
+        "input_ns", "label", "last_ms", "name", "output_ns", "queue_buckets", "queue_ns", "rows", "succeeded",
+        "total_ns", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, version: int) -> None:
@@ -33,6 +38,8 @@ class VersionStatistics:
         self.last_ms = 0
         self.broken = 0  # of the failed, those whose graph could not be loaded or run
         self.buckets = [0] * (len(BUCKETS_MS) + 1)
+        self.queue_buckets = [0] * (len(BUCKETS_MS) + 1)  # of calls that were queued; the others did not wait
+        self.compute_buckets = [0] * (len(BUCKETS_MS) + 1)  # of runs, not of calls
 
     def success(self, rows: int, total_ms: float, queue_ms: float, compute_ms: float, at_ms: int) -> None:
         """One call that had a run to itself."""
@@ -45,6 +52,7 @@ class VersionStatistics:
         self.compute_ns += compute_ns
         self.last_ms = at_ms
         self.buckets[bisect_left(BUCKETS_MS, total_ms)] += 1
+        self.compute_buckets[bisect_left(BUCKETS_MS, compute_ms)] += 1
         batch = self.batches.get(rows) or self._new_batch(rows)
         batch[0] += 1
         batch[1] += compute_ns
@@ -66,6 +74,7 @@ class VersionStatistics:
         self.queue_ns += int(queue_ms * 1e6)
         self.last_ms = at_ms
         self.buckets[bisect_left(BUCKETS_MS, total_ms)] += 1
+        self.queue_buckets[bisect_left(BUCKETS_MS, queue_ms)] += 1
 
     def executed(self, rows: int, compute_ms: float, input_ms: float, output_ms: float) -> None:
         """One run of so many rows: of the graph, and around it."""
@@ -74,6 +83,7 @@ class VersionStatistics:
         self.compute_ns += spent[0]
         self.input_ns += spent[1]
         self.output_ns += spent[2]
+        self.compute_buckets[bisect_left(BUCKETS_MS, compute_ms)] += 1
         batch = self.batches.get(rows) or self._new_batch(rows)
         batch[0] += 1
         for place, ns in enumerate(spent, 1):
@@ -93,6 +103,22 @@ class VersionStatistics:
         """A failed call was refused with this code; count it where the version is at fault rather than the call."""
         if code in BROKEN_CODES:
             self.broken += 1
+
+    def histograms(self) -> dict[str, tuple[Sequence[float], list[int], float]]:
+        """By family of `HISTOGRAMS`: upper bounds, counts (one more than bounds), sum."""
+        queued = [*self.queue_buckets]
+        queued[0] += self.succeeded - sum(queued)  # what was answered at once did not wait
+        sizes = [0] * (len(BUCKETS_ROWS) + 1)
+        for rows, (runs, *_) in list(self.batches.items()):
+            sizes[bisect_left(BUCKETS_ROWS, rows)] += runs
+        sizes[-1] += self.executions - sum(sizes)  # past `MAX_BATCH_SIZES`
+        figures = (
+            (BUCKETS_MS, self.buckets, self.total_ns / 1e6),
+            (BUCKETS_MS, queued, self.queue_ns / 1e6),
+            (BUCKETS_MS, self.compute_buckets, self.compute_ns / 1e6),
+            (BUCKETS_ROWS, sizes, float(self.rows)),
+        )
+        return dict(zip(HISTOGRAMS, figures, strict=True))
 
     def as_triton(self) -> dict[str, Any]:
         """One entry of `model_stats`, in the statistics extension's own names."""
@@ -173,24 +199,31 @@ class Statistics:
         for name, value in sorted(gauges.items()):
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# TYPE {name} {kind}", f"{name} {_number(value)}"]
-        calls, rows, times = [], [], []  # each family in one piece, as the format asks
+        calls, rows = [], []  # each family in one piece, as the format asks
+        times: dict[str, list[str]] = {name: [] for name in HISTOGRAMS}
         for each in self._versions.values():
             labels = f'model="{each.name}",version="{each.version}"'
             calls.append(f'algomart_inferences_total{{{labels},outcome="ok"}} {each.succeeded}')
             calls.append(f'algomart_inferences_total{{{labels},outcome="failed"}} {each.failed}')
             rows.append(f"algomart_rows_total{{{labels}}} {each.rows}")
-            below = 0
-            for bound, count in zip(BUCKETS_MS, each.buckets, strict=False):
-                below += count
-                times.append(f'algomart_inference_ms_bucket{{{labels},le="{bound:g}"}} {below}')
-            times.append(f'algomart_inference_ms_bucket{{{labels},le="+Inf"}} {each.succeeded}')
-            times.append(f"algomart_inference_ms_sum{{{labels}}} {each.total_ns / 1e6:.3f}")
-            times.append(f"algomart_inference_ms_count{{{labels}}} {each.succeeded}")
+            for name, (bounds, counts, total) in each.histograms().items():
+                times[name] += _histogram(name, labels, bounds, counts, total)
         lines += ["# TYPE algomart_inferences_total counter", *calls, "# TYPE algomart_rows_total counter", *rows]
-        lines += ["# TYPE algomart_inference_ms histogram", *times]
+        for name, found in times.items():
+            lines += [f"# TYPE {name} histogram", *found]
         return ("\n".join(lines) + "\n").encode()
 
 
 def _number(value: float) -> str:
     """Whole numbers in full: six digits would let a counter past a million stand still."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _histogram(name: str, labels: str, bounds: Sequence[float], counts: list[int], total: float) -> list[str]:
+    lines, below = [], 0
+    for bound, count in zip(bounds, counts, strict=False):
+        below += count
+        lines.append(f'{name}_bucket{{{labels},le="{bound:g}"}} {below}')
+    below += counts[-1]
+    lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {below}')
+    return [*lines, f"{name}_sum{{{labels}}} {total:.3f}", f"{name}_count{{{labels}}} {below}"]

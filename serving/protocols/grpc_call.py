@@ -15,6 +15,7 @@ import orjson
 from model_store.errors import Refusal
 from serving.errors import deadline_exceeded, request_message
 from serving.heads import request_id_of
+from serving.ports import Principal
 
 READ_S = 30.0  # how long a caller may take to send the one message of a unary call
 MAX_STATUS_CHARACTERS = 1500  # clients accept 8 KiB of trailing metadata in all, and Chinese is sent percent-encoded
@@ -45,6 +46,9 @@ class GrpcCall:
             for name, value in context.invocation_metadata() or ()
         }
         self.request_id = request_id_of(self.headers)
+        self.principal: Principal | None = None  # once that is known
+        self.refused: Refusal | None = None
+        self.bytes_in = self.bytes_out = 0
 
     @property
     def is_over(self) -> bool:
@@ -70,6 +74,7 @@ class GrpcCall:
         if content is grpc.aio.EOF:  # also where gRPC has ended the call: a message over the limit
             raise request_message("the call has none")
         message: bytes = content
+        self.bytes_in += len(message)
         return message
 
     async def next(self) -> bytes | None:
@@ -83,6 +88,7 @@ class GrpcCall:
         if not read.done() or read.result() is grpc.aio.EOF:
             return None
         content: bytes = read.result()
+        self.bytes_in += len(content)
         return content
 
     async def stopped_within(self, seconds: float) -> bool:
@@ -92,6 +98,7 @@ class GrpcCall:
 
     async def write(self, content: bytes) -> None:
         await self._context.write(content)
+        self.bytes_out += len(content)
 
     def tell(self, **trailing: str) -> None:
         """What stands in the trailing metadata beside a success; `_` in a name is written `-`."""
@@ -100,6 +107,7 @@ class GrpcCall:
 
     async def refuse(self, refusal: Refusal, text: str) -> None:
         """End the call: status, `text` in both languages, code and remedy in the trailing metadata."""
+        self.refused = refusal
         body = refusal.as_dict(self.request_id)
         body.pop("details", None)  # may be long
         trailing = [

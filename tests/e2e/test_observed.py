@@ -96,6 +96,7 @@ def test_each_request_has_a_line_with_its_usage_id_and_nothing_secret(market: Li
     assert (hot["status"], hot["rows"], hot["model"]) == (200, 1, HOT.replace("--", "/", 1) + "@1")
     assert (hot["path"], hot["organisation"][:4], hot["key_id"][:4]) == (f"/v2/models/{HOT}/infer", "org_", "key_")
     assert hot["usage_id"] == answer.headers["x-usage-id"]
+    assert hot["compute_ms"] > 0
     assert hot["bytes_out"] == len(answer.content)
     factory = market.client("factory")
     used = factory.post(f"/v1/use/{MODEL}?secret=query", json=ROW, headers={"X-Request-Id": "use-1"})
@@ -103,6 +104,8 @@ def test_each_request_has_a_line_with_its_usage_id_and_nothing_secret(market: Li
     assert line["usage_id"] == used.json()["usage_id"]
     assert line["bytes_out"] == len(used.content)
     assert line["bytes_in"] > 0
+    assert (line["model"].rpartition("@")[0], line["rows"]) == (MODEL, 1)
+    assert line["total_ms"] > line["compute_ms"] > 0
     factory.post(f"/v1/use/{MODEL}", json={"inputs": {}}, headers={"X-Request-Id": "refused-1"})
     assert (line_of(log_path, "refused-1")["status"], line_of(log_path, "refused-1")["code"]) == (
         400,

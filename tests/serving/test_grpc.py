@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import subprocess
 import sys
@@ -711,3 +712,35 @@ def test_no_bytes_and_no_metadata_break_the_server(
 
     code = runner.run(call())
     assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+# --- the access log ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_a_refusal_and_a_stream_have_a_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    async with serving(tmp_path, access_log=str(path)) as served:
+        async with served.client() as client:
+            array = rows(3)
+            await client.infer("acme--double", [tensor(array)], headers=bearer(x_request_id="one"))
+            with pytest.raises(Exception, match="MODEL_NOT_FOUND"):
+                await client.infer("acme--nothing", [tensor(array)], headers=bearer(x_request_id="two"))
+            asked = [request_of(rows(2)), request_of(rows(4))]
+        async with stub(served) as made:
+            metadata = tuple(bearer(x_request_id="three").items())
+            answers = [each async for each in made.ModelStreamInfer(iter(asked), metadata=metadata)]
+            assert len(answers) == 2
+        log = served.node.app.access_log
+        assert log is not None
+    log.close()
+    lines = {each["request_id"]: each for each in map(json.loads, path.read_text().splitlines())}
+    one, two, three = lines["one"], lines["two"], lines["three"]
+    assert (one["method"], one["path"], one["status"]) == ("gRPC", "/inference.GRPCInferenceService/ModelInfer", 200)
+    assert (one["model"], one["rows"], one["organisation"]) == ("acme/double@1", 3, "org_factory")
+    assert one["compute_ms"] > 0
+    assert one["bytes_in"] > array.nbytes
+    assert one["bytes_out"] > array.nbytes
+    assert two["status"] == 404
+    assert two["code"]
+    assert (three["status"], three["rows"], three["model"]) == (200, 6, "acme/double@1")
+    assert KEY not in path.read_text()

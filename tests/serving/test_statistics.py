@@ -105,3 +105,42 @@ def test_metrics_are_whole_numbers_in_full_and_families_in_one_piece() -> None:
         else:
             assert line.startswith(current), line
     assert len(set(families)) == len(families)
+
+
+def histogram(text: str, name: str) -> tuple[dict[str, int], float, int]:
+    """Buckets by upper bound, sum and count of one version's histogram."""
+    buckets, total, count = {}, 0.0, 0
+    for line in text.splitlines():
+        label, _, value = line.rpartition(" ")
+        if label.startswith(f"{name}_bucket"):
+            buckets[label.split('le="')[1].split('"')[0]] = int(value)
+        elif label.startswith(f"{name}_sum"):
+            total = float(value)
+        elif label.startswith(f"{name}_count"):
+            count = int(value)
+    return buckets, total, count
+
+
+async def test_waiting_running_and_rows_a_run_are_histograms_of_their_own(tmp_path: Path) -> None:
+    """Forty queued calls of two rows, and three answered at once: calls wait, runs compute, and runs have rows."""
+    async with running_node(tmp_path, threads=1) as node:
+        served = node.add("acme/double", double(64))
+        inputs = [rows(2, 64, seed) for seed in range(40)]
+        calls = [
+            node.dataplane.infer(FACTORY, served, {"x": each}, idempotency_key=str(place), digest=str(place))
+            for place, each in enumerate(inputs)
+        ]
+        await asyncio.gather(*calls)
+        for seed in range(3):
+            await node.dataplane.infer(FACTORY, served, {"x": rows(1, 64, seed)})
+        (entry,) = told(node)
+        text = node.dataplane.statistics.prometheus({}).decode()
+    for name, count in (("queue", 43), ("inference", 43), ("compute", entry["execution_count"])):
+        buckets, total, told_count = histogram(text, f"algomart_{name}_ms")
+        assert told_count == buckets["+Inf"] == count
+        assert list(buckets.values()) == sorted(buckets.values())
+        assert total > 0
+    buckets, total, count = histogram(text, "algomart_batch_rows")
+    assert (total, count) == (83.0, entry["execution_count"])
+    assert buckets["1"] == sum(e["compute_infer"]["count"] for e in entry["batch_stats"] if e["batch_size"] == 1)
+    assert text.count("# TYPE algomart_batch_rows histogram") == 1
