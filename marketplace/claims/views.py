@@ -50,8 +50,8 @@ def batch_view(session: Session, row: ClaimBatch, *, with_lines: bool = False) -
 
 def line_view(session: Session, line: ClaimLine) -> dict[str, Any]:
     view = _pick(line, _LINE)
-    view["organisation_zh"] = session.get_one(Organisation, line.organisation_id).name_zh
-    view["provider_zh"] = session.get_one(Organisation, line.provider_id).name_zh
+    view |= _named(session, "organisation", line.organisation_id)
+    view |= _named(session, "provider", line.provider_id)
     return view
 
 
@@ -63,7 +63,7 @@ def candidate_view(session: Session, candidate: Candidate) -> dict[str, Any]:
         "voucher_id": candidate.voucher.id,
         "subscription_id": candidate.reservation.subscription_id,
         "organisation_id": candidate.voucher.organisation_id,
-        "organisation_zh": session.get_one(Organisation, candidate.voucher.organisation_id).name_zh,
+        **_named(session, "organisation", candidate.voucher.organisation_id),
         "gross_fen": candidate.gross_fen,
         "subsidy_fen": candidate.subsidy_fen,
         "transfers": len(candidate.charges),
@@ -83,6 +83,11 @@ def clawback_view(row: Clawback) -> dict[str, Any]:
 
 def invoice_view(row: Invoice) -> dict[str, Any]:
     return _pick(row, _INVOICE)
+
+
+def _named(session: Session, stem: str, organisation_id: str) -> dict[str, str]:
+    row = session.get_one(Organisation, organisation_id)
+    return {f"{stem}_zh": row.name_zh, f"{stem}_en": row.name_en}
 
 
 def _pick(row: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from starlette.responses import RedirectResponse, Response
 from marketplace.access import Actor, market_of, require
 from marketplace.catalogue import api as catalogue
 from marketplace.catalogue.coverage import counters
+from marketplace.claims.states import BATCH, CLAWBACK
+from marketplace.claims.tables import ClaimBatch, Clawback, Correction
 from marketplace.clock import now_ms
 from marketplace.db import reading
 from marketplace.ledger import api as ledger
@@ -46,6 +48,9 @@ def city(request: Request, actor: Actor = Depends(OPERATOR), market: Market = De
             "organisations": _count(session, Organisation, Organisation.status == "pending"),
             "applications": _count(session, Application, col(Application.state).in_(STEPS)),
             "vouchers": _count(session, Voucher, Voucher.state == "proposed"),
+            "claims": _count(session, ClaimBatch, col(ClaimBatch.state).in_({state for state, _ in BATCH})),
+            "corrections": _count(session, Correction, Correction.state == "proposed"),
+            "clawbacks": _count(session, Clawback, col(Clawback.state).in_({state for state, _ in CLAWBACK})),
         }
         tiers = counters(session, now_ms())
     pools = vouchers.pool(actor, market)["items"]

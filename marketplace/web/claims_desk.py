@@ -36,6 +36,8 @@ SECOND = {"approve": "frozen_by", "confirm-payment": "payment_by"}  # step → w
 def all_claims(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
     """Every batch, and the form for a new one."""
     found = claims.list_claims("", actor, market)["items"]
+    for row in found:
+        row["step"] = next((step for step in WAY if step in row["next"]), "")
     programmes = [row for row in vouchers.list_programmes(1, market)["items"] if row["state"] != "draft"]
     today = policy_date(now_ms())
     return page(request, "city_claims.html", batches=found, programmes=programmes,
@@ -49,7 +51,7 @@ def one_claim(
     """A batch: what it claims or would claim, its way so far with the persons of each step, and what comes next."""
     batch = claims.get_claim(claim_id, actor, market)
     rows = batch["lines"] or batch.get("candidates", [])
-    contracts = {row["subscription_id"]: row["organisation_zh"] for row in rows}
+    contracts = {row["subscription_id"]: row for row in rows}
     invoices = [row for row in claims.list_invoices(actor, market)["items"] if row["subscription_id"] in contracts]
     with reading(market.engine) as session:
         history = history_of(session, claim_id)
@@ -60,6 +62,7 @@ def one_claim(
         "city_claim.html",
         batch=batch,
         way=way_of(batch, history),
+        steps=buttons_of(batch),
         history=history,
         people=people,
         barred={step: batch[who] == actor.member_id for step, who in SECOND.items()},
@@ -141,6 +144,13 @@ def way_of(batch: dict[str, Any], history: list[dict[str, Any]]) -> list[dict[st
         event = taken.get(step) if before < reached else None  # a payment that was taken back counts no more
         way.append({"step": step, "event": event, "now": step in batch["next"]})
     return way
+
+
+def buttons_of(batch: dict[str, Any]) -> list[str]:
+    """What may be done now, the usual step first; a payment has a form of its own, and nothing is frozen empty."""
+    idle = batch["state"] == "assembling" and all(row["left_out"] for row in batch["candidates"])
+    usable = [step for step in batch["next"] if step != "pay" and not (step == "freeze" and idle)]
+    return sorted(usable, key=lambda step: step not in WAY)
 
 
 def names_of(session: Session, *members: str) -> dict[str, str]:

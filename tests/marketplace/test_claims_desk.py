@@ -118,9 +118,10 @@ def test_two_operators_walk_a_batch_to_its_payment_and_each_page_says_whose_turn
         assert f"{step}-claim" in buttons(desk.see("chen", where))
         desk.press("chen", f"{step}-claim", claim_id=claim)
 
+    assert re.search(r"公示中</span>.*?<td>批准", desk.see("chen", "/city/claims"), re.S)  # the next of it
     text = desk.see("chen", where)
     assert "approve-claim" not in buttons(text)
-    assert "须由另一人办理" in text
+    assert "批次由您冻结, 须由另一人批准" in text
     desk.press("chen", "approve-claim", 403, claim_id=claim)
     assert "approve-claim" in buttons(desk.see("lin", where))
     desk.press("lin", "approve-claim", claim_id=claim)
@@ -130,7 +131,7 @@ def test_two_operators_walk_a_batch_to_its_payment_and_each_page_says_whose_turn
     desk.press("chen", "pay-claim", amount_yuan="0.12", **payment)
     text = desk.see("chen", where, "en")
     assert "confirm-payment" not in buttons(text)
-    assert "another person has to do this" in text
+    assert "You entered this payment: another person has to confirm it" in text
     desk.press("lin", "confirm-payment", claim_id=claim)
     desk.press("lin", "reconcile-claim", claim_id=claim)
 
@@ -287,3 +288,12 @@ def test_a_corrected_call_says_so(town: Town, desk: Desk) -> None:
     usage = trade(town)[0]
     desk.press("chen", "propose-correction", usage_id=usage, reason="重复调用")
     assert "重复调用" in desk.see("wang", f"/console/usage/{usage}")
+
+
+def test_an_empty_batch_offers_no_freeze_and_what_waits_is_counted_on_the_overview(town: Town, desk: Desk) -> None:
+    town.voucher(1_000)
+    text = desk.see("chen", made(desk, town))
+    assert "所选期间没有可申报的扣费" in text
+    assert "freeze-claim" not in buttons(text)
+    assert "discard-claim" in buttons(text)
+    assert re.search(r"claim batches under way</a></dt><dd>1</dd>", desk.see("chen", "/city", "en"))
