@@ -10,8 +10,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from marketplace.organisations.uscc import check_character
+from tests.e2e.test_market_node import MODEL, ROW, until, usage
 from tests.live import LiveMarket
 from tests.marketplace.bundles import linear_zip
+from tests.neighbours import ask
 from tests.web.conftest import Visit
 
 LANGUAGES = ("zh", "en")
@@ -195,3 +197,50 @@ def test_every_desk_works_without_scripts(visit: Visit) -> None:
     for path in ("", "/organisations", "/programmes", "/applications", "/vouchers", "/filings", "/ledger", "/audit"):
         page.goto(f"/city{path}")
         expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_two_operators_claim_what_a_factory_used_and_a_call_s_trace_shows_the_payment(
+    visit: Visit, live_market: LiveMarket, language: str
+) -> None:
+    en = language == "en"
+    factory, chen = live_market.client("factory"), live_market.client("operator")
+    filing = ask(chen.get("/api/v1/filings"))["items"][0]["number"]
+    ask(chen.put(f"/api/v1/models/{MODEL}/filing", json={"filing": filing}))
+    answered = {ask(factory.post(f"/v1/use/{MODEL}", json=ROW))["usage_id"] for _ in range(30)}
+    until(lambda: answered <= set(usage(live_market)))
+
+    first = visit("/city/claims", who="operator", language=language)
+    first.get_by_label("Programme" if en else "计划").select_option("demo-deduct")
+    press(first, "Make and look" if en else "新建并查看")
+    expect(first.locator("#candidates")).to_contain_text("✓ claimed" if en else "✓ 列入")
+    where = first.url
+    press(first, "Freeze" if en else "冻结")
+    press(first, "Confirm" if en else "确认")
+    for step in ("Submit", "Pass the review") if en else ("提交", "复核通过"):
+        press(first, step)
+    press(first, "Put on public notice" if en else "公示")
+    press(first, "Confirm" if en else "确认")
+    expect(first.locator("#way")).to_contain_text("You froze this batch" if en else "批次由您冻结")
+
+    second = visit(where, who="operator2", language=language)
+    press(second, "Approve" if en else "批准")
+    press(second, "Confirm" if en else "确认")
+    first.goto(where)
+    reference = f"国库 2026-{language}"
+    first.get_by_label("Payment reference" if en else "付款凭证号").fill(reference)
+    press(first, "Enter the payment" if en else "登记付款")
+    press(first, "Confirm" if en else "确认")
+    expect(first.locator("#way")).to_contain_text("You entered this payment" if en else "付款由您登记")
+    second.goto(where)
+    press(second, "Confirm the payment" if en else "确认付款")
+    press(second, "Confirm" if en else "确认")
+
+    second.get_by_role("link", name="trace" if en else "追溯", exact=True).click()
+    call = second.get_by_role("link", name=re.compile("^[0-9A-Z]{26}$")).first
+    usage_id = call.inner_text()
+    call.click()
+    expect(second.locator("#claim")).to_contain_text(reference)
+    own = visit(f"/console/usage/{usage_id}", who="factory", language=language)
+    expect(own.locator("#claim")).to_contain_text(reference)
+    expect(own.locator("#claim").get_by_role("link")).to_have_count(0)
