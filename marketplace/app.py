@@ -23,6 +23,7 @@ from marketplace.ledger import api as ledger_api
 from marketplace.market import Market
 from marketplace.nodes import api as nodes_api
 from marketplace.organisations import api as organisations_api
+from marketplace.reports import api as reports_api
 from marketplace.review import api as review_api
 from marketplace.tracking.proxy import PREFIX as MLFLOW_PREFIX
 from marketplace.tracking.proxy import MlflowProxy
@@ -128,5 +129,5 @@ class RequestIds:
 
 def _routers() -> list[APIRouter]:
     shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
-    money = [vouchers_api, usage_api, ledger_api, claims_api, nodes_api]
+    money = [vouchers_api, usage_api, ledger_api, claims_api, reports_api, nodes_api]
     return [module.router for module in (*shop, *money)]

@@ -63,7 +63,7 @@ def subscribe(
     )
     session.add(row)
     session.flush()
-    _record(session, row, "create", actor, target.name)
+    _record(session, row, "create", actor, target.name, contract_fen=row.contract_fen)
     return row, reserve(session, row, target, at_ms)
 
 

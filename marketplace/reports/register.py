@@ -1,0 +1,21 @@
+"""Every report, in the order in which they are listed."""
+
+from __future__ import annotations
+
+from marketplace.reports import usage_tables, voucher_tables
+from marketplace.reports.declared import Report
+
+_ALL: tuple[Report, ...] = (
+    voucher_tables.POOL,
+    voucher_tables.REGISTER,
+    voucher_tables.DOSSIER,
+    voucher_tables.CAPS,
+    voucher_tables.CONTRACTS,
+    usage_tables.DETAIL,
+    usage_tables.SUMMARY,
+    usage_tables.FILINGS,
+    voucher_tables.NOTICES,
+    usage_tables.PERFORMANCE,
+    usage_tables.COST,
+)
+REPORTS = {report.name: report for report in _ALL}

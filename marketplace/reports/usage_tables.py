@@ -1,0 +1,199 @@
+"""Reports on usage, filings, performance and costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import col
+
+from marketplace.catalogue.tables import Filing, Listing
+from marketplace.clock import end_of_day_ms, policy_date, start_of_day_ms
+from marketplace.ledger.tables import LedgerTransfer
+from marketplace.reports.declared import Report, Row, columns
+from marketplace.reports.facts import CHUNK, Facts
+from marketplace.usage.tables import Usage
+
+_FIELDS = (
+    "usage_id", "occurred_at_ms", "ingested_at_ms", "organisation_id", "provider_id", "listing_id", "model", "adapter",
+    "price_version", "amount_micro", "lease_kind", "purpose", "status", "reason", "subscription_id", "reservation_id",
+    "lease_id", "node", "epoch", "seq", "request_digest", "response_digest",
+)  # fmt: skip
+
+
+def _usage(facts: Facts) -> Iterator[Any]:
+    """Usage ingested by then, with the posting that carried it by then (None: it waited), in id order."""
+    query = (
+        sa.select(*(getattr(Usage, name) for name in _FIELDS), col(LedgerTransfer.id).label("transfer"))
+        .join(
+            LedgerTransfer,
+            sa.and_(
+                col(LedgerTransfer.id) == col(Usage.transfer_id), col(LedgerTransfer.posted_at_ms) <= facts.as_of_ms
+            ),
+            isouter=True,
+        )
+        .where(col(Usage.ingested_at_ms) <= facts.as_of_ms, col(Usage.occurred_at_ms) >= facts.from_ms)
+        .order_by(col(Usage.usage_id))
+    )
+    for row in facts.session.connection().execution_options(yield_per=CHUNK).execute(query):
+        if not facts.programme_id or row.reservation_id in facts.reservations:
+            yield row
+
+
+def _detail(facts: Facts) -> Iterator[Row]:
+    for row in _usage(facts):
+        yield (*(getattr(row, name) for name in _FIELDS), row.transfer)
+
+
+DETAIL = Report(
+    "usage-detail", "用量明细", "Usage detail",
+    columns("usage_id text 用量编号 | usage id\noccurred_at instant 发生 | occurred at\ningested_at instant 入库 | ingested at\n"
+            "enterprise text 企业编号 | enterprise id\nprovider text 供应商编号 | provider id\nlisting text 商品 | listing\n"
+            "model text 模型版本 | model version\nadapter text 适配器 | adapter\nprice_version text 价格版本 | price version\n"
+            "amount_micro micro_fen 金额 | amount\nkind text 计费方式 | charged as\npurpose text 用途 | purpose\n"
+            "status text 状态 | status\nreason text 隔离原因 | why quarantined\ncontract text 合同 | contract\n"
+            "reservation text 预留 | reservation\nlease text 额度 | lease\nnode text 节点 | node\nepoch integer 纪元 | epoch\n"
+            "seq integer 序号 | sequence\nrequest_digest text 请求摘要 | request digest\n"
+            "response_digest text 回应摘要 | response digest\ntransfer integer 入账 | transfer"),
+    _detail,
+)  # fmt: skip
+
+
+def _summary(facts: Facts) -> Iterator[Row]:
+    sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
+    for row in _usage(facts):
+        month = policy_date(row.occurred_at_ms).isoformat()[:7]
+        key = (month, row.organisation_id, row.provider_id, row.model, row.lease_kind, row.purpose, row.status)
+        sums[key][0] += 1
+        sums[key][1] += row.amount_micro
+    for key in sorted(sums):
+        yield (key[0], key[1], facts.name(key[1]), *key[2:], *sums[key])
+
+
+SUMMARY = Report(
+    "usage-summary", "用量汇总", "Usage summary",
+    columns("month text 月份 | month\nenterprise text 企业编号 | enterprise id\nname text 企业 | enterprise\n"
+            "provider text 供应商编号 | provider id\nmodel text 模型版本 | model version\nkind text 计费方式 | charged as\n"
+            "purpose text 用途 | purpose\nstatus text 状态 | status\ncalls integer 次数 | calls\n"
+            "amount_micro micro_fen 金额 | amount"),
+    _summary,
+)  # fmt: skip
+
+
+def _filings(facts: Facts) -> Iterator[Row]:
+    """Each filing with each listing bound to it, and that listing's subsidised usage inside and outside the filing."""
+    filings = facts.by_id(Filing)
+    bound: dict[str, list[str]] = defaultdict(list)
+    listings = facts.by_id(Listing)
+    for listing in listings.values():
+        if listing.filing_id:
+            bound[listing.filing_id].append(listing.id)
+    spans = {key: _span(filing) for key, filing in filings.items()}
+    inside: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for row in _usage(facts):
+        listing = listings.get(row.listing_id)
+        if listing is None or not listing.filing_id or row.lease_kind != "subsidised" or listing.filing_id not in spans:
+            continue
+        first, last = spans[listing.filing_id]
+        at = 0 if first <= row.occurred_at_ms <= last else 2
+        inside[listing.id][at] += 1
+        inside[listing.id][at + 1] += row.amount_micro
+    for key, filing in filings.items():
+        until = filing.valid_until
+        lapsed = bool(until) and until < policy_date(facts.as_of_ms).isoformat()
+        for listing_id in bound[key] or [""]:
+            name = listings[listing_id].name if listing_id else ""
+            yield (filing.number, filing.kind, filing.model_name, filing.holder, filing.valid_from, until, lapsed,
+                   filing.is_demo, name, *(inside[listing_id] if listing_id else (0, 0, 0, 0)))  # fmt: skip
+
+
+def _span(filing: Filing) -> tuple[int, int]:
+    from datetime import date
+
+    first = start_of_day_ms(date.fromisoformat(filing.valid_from))
+    return first, end_of_day_ms(date.fromisoformat(filing.valid_until)) if filing.valid_until else 2**62
+
+
+FILINGS = Report(
+    "filing-register", "备案登记册与失效备案用量", "Filing register with usage on lapsed filings",
+    columns("number text 备案号 | filing number\nkind text 类别 | kind\nmodel text 模型 | model\nholder text 持有人 | holder\n"
+            "valid_from day 起 | valid from\nvalid_until day 止 | valid until\nlapsed flag 已失效 | lapsed\n"
+            "demonstration flag 演示 | demonstration\nlisting text 商品 | listing\n"
+            "calls_inside integer 有效期内补贴次数 | subsidised calls inside\namount_inside_micro micro_fen 有效期内金额 | amount inside\n"
+            "calls_lapsed integer 失效期补贴次数 | subsidised calls while lapsed\n"
+            "amount_lapsed_micro micro_fen 失效期金额 | amount while lapsed"),
+    _filings,
+    "商品与备案的绑定为导出时的绑定, 其历史不存于登记册 (见审计日志 listing.filing)",
+    "which listing stands under which filing is as it was when exported; its history is in the audit log only",
+)  # fmt: skip
+
+
+def _performance(facts: Facts) -> Iterator[Row]:
+    found: dict[str, dict[str, Any]] = defaultdict(
+        lambda: {"enterprises": set(), "providers": set(), "models": set(), "calls": 0, "gross": 0, "subsidy": 0}
+    )
+    for row in _usage(facts):
+        if row.status == "quarantined" or row.purpose != "use":
+            continue
+        of = found[policy_date(row.occurred_at_ms).isoformat()[:7]]
+        of["calls"] += 1
+        of["enterprises"].add(row.organisation_id)
+        of["providers"].add(row.provider_id)
+        of["models"].add(row.listing_id)
+    for charge in facts.charges():
+        of = found[policy_date(charge.occurred_at_ms).isoformat()[:7]]
+        of["gross"] += charge.gross_fen
+        of["subsidy"] += charge.subsidy_fen
+    for month in sorted(found):
+        of = found[month]
+        sizes = (len(of[name] - {""}) for name in ("enterprises", "providers", "models"))
+        share = of["subsidy"] * 10_000 // of["gross"] if of["gross"] > 0 else None
+        yield (month, *sizes, of["calls"], of["gross"], of["subsidy"], of["gross"] - of["subsidy"], share)
+
+
+PERFORMANCE = Report(
+    "performance", "绩效数据", "Performance figures",
+    columns("month text 月份 | month\nenterprises integer 用模型的企业 | enterprises using models\n"
+            "providers integer 供应商 | providers\nmodels integer 商品 | listings\ncalls integer 调用 | calls\n"
+            "gross_fen fen 计费总额 | gross\nsubsidy_fen fen 补贴 | subsidy\nown_fen fen 企业自付 | own cost\n"
+            "share_bp integer 补贴占比 (万分之) | subsidy in 1/10,000 of gross"),
+    _performance,
+)  # fmt: skip
+
+
+def _cost(facts: Facts) -> Iterator[Row]:
+    """Of each charge a Usage row of its gross, and a Credit row of minus its subsidy; of a correction the reverse."""
+    for charge in facts.charges():
+        day = policy_date(charge.occurred_at_ms)
+        first = start_of_day_ms(day.replace(day=1))
+        after = start_of_day_ms(day.replace(year=day.year + day.month // 12, month=day.month % 12 + 1, day=1))
+        contract = facts.subscriptions.get(charge.subscription)
+        listing = contract.listing_id if contract else ""
+        programme = facts.programmes[charge.programme].code if charge.programme else ""
+        for category, fen in (("Usage", charge.gross_fen), ("Credit", -charge.subsidy_fen)):
+            if not fen:
+                continue
+            yield (charge.enterprise, facts.name(charge.enterprise), "CNY", first, after, category,
+                   "Correction" if charge.kind == "P13" else "", "Usage-Based",
+                   "Model calls" if category == "Usage" else "Voucher", start_of_day_ms(day),
+                   start_of_day_ms(day) + 86_400_000, fen, fen, fen if category == "Usage" else 0,
+                   facts.name(charge.provider), listing, "AI and Machine Learning", charge.subscription,
+                   charge.transfer_id, programme, charge.voucher, fen)  # fmt: skip
+
+
+COST = Report(
+    "cost-focus", "FOCUS 格式费用文件", "FOCUS-style cost file",
+    columns("BillingAccountId text 企业编号 | billing account\nBillingAccountName text 企业 | billing account name\n"
+            "BillingCurrency text 币种 | currency\nBillingPeriodStart instant 账期起 | billing period start\n"
+            "BillingPeriodEnd instant 账期止 | billing period end\nChargeCategory text 类别 | charge category\n"
+            "ChargeClass text 更正 | charge class\nChargeFrequency text 频率 | charge frequency\n"
+            "ChargeDescription text 说明 | description\nChargePeriodStart instant 费用日起 | charge period start\n"
+            "ChargePeriodEnd instant 费用日止 | charge period end\nBilledCost yuan 计费 | billed cost\n"
+            "EffectiveCost yuan 有效费用 | effective cost\nListCost yuan 标价费用 | list cost\n"
+            "ProviderName text 供应商 | provider\nServiceName text 商品 | service\nServiceCategory text 服务类别 | service category\n"
+            "ResourceId text 合同 | resource\nx_TransferId integer 入账 | transfer\nx_Programme text 券项目 | programme\n"
+            "x_VoucherId text 券 | voucher\nx_BilledCostFen fen 计费 | billed cost"),
+    _cost,
+)  # fmt: skip
