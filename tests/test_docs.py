@@ -35,6 +35,7 @@ PAGES = [
     ROOT / "docs" / "grpc.md",
     ROOT / "docs" / "nodes.md",
     ROOT / "docs" / "vouchers.md",
+    ROOT / "docs" / "reports.md",
     ROOT / "docs" / "observability.md",
     ROOT / "docs" / "configuration.md",
 ]

@@ -68,7 +68,7 @@ class Report:
 def columns(text: str) -> tuple[Column, ...]:
     """Columns from lines `name kind 中文 | English`."""
     found = []
-    for line in text.strip().splitlines():
+    for line in filter(None, text.splitlines()):
         left, _, en = line.partition("|")
         name, kind, zh = left.split(None, 2)
         if kind not in UNITS:

@@ -50,7 +50,7 @@ def instant_of(as_of: str, now_ms: int) -> int:
             if moment.tzinfo is None:
                 raise as_of_invalid()
             found = round(moment.timestamp() * 1000)
-    except ValueError, OverflowError:
+    except (ValueError, OverflowError):
         raise as_of_invalid() from None
     if found > latest:
         raise as_of_too_late(SETTLE_S)
@@ -58,7 +58,8 @@ def instant_of(as_of: str, now_ms: int) -> int:
 
 
 def facts_of(session: Session, blobs: Blobs, as_of_ms: int, programme: str = "", from_day: str = "") -> Facts:
-    """What reports are made of. `programme` is an id or code. `NotFound` PROGRAMME_NOT_FOUND, `BadInput` REPORT_PERIOD."""
+    """What reports are made of. `programme` is an id or code. `NotFound` PROGRAMME_NOT_FOUND,
+    `BadInput` REPORT_PERIOD."""
     from_ms = 0
     if from_day:
         try:

@@ -17,10 +17,29 @@ from marketplace.reports.facts import CHUNK, Facts
 from marketplace.usage.tables import Usage
 
 _FIELDS = (
-    "usage_id", "occurred_at_ms", "ingested_at_ms", "organisation_id", "provider_id", "listing_id", "model", "adapter",
-    "price_version", "amount_micro", "lease_kind", "purpose", "status", "reason", "subscription_id", "reservation_id",
-    "lease_id", "node", "epoch", "seq", "request_digest", "response_digest",
-)  # fmt: skip
+    "usage_id",
+    "occurred_at_ms",
+    "ingested_at_ms",
+    "organisation_id",
+    "provider_id",
+    "listing_id",
+    "model",
+    "adapter",
+    "price_version",
+    "amount_micro",
+    "lease_kind",
+    "purpose",
+    "status",
+    "reason",
+    "subscription_id",
+    "reservation_id",
+    "lease_id",
+    "node",
+    "epoch",
+    "seq",
+    "request_digest",
+    "response_digest",
+)
 
 
 def _usage(facts: Facts) -> Iterator[Any]:
@@ -48,24 +67,53 @@ def _detail(facts: Facts) -> Iterator[Row]:
 
 
 DETAIL = Report(
-    "usage-detail", "用量明细", "Usage detail",
-    columns("usage_id text 用量编号 | usage id\noccurred_at instant 发生 | occurred at\ningested_at instant 入库 | ingested at\n"
-            "enterprise text 企业编号 | enterprise id\nprovider text 供应商编号 | provider id\nlisting text 商品 | listing\n"
-            "model text 模型版本 | model version\nadapter text 适配器 | adapter\nprice_version text 价格版本 | price version\n"
-            "amount_micro micro_fen 金额 | amount\nkind text 计费方式 | charged as\npurpose text 用途 | purpose\n"
-            "status text 状态 | status\nreason text 隔离原因 | why quarantined\ncontract text 合同 | contract\n"
-            "reservation text 预留 | reservation\nlease text 额度 | lease\nnode text 节点 | node\nepoch integer 纪元 | epoch\n"
-            "seq integer 序号 | sequence\nrequest_digest text 请求摘要 | request digest\n"
-            "response_digest text 回应摘要 | response digest\ntransfer integer 入账 | transfer"),
+    "usage-detail",
+    "用量明细",
+    "Usage detail",
+    columns(
+        """
+usage_id text 用量编号 | usage id
+occurred_at instant 发生 | occurred at
+ingested_at instant 入库 | ingested at
+enterprise text 企业编号 | enterprise id
+provider text 供应商编号 | provider id
+listing text 商品 | listing
+model text 模型版本 | model version
+adapter text 适配器 | adapter
+price_version text 价格版本 | price version
+amount_micro micro_fen 金额 | amount
+kind text 计费方式 | charged as
+purpose text 用途 | purpose
+status text 状态 | status
+reason text 隔离原因 | why quarantined
+contract text 合同 | contract
+reservation text 预留 | reservation
+lease text 额度 | lease
+node text 节点 | node
+epoch integer 纪元 | epoch
+seq integer 序号 | sequence
+request_digest text 请求摘要 | request digest
+response_digest text 回应摘要 | response digest
+transfer integer 入账 | transfer
+"""
+    ),
     _detail,
-)  # fmt: skip
+)
 
 
 def _summary(facts: Facts) -> Iterator[Row]:
-    sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
+    sums: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
     for row in _usage(facts):
         month = policy_date(row.occurred_at_ms).isoformat()[:7]
-        key = (month, row.organisation_id, row.provider_id, row.model, row.lease_kind, row.purpose, row.status)
+        key: tuple[Any, ...] = (
+            month,
+            row.organisation_id,
+            row.provider_id,
+            row.model,
+            row.lease_kind,
+            row.purpose,
+            row.status,
+        )
         sums[key][0] += 1
         sums[key][1] += row.amount_micro
     for key in sorted(sums):
@@ -73,13 +121,25 @@ def _summary(facts: Facts) -> Iterator[Row]:
 
 
 SUMMARY = Report(
-    "usage-summary", "用量汇总", "Usage summary",
-    columns("month text 月份 | month\nenterprise text 企业编号 | enterprise id\nname text 企业 | enterprise\n"
-            "provider text 供应商编号 | provider id\nmodel text 模型版本 | model version\nkind text 计费方式 | charged as\n"
-            "purpose text 用途 | purpose\nstatus text 状态 | status\ncalls integer 次数 | calls\n"
-            "amount_micro micro_fen 金额 | amount"),
+    "usage-summary",
+    "用量汇总",
+    "Usage summary",
+    columns(
+        """
+month text 月份 | month
+enterprise text 企业编号 | enterprise id
+name text 企业 | enterprise
+provider text 供应商编号 | provider id
+model text 模型版本 | model version
+kind text 计费方式 | charged as
+purpose text 用途 | purpose
+status text 状态 | status
+calls integer 次数 | calls
+amount_micro micro_fen 金额 | amount
+"""
+    ),
     _summary,
-)  # fmt: skip
+)
 
 
 def _filings(facts: Facts) -> Iterator[Row]:
@@ -117,17 +177,30 @@ def _span(filing: Filing) -> tuple[int, int]:
 
 
 FILINGS = Report(
-    "filing-register", "备案登记册与失效备案用量", "Filing register with usage on lapsed filings",
-    columns("number text 备案号 | filing number\nkind text 类别 | kind\nmodel text 模型 | model\nholder text 持有人 | holder\n"
-            "valid_from day 起 | valid from\nvalid_until day 止 | valid until\nlapsed flag 已失效 | lapsed\n"
-            "demonstration flag 演示 | demonstration\nlisting text 商品 | listing\n"
-            "calls_inside integer 有效期内补贴次数 | subsidised calls inside\namount_inside_micro micro_fen 有效期内金额 | amount inside\n"
-            "calls_lapsed integer 失效期补贴次数 | subsidised calls while lapsed\n"
-            "amount_lapsed_micro micro_fen 失效期金额 | amount while lapsed"),
+    "filing-register",
+    "备案登记册与失效备案用量",
+    "Filing register with usage on lapsed filings",
+    columns(
+        """
+number text 备案号 | filing number
+kind text 类别 | kind
+model text 模型 | model
+holder text 持有人 | holder
+valid_from day 起 | valid from
+valid_until day 止 | valid until
+lapsed flag 已失效 | lapsed
+demonstration flag 演示 | demonstration
+listing text 商品 | listing
+calls_inside integer 有效期内补贴次数 | subsidised calls inside
+amount_inside_micro micro_fen 有效期内金额 | amount inside
+calls_lapsed integer 失效期补贴次数 | subsidised calls while lapsed
+amount_lapsed_micro micro_fen 失效期金额 | amount while lapsed
+"""
+    ),
     _filings,
     "商品与备案的绑定为导出时的绑定, 其历史不存于登记册 (见审计日志 listing.filing)",
     "which listing stands under which filing is as it was when exported; its history is in the audit log only",
-)  # fmt: skip
+)
 
 
 def _performance(facts: Facts) -> Iterator[Row]:
@@ -154,13 +227,24 @@ def _performance(facts: Facts) -> Iterator[Row]:
 
 
 PERFORMANCE = Report(
-    "performance", "绩效数据", "Performance figures",
-    columns("month text 月份 | month\nenterprises integer 用模型的企业 | enterprises using models\n"
-            "providers integer 供应商 | providers\nmodels integer 商品 | listings\ncalls integer 调用 | calls\n"
-            "gross_fen fen 计费总额 | gross\nsubsidy_fen fen 补贴 | subsidy\nown_fen fen 企业自付 | own cost\n"
-            "share_bp integer 补贴占比 (万分之) | subsidy in 1/10,000 of gross"),
+    "performance",
+    "绩效数据",
+    "Performance figures",
+    columns(
+        """
+month text 月份 | month
+enterprises integer 用模型的企业 | enterprises using models
+providers integer 供应商 | providers
+models integer 商品 | listings
+calls integer 调用 | calls
+gross_fen fen 计费总额 | gross
+subsidy_fen fen 补贴 | subsidy
+own_fen fen 企业自付 | own cost
+share_bp integer 补贴占比 (万分之) | subsidy in 1/10,000 of gross
+"""
+    ),
     _performance,
-)  # fmt: skip
+)
 
 
 def _cost(facts: Facts) -> Iterator[Row]:
@@ -184,16 +268,34 @@ def _cost(facts: Facts) -> Iterator[Row]:
 
 
 COST = Report(
-    "cost-focus", "FOCUS 格式费用文件", "FOCUS-style cost file",
-    columns("BillingAccountId text 企业编号 | billing account\nBillingAccountName text 企业 | billing account name\n"
-            "BillingCurrency text 币种 | currency\nBillingPeriodStart instant 账期起 | billing period start\n"
-            "BillingPeriodEnd instant 账期止 | billing period end\nChargeCategory text 类别 | charge category\n"
-            "ChargeClass text 更正 | charge class\nChargeFrequency text 频率 | charge frequency\n"
-            "ChargeDescription text 说明 | description\nChargePeriodStart instant 费用日起 | charge period start\n"
-            "ChargePeriodEnd instant 费用日止 | charge period end\nBilledCost yuan 计费 | billed cost\n"
-            "EffectiveCost yuan 有效费用 | effective cost\nListCost yuan 标价费用 | list cost\n"
-            "ProviderName text 供应商 | provider\nServiceName text 商品 | service\nServiceCategory text 服务类别 | service category\n"
-            "ResourceId text 合同 | resource\nx_TransferId integer 入账 | transfer\nx_Programme text 券项目 | programme\n"
-            "x_VoucherId text 券 | voucher\nx_BilledCostFen fen 计费 | billed cost"),
+    "cost-focus",
+    "FOCUS 格式费用文件",
+    "FOCUS-style cost file",
+    columns(
+        """
+BillingAccountId text 企业编号 | billing account
+BillingAccountName text 企业 | billing account name
+BillingCurrency text 币种 | currency
+BillingPeriodStart instant 账期起 | billing period start
+BillingPeriodEnd instant 账期止 | billing period end
+ChargeCategory text 类别 | charge category
+ChargeClass text 更正 | charge class
+ChargeFrequency text 频率 | charge frequency
+ChargeDescription text 说明 | description
+ChargePeriodStart instant 费用日起 | charge period start
+ChargePeriodEnd instant 费用日止 | charge period end
+BilledCost yuan 计费 | billed cost
+EffectiveCost yuan 有效费用 | effective cost
+ListCost yuan 标价费用 | list cost
+ProviderName text 供应商 | provider
+ServiceName text 商品 | service
+ServiceCategory text 服务类别 | service category
+ResourceId text 合同 | resource
+x_TransferId integer 入账 | transfer
+x_Programme text 券项目 | programme
+x_VoucherId text 券 | voucher
+x_BilledCostFen fen 计费 | billed cost
+"""
+    ),
     _cost,
-)  # fmt: skip
+)

@@ -71,13 +71,28 @@ def _pool(facts: Facts) -> Iterator[Row]:
 
 
 POOL = Report(
-    "pool-position", "资金池头寸", "Pool position",
-    columns("programme text 券项目 | programme\nversion integer 版本 | version\ntitle text 名称 | title\n"
-            "demonstration flag 演示 | demonstration\nstate text 状态 | state\nauthorised_fen fen 批次拨入 | authorised\n"
-            "unissued_fen fen 未发放 | not issued\nissued_fen fen 已发放 | issued\nvouchers integer 券数 | vouchers"
-            + _PART_COLUMNS + "conserved flag 守恒 | conserved"),
+    "pool-position",
+    "资金池头寸",
+    "Pool position",
+    columns(
+        """
+programme text 券项目 | programme
+version integer 版本 | version
+title text 名称 | title
+demonstration flag 演示 | demonstration
+state text 状态 | state
+authorised_fen fen 批次拨入 | authorised
+unissued_fen fen 未发放 | not issued
+issued_fen fen 已发放 | issued
+vouchers integer 券数 | vouchers
+"""
+        + _PART_COLUMNS
+        + """
+conserved flag 守恒 | conserved
+"""
+    ),
     _pool,
-)  # fmt: skip
+)
 
 
 def _state(events: list[Any], where: dict[str, int]) -> str:
@@ -105,15 +120,32 @@ def _register(facts: Facts) -> Iterator[Row]:
 
 
 REGISTER = Report(
-    "voucher-register", "券台账 (含历史)", "Voucher register with history",
-    columns("voucher text 券 | voucher\nprogramme text 券项目 | programme\nenterprise text 企业编号 | enterprise id\n"
-            "name text 企业 | enterprise\nuscc text 统一社会信用代码 | USCC\napplication text 申请 | application\n"
-            "state text 状态 | state\nissued_at instant 发放时间 | issued at\nuse_by day 使用截止 | use by\n"
-            "redeem_by day 兑付截止 | redeem by\nproposed_by text 提出人 | proposed by\n"
-            "approved_by text 复核人 | approved by\nface_fen fen 面值 | face value" + _PART_COLUMNS
-            + "history text 历史 (毫秒 动作 操作人) | history (ms, action, actor)"),
+    "voucher-register",
+    "券台账 (含历史)",
+    "Voucher register with history",
+    columns(
+        """
+voucher text 券 | voucher
+programme text 券项目 | programme
+enterprise text 企业编号 | enterprise id
+name text 企业 | enterprise
+uscc text 统一社会信用代码 | USCC
+application text 申请 | application
+state text 状态 | state
+issued_at instant 发放时间 | issued at
+use_by day 使用截止 | use by
+redeem_by day 兑付截止 | redeem by
+proposed_by text 提出人 | proposed by
+approved_by text 复核人 | approved by
+face_fen fen 面值 | face value
+"""
+        + _PART_COLUMNS
+        + """
+history text 历史 (毫秒 动作 操作人) | history (ms, action, actor)
+"""
+    ),
     _register,
-)  # fmt: skip
+)
 
 
 def _dossier(facts: Facts) -> Iterator[Row]:
@@ -130,13 +162,26 @@ def _dossier(facts: Facts) -> Iterator[Row]:
 
 
 DOSSIER = Report(
-    "application-dossier", "申请与资格核验卷宗", "Application and eligibility dossier",
-    columns("application text 申请 | application\nprogramme text 券项目 | programme\nenterprise text 企业编号 | enterprise id\n"
-            "name text 企业 | enterprise\nuscc text 统一社会信用代码 | USCC\nat instant 时间 | at\nstep text 步骤 | step\n"
-            "by text 操作人 | by\nrequested_fen fen 申请金额 | requested\nfailed_checks text 未通过的核验 | failed checks\n"
-            "note text 说明 | note"),
+    "application-dossier",
+    "申请与资格核验卷宗",
+    "Application and eligibility dossier",
+    columns(
+        """
+application text 申请 | application
+programme text 券项目 | programme
+enterprise text 企业编号 | enterprise id
+name text 企业 | enterprise
+uscc text 统一社会信用代码 | USCC
+at instant 时间 | at
+step text 步骤 | step
+by text 操作人 | by
+requested_fen fen 申请金额 | requested
+failed_checks text 未通过的核验 | failed checks
+note text 说明 | note
+"""
+    ),
     _dossier,
-)  # fmt: skip
+)
 
 
 def _notices(facts: Facts) -> Iterator[Row]:
@@ -169,12 +214,25 @@ def _frozen(facts: Facts) -> Iterator[tuple[str, str, int]]:
 
 _NOTICE_STEPS = ("publish", "object", "confirm", "reject")
 NOTICES = Report(
-    "public-notice", "公示清单", "Public-notice list",
-    columns("of text 类别 | of what\nid text 编号 | id\nprogramme text 券项目 | programme\n"
-            "enterprise text 企业编号 | enterprise id\nname text 企业 | enterprise\nuscc text 统一社会信用代码 | USCC\n"
-            "step text 步骤 | step\nat instant 时间 | at\nfrozen_fen fen 冻结金额 | frozen amount\nnote text 说明 | note"),
+    "public-notice",
+    "公示清单",
+    "Public-notice list",
+    columns(
+        """
+of text 类别 | of what
+id text 编号 | id
+programme text 券项目 | programme
+enterprise text 企业编号 | enterprise id
+name text 企业 | enterprise
+uscc text 统一社会信用代码 | USCC
+step text 步骤 | step
+at instant 时间 | at
+frozen_fen fen 冻结金额 | frozen amount
+note text 说明 | note
+"""
+    ),
     _notices,
-)  # fmt: skip
+)
 
 
 def _caps(facts: Facts) -> Iterator[Row]:
@@ -199,13 +257,27 @@ def _caps(facts: Facts) -> Iterator[Row]:
 
 
 CAPS = Report(
-    "cap-usage", "上限占用", "Cap usage",
-    columns("cap text 上限账户 | cap\nprogramme text 券项目 | programme\nenterprise text 企业编号 | enterprise id\n"
-            "name text 企业 | enterprise\nperiod text 期间 | period\nlimit_fen fen 上限 | limit\nvouchers integer 券数 | vouchers\n"
-            "issued_fen fen 已发放 | issued\nreturned_fen fen 已回池 | returned\nspent_fen fen 已使用 | spent\n"
-            "held_fen fen 占用 | held\nroom_fen fen 余量 | room"),
+    "cap-usage",
+    "上限占用",
+    "Cap usage",
+    columns(
+        """
+cap text 上限账户 | cap
+programme text 券项目 | programme
+enterprise text 企业编号 | enterprise id
+name text 企业 | enterprise
+period text 期间 | period
+limit_fen fen 上限 | limit
+vouchers integer 券数 | vouchers
+issued_fen fen 已发放 | issued
+returned_fen fen 已回池 | returned
+spent_fen fen 已使用 | spent
+held_fen fen 占用 | held
+room_fen fen 余量 | room
+"""
+    ),
     _caps,
-)  # fmt: skip
+)
 
 
 def _contracts(facts: Facts) -> Iterator[Row]:
@@ -231,11 +303,26 @@ def _contracts(facts: Facts) -> Iterator[Row]:
 
 
 CONTRACTS = Report(
-    "contract-ledger", "合同台账", "Contract ledger",
-    columns("contract text 合同 | contract\nenterprise text 企业编号 | enterprise id\nname text 企业 | enterprise\n"
-            "provider text 供应商编号 | provider id\nprovider_name text 供应商 | provider\nlisting text 商品 | listing\n"
-            "made_at instant 订立 | made at\nended_at instant 结束 | ended at\ncontract_fen fen 合同预计金额 | foreseen gross\n"
-            "reserved_total_fen fen 累计预留 | reserved in all\nreserved_now_fen fen 现有预留 | reserved now\n"
-            "gross_fen fen 已计费 | charged gross\nsubsidy_fen fen 其中补贴 | of it subsidy\nown_fen fen 企业自付 | own cost"),
+    "contract-ledger",
+    "合同台账",
+    "Contract ledger",
+    columns(
+        """
+contract text 合同 | contract
+enterprise text 企业编号 | enterprise id
+name text 企业 | enterprise
+provider text 供应商编号 | provider id
+provider_name text 供应商 | provider
+listing text 商品 | listing
+made_at instant 订立 | made at
+ended_at instant 结束 | ended at
+contract_fen fen 合同预计金额 | foreseen gross
+reserved_total_fen fen 累计预留 | reserved in all
+reserved_now_fen fen 现有预留 | reserved now
+gross_fen fen 已计费 | charged gross
+subsidy_fen fen 其中补贴 | of it subsidy
+own_fen fen 企业自付 | own cost
+"""
+    ),
     _contracts,
-)  # fmt: skip
+)

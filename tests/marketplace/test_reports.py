@@ -1,0 +1,298 @@
+"""What the operator exports: each report against events that happened, and the same bytes for the same instant."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openpyxl import load_workbook
+from sqlmodel import select
+
+from marketplace.claims import batches
+from marketplace.clock import now_ms
+from marketplace.db import reading, transaction
+from marketplace.keys.service import create_key, scopes_of_kind
+from marketplace.organisations.members import add_member
+from marketplace.organisations.tables import Organisation
+from marketplace.reports import api
+from marketplace.reports.declared import UNITS
+from marketplace.reports.pack import facts_of, find, instant_of, write_pack, write_report
+from marketplace.reports.register import REPORTS
+from marketplace.usage.tables import Usage
+from marketplace.vouchers import closing, subscriptions
+from marketplace.vouchers.tables import Programme, Subscription
+from model_store.errors import BadInput, NotFound
+from tests.marketplace import test_claims as claims
+from tests.marketplace.test_claims import approved, freeze, trade
+from tests.marketplace.town import CHEN, LIN, Town
+
+
+@pytest.fixture
+def town(engine, tmp_path, monkeypatch):
+    """A town of today: audit events and postings are stamped by the machine's own clock."""
+    monkeypatch.setattr(claims, "new_batch", new_batch)
+    return Town(engine, tmp_path / "journal", now=now_ms())
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    from model_store.blobs import FolderBlobs
+
+    return FolderBlobs(tmp_path / "blobs")
+
+
+def new_batch(town: Town, member: str = CHEN) -> str:
+    with transaction(town.engine) as session:
+        programme = session.exec(select(Programme)).one().id
+        return batches.create(session, programme, "2026-01-01", claims.today(town), member=member).id
+
+
+def instant() -> int:
+    """Now; what happens afterwards is stamped later."""
+    found = now_ms()
+    time.sleep(0.003)
+    return found
+
+
+def report(town: Town, blobs: Any, name: str, as_of: int | None = None, **facts: str) -> list[dict[str, Any]]:
+    folder = town.folder.parent / "out"
+    folder.mkdir(exist_ok=True)
+    with reading(town.engine) as session:
+        found = facts_of(session, blobs, as_of or now_ms(), **facts)
+        path, count = write_report(find(name), found, "json", folder)
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == count
+    return rows
+
+
+def pack(town: Town, blobs: Any, as_of: int, folder: Path, *forms: str) -> bytes:
+    folder.mkdir(exist_ok=True)
+    with reading(town.engine) as session:
+        return write_pack(facts_of(session, blobs, as_of), folder, forms or ("csv", "xlsx", "json")).read_bytes()
+
+
+# --- each against what happened ---------------------------------------------------------------------------------------
+
+
+def test_pool_position_says_where_each_fen_of_the_pool_is(town, blobs):
+    trade(town)  # 100 calls at 0.37 fen: 37 fen, of which the voucher pays 12
+    (row,) = report(town, blobs, "pool-position")
+    assert (row["authorised_fen"], row["unissued_fen"], row["issued_fen"]) == (1_000_000, 999_000, 1_000)
+    assert (row["used_fen"], row["state"], row["conserved"]) == (12, "active", True)
+    assert row["available_fen"] + row["reserved_fen"] + row["leased_fen"] == 988
+
+
+def test_the_register_has_the_history_and_tells_the_state_of_its_instant(town, blobs):
+    trade(town)
+    before = instant()
+    with transaction(town.engine) as session:
+        closing.expire_vouchers(session, town.now + 60 * 86_400_000)
+    (then,) = report(town, blobs, "voucher-register", before)
+    (row,) = report(town, blobs, "voucher-register")
+    assert (then["state"], then["returned_fen"]) == ("active", 0)
+    assert (row["state"], row["returned_fen"], row["used_fen"]) == ("expired", 988, 12)
+    assert (row["proposed_by"], row["approved_by"]) == (CHEN, LIN)
+    assert [step.split()[1] for step in row["history"].split(" ; ")] == ["propose", "issue", "expire"]
+
+
+def test_the_dossier_has_each_step_of_an_application_and_the_notice_its_public_ones(town, blobs):
+    town.voucher(1_000)
+    steps = [row["step"] for row in report(town, blobs, "application-dossier")]
+    assert steps == ["create", "submit", "check", "approve", "publish", "confirm"]
+    assert [row["step"] for row in report(town, blobs, "public-notice")] == ["publish", "confirm"]
+    batch = approved_after_trade(town, blobs)
+    claims = [row for row in report(town, blobs, "public-notice") if row["of"] == "claim"]
+    assert [(row["id"], row["step"], row["frozen_fen"]) for row in claims] == [
+        (batch, "publish", 12),
+        (batch, "approve", 12),
+    ]
+
+
+def approved_after_trade(town: Town, blobs: Any) -> str:
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    node.call(count=100)
+    node.stop()
+    return approved(town, blobs)
+
+
+def test_cap_usage_is_what_the_counters_hold(town, blobs):
+    from marketplace.ledger.tables import CapCounter
+
+    trade(town)
+    (row,) = report(town, blobs, "cap-usage")
+    counter = town.get(CapCounter, row["cap"])
+    assert (row["limit_fen"], row["spent_fen"] + row["held_fen"]) == (
+        counter.limit_fen,
+        counter.used_fen + counter.held_fen,
+    )
+    assert (row["spent_fen"], row["room_fen"]) == (12, 499_000)
+
+
+def test_the_contract_ledger_tells_the_terms_of_its_instant(town, blobs):
+    trade(town)
+    before = instant()
+    with transaction(town.engine) as session:
+        row = session.exec(select(Subscription)).one()
+        subscriptions.change(session, row, {"contract_fen": 200_000}, actor="f")
+    (then,) = report(town, blobs, "contract-ledger", before)
+    (now,) = report(town, blobs, "contract-ledger")
+    assert (then["contract_fen"], now["contract_fen"]) == (100_000, 200_000)
+    assert (now["gross_fen"], now["subsidy_fen"], now["own_fen"]) == (37, 12, 25)
+
+
+def test_usage_in_detail_and_summed_up(town, blobs):
+    trade(town)
+    detail = report(town, blobs, "usage-detail")
+    assert {row["usage_id"] for row in detail} == {row.usage_id for row in town.rows(Usage)}
+    (total,) = report(town, blobs, "usage-summary")
+    assert (total["calls"], total["amount_micro"], total["kind"]) == (100, 37_000_000, "subsidised")
+    (figures,) = report(town, blobs, "performance")
+    assert (figures["calls"], figures["gross_fen"], figures["subsidy_fen"], figures["enterprises"]) == (100, 37, 12, 1)
+    assert report(town, blobs, "usage-detail", programme="town") == detail
+
+
+def test_the_filing_register_counts_subsidised_usage_inside_and_after_a_filing(town, blobs):
+    trade(town)
+    (row,) = report(town, blobs, "filing-register")
+    assert (row["listing"], row["calls_inside"], row["calls_lapsed"]) == ("vendor/steel", 100, 0)
+
+
+def test_the_cost_file_has_a_usage_row_and_a_negative_credit_row_of_each_charge(town, blobs):
+    trade(town)
+    rows = report(town, blobs, "cost-focus")
+    assert {row["ChargeCategory"] for row in rows} == {"Usage", "Credit"}
+    assert sum(row["x_BilledCostFen"] for row in rows if row["ChargeCategory"] == "Usage") == 37
+    assert sum(row["x_BilledCostFen"] for row in rows if row["ChargeCategory"] == "Credit") == -12
+    assert all(row["BilledCost"].startswith("-0.") for row in rows if row["ChargeCategory"] == "Credit")
+
+
+# --- the same instant, the same bytes ---------------------------------------------------------------------------------
+
+
+def test_the_same_instant_gives_the_same_bytes_whatever_happened_since(town, blobs, tmp_path):
+    node = trade(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    as_of = instant()
+    first = pack(town, blobs, as_of, tmp_path / "a")
+    town.voucher(5_000, programme=report(town, blobs, "pool-position")[0]["programme"])
+    node = town.node("n2")
+    node.call(count=50)
+    node.stop()
+    with transaction(town.engine) as session:
+        row = session.exec(select(Subscription)).one()
+        subscriptions.change(session, row, {"contract_fen": 300_000}, actor="f")
+        closing.end_contract(session, row, actor="f", at_ms=town.now)
+        closing.expire_vouchers(session, town.now + 60 * 86_400_000)
+    again = pack(town, blobs, as_of, tmp_path / "b")
+    assert hashlib.sha256(again).hexdigest() == hashlib.sha256(first).hexdigest()
+    assert pack(town, blobs, now_ms(), tmp_path / "c") != first
+
+
+def test_the_manifest_names_each_file_its_hash_and_what_cannot_be_told_of_the_past(town, blobs, tmp_path):
+    trade(town)
+    archive = zipfile.ZipFile(io.BytesIO(pack(town, blobs, instant(), tmp_path / "a")))
+    manifest = json.loads(archive.read("manifest.json"))
+    assert {each["file"] for each in manifest["files"]} == set(archive.namelist()) - {"manifest.json"}
+    assert len(manifest["files"]) == 3 * len(REPORTS)
+    for each in manifest["files"]:
+        content = archive.read(each["file"])
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (each["sha256"], each["bytes"])
+        assert each["reproducible"] == (not each["note_en"])
+    assert manifest["code_version"]
+    assert manifest["as_of"].endswith("+08:00")
+
+
+# --- files that readers open ------------------------------------------------------------------------------------------
+
+
+def test_no_cell_of_a_csv_or_a_workbook_is_run_as_a_formula(town, blobs, tmp_path):
+    evil = '=HYPERLINK("http://x","y")'
+    with transaction(town.engine) as session:
+        session.get_one(Organisation, "org_factory").name_zh = evil
+    trade(town)
+    with reading(town.engine) as session:
+        facts = facts_of(session, blobs, now_ms())
+        text, _ = write_report(find("voucher-register"), facts, "csv", tmp_path)
+        book, _ = write_report(find("voucher-register"), facts, "xlsx", tmp_path)
+    assert text.read_bytes().startswith(b"\xef\xbb\xbf")
+    (row,) = csv.DictReader(io.StringIO(text.read_text("utf-8-sig")))
+    assert row["name"] == "'" + evil
+    titles, cells = load_workbook(book).active.iter_rows()
+    named = {title.value: cell for title, cell in zip(titles, cells, strict=True)}
+    assert (named["企业 enterprise"].value, named["企业 enterprise"].data_type) == (evil, "s")
+    assert named["面值 face value (分 fen)"].value == 1_000
+    assert named["面值 face value (元 CNY)"].value == 10
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_report_is_titled_in_both_languages_and_typed(name):
+    found = REPORTS[name]
+    assert found.zh
+    assert found.en
+    assert bool(found.note_zh) == bool(found.note_en)
+    assert all(column.kind in UNITS and column.zh and column.en for column in found.columns)
+    assert len({column.name for column in found.columns}) == len(found.columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("yesterday", "AS_OF_INVALID"), ("2026-10-01T12:00:00", "AS_OF_INVALID"), ("2999-01-01", "AS_OF_TOO_LATE")],
+)
+def test_an_instant_that_cannot_be_reported_is_refused(text, code):
+    with pytest.raises(BadInput) as refused:
+        instant_of(text, now_ms())
+    assert refused.value.code == code
+
+
+def test_a_day_is_reported_as_of_its_end_in_shanghai():
+    assert instant_of("2026-10-01", now_ms()) == instant_of("2026-10-01T23:59:59.999+08:00", now_ms())
+
+
+def test_a_report_or_a_period_that_is_not_there_is_refused(town, blobs):
+    with pytest.raises(NotFound) as refused:
+        find("pool")
+    assert refused.value.code == "REPORT_NOT_FOUND"
+    with reading(town.engine) as session, pytest.raises(BadInput) as wrong:
+        facts_of(session, blobs, now_ms(), from_day="2999-01-01")
+    assert wrong.value.code == "REPORT_PERIOD"
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def operator(town, client, monkeypatch):
+    """`operator(path)` with an operator's key; the clock of reports is past what has just happened."""
+    with transaction(town.engine) as session:
+        city = session.get_one(Organisation, "org_city")
+        member = add_member(session, city, email="chen@x.example", name="chen", role="owner")
+        scopes = scopes_of_kind("operator")
+        _, key = create_key(session, city, name="k", scopes=scopes, actor="t", member_id=member.id, at_ms=now_ms())
+    monkeypatch.setattr(api, "now_ms", lambda: now_ms() + 10_001)
+    return lambda path, **query: client.get(
+        f"/api/v1/reports{path}", params=query, headers={"Authorization": f"Bearer {key}"}
+    )
+
+
+def test_an_operator_lists_and_downloads_and_nobody_else(town, client, operator):
+    trade(town)
+    assert operator("").json()["total"] == len(REPORTS)
+    rows = operator("/pool-position", format="json", programme="town").json()
+    assert (rows["rows"][0]["used_fen"], rows["total"]) == (12, 1)
+    answer = operator("/usage-detail")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.text.count("\r\n") == 101
+    assert zipfile.ZipFile(io.BytesIO(operator("/pack").content)).testzip() is None
+    assert operator("/nothing").json()["error"]["code"] == "REPORT_NOT_FOUND"
+    assert operator("/pool-position", as_of="2999-01-01").status_code == 400
+    assert operator("/pool-position", format="pdf").status_code == 400
+    assert client.get("/api/v1/reports").status_code == 401
