@@ -99,13 +99,17 @@ def invoices_of(session: Session, subscription_id: str) -> list[dict[str, Any]]:
     return [invoice_view(row) for row in session.exec(query.order_by(col(Invoice.issued_on), col(Invoice.id)))]
 
 
-def claim_of(session: Session, transfer_id: int | None) -> dict[str, Any] | None:
-    """The batch and line that a charge stands in, and the government's payment; None where it is not claimed."""
+def claim_of(session: Session, transfer_id: int | None, *, to_operator: bool) -> dict[str, Any] | None:
+    """The batch and line that a charge stands in, and the government's payment; None where it is not claimed.
+
+    What was paid for the whole batch, others' lines with it, is told to operators only.
+    """
     claimed = session.get(ClaimedTransfer, transfer_id) if transfer_id is not None else None
     if claimed is None:
         return None
     line = session.get_one(ClaimLine, claimed.line_id)
     batch = session.get_one(ClaimBatch, line.batch_id)
+    told = ("reference", "paid_on", "amount_fen") if to_operator else ("reference", "paid_on")
     return {
         "claim_id": batch.id,
         "state": batch.state,
@@ -120,7 +124,7 @@ def claim_of(session: Session, transfer_id: int | None) -> dict[str, Any] | None
         "transfers": session.exec(
             select(func.count()).select_from(ClaimedTransfer).where(ClaimedTransfer.line_id == line.id)
         ).one(),
-        "payment": batch.payment or None if batch.paid_at_ms else None,
+        "payment": {name: batch.payment[name] for name in told} if batch.paid_at_ms else None,
         "paid_at_ms": batch.paid_at_ms,
     }
 

@@ -142,7 +142,7 @@ def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
     answer["provider"] = _pick(provider, "id", "name_zh", "name_en")
     answer["transfer"] = _transfer(session, row.transfer_id, actor) if row.transfer_id else None
     answer["invoices"] = invoices_of(session, row.subscription_id) if row.subscription_id else []
-    answer["claim"] = claim_of(session, row.transfer_id)
+    answer["claim"] = claim_of(session, row.transfer_id, to_operator=actor.is_operator)
     answer["correction"] = correction_of(session, row.usage_id)
     return answer
 

@@ -264,6 +264,8 @@ def test_a_call_is_traced_up_to_its_batch_and_payment_in_words(town: Town, desk:
     text = desk.see("chen", f"/console/usage/{usage}")
     assert f'href="{where}"' in text
     assert f'href="{where}/{line}"' in text
+    assert "整批" in text
+    assert "整批" not in desk.see("wang", f"/console/usage/{usage}")  # others' money is in it
     for language, facts in {
         "zh": ("¥0.0037", "✓ 有效", "应收企业", "国库 1", "已付", "先付后补", "生效于", "¥1,000.00"),
         "en": ("¥0.0037", "✓ valid", "the enterprise owes", "国库 1", "paid", "reimbursed", "In force since"),
