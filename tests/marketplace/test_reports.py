@@ -15,10 +15,14 @@ import pytest
 from openpyxl import load_workbook
 from sqlmodel import select
 
+from marketplace.catalogue.tables import Listing
 from marketplace.claims import batches
+from marketplace.claims.tables import Invoice
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
+from marketplace.integrity.days import close_days
 from marketplace.keys.service import create_key, scopes_of_kind
+from marketplace.ledger.rebuild import trial_balance
 from marketplace.organisations.members import add_member
 from marketplace.organisations.tables import Organisation
 from marketplace.reports import api
@@ -172,6 +176,108 @@ def test_the_cost_file_has_a_usage_row_and_a_negative_credit_row_of_each_charge(
     assert sum(row["x_BilledCostFen"] for row in rows if row["ChargeCategory"] == "Usage") == 37
     assert sum(row["x_BilledCostFen"] for row in rows if row["ChargeCategory"] == "Credit") == -12
     assert all(row["BilledCost"].startswith("-0.") for row in rows if row["ChargeCategory"] == "Credit")
+
+
+def test_a_claim_batch_goes_from_usage_to_payment_and_tells_the_step_of_its_instant(town, blobs):
+    trade(town)
+    batch = approved(town, blobs)
+    before = instant()
+    pay(town, batch)
+    then, rows = report(town, blobs, "claim-batch", before), report(town, blobs, "claim-batch")
+    assert {row["usage_id"] for row in rows} == {row.usage_id for row in town.rows(Usage)}
+    assert (sum(row["gross_fen"] for row in rows), sum(row["subsidy_fen"] for row in rows)) == (37, 12)
+    assert {(row["step"], row["line_state"], row["payment"]) for row in then} == {("approve", "in_batch", "")}
+    assert {(row["step"], row["line_state"], row["payment"]) for row in rows} == {
+        ("confirm-payment", "accepted", "国库 1")
+    }
+    (position,) = report(town, blobs, "pool-position")
+    assert (position["paid_fen"], position["batched_fen"], position["conserved"]) == (12, 0, True)
+
+
+def pay(town: Town, batch: str) -> None:
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        facts = {"reference": "国库 1", "paid_on": "2026-02-01", "amount_fen": row.total_fen}
+        batches.enter_payment(session, row, **facts, member=CHEN, at_ms=town.now)
+    with transaction(town.engine) as session:
+        batches.confirm_payment(session, batches.get_batch(session, batch), member=LIN, at_ms=town.now)
+
+
+def test_corrections_name_both_persons_and_are_a_negative_row_of_the_cost_file(town, blobs):
+    node = trade(town)
+    before = instant()
+    for record in node.acknowledged[:50]:
+        claims.correct(town, record.usage_id)
+    rows = report(town, blobs, "corrections")
+    assert report(town, blobs, "corrections", before) == []
+    assert {(row["state"], row["proposed_by"], row["decided_by"]) for row in rows} == {("posted", CHEN, LIN)}
+    assert sum(row["gross_fen"] for row in rows) == 19
+    costs = report(town, blobs, "cost-focus")
+    assert sum(row["x_BilledCostFen"] for row in costs) == 18 - 6
+    assert {row["ChargeClass"] for row in costs if row["x_BilledCostFen"] < 0 and row["ChargeCategory"] == "Usage"} == {
+        "Correction"
+    }
+
+
+def test_clawbacks_and_returns_to_the_pool(town, blobs):
+    trade(town)
+    batch = claims.paid(town, blobs)
+    (line,) = claims.lines(town, batch)
+    claims.claw(town, line.id, 12, ("confirm", LIN))
+    before = instant()
+    with transaction(town.engine) as session:
+        closing.expire_vouchers(session, town.now + 60 * 86_400_000)
+    (row,) = report(town, blobs, "clawback-register")
+    assert (row["state"], row["amount_fen"], row["owed_fen"]) == ("confirmed", 12, 12)
+    assert (row["opened_by"], row["confirmed_by"]) == (CHEN, LIN)
+    assert report(town, blobs, "expiry-returns", before) == []
+    assert sum(row["returned_fen"] for row in report(town, blobs, "expiry-returns")) == 988
+    (position,) = report(town, blobs, "pool-position")
+    assert (position["clawed_fen"], position["returned_fen"], position["conserved"]) == (12, 988, True)
+
+
+def test_the_trial_balance_is_the_ledger_s_and_each_ledger_sums_to_zero(town, blobs):
+    trade(town)
+    rows = {row["account"]: row for row in report(town, blobs, "trial-balance")}
+    with reading(town.engine) as session:
+        kept = {row["account"]: row["balance_fen"] for row in trial_balance(session)["items"]}
+    assert {key: row["balance_fen"] for key, row in rows.items() if not key.startswith("Σ")} == kept
+    assert rows["ΣQ"]["balanced"]
+    assert rows["ΣM"]["balanced"]
+
+
+def test_integrity_has_the_sealed_journals_and_the_closed_days(town, blobs):
+    trade(town)
+    with transaction(town.engine) as session:
+        close_days(session, now_ms() + 2 * 86_400_000)
+    rows = report(town, blobs, "integrity", now_ms() + 1)
+    assert [row["of"] for row in rows if row["kind"] == "journal"] == ["n1-1"]
+    assert all(len(row["chain"]) == 64 for row in rows if row["kind"] == "day")
+    assert any(row["kind"] == "day" for row in rows)
+
+
+def test_related_parties_under_contract_and_one_invoice_twice_are_findings(town, blobs):
+    trade(town)
+    assert report(town, blobs, "findings") == []
+    contract = town.rows(Subscription)[0]
+    with transaction(town.engine) as session:
+        session.get_one(Organisation, "org_factory").controllers = ["p1"]
+        session.get_one(Organisation, "org_vendor").controllers = ["p1"]
+        town.list_model(session, "vendor/copper", filing_id="flg_1")
+    with transaction(town.engine) as session:
+        other = session.exec(select(Listing).where(Listing.name == "vendor/copper")).one()
+        terms = {"contract_fen": 0, "on_voucher_end": "refuse", "monthly_cap_fen": None}
+        second, _ = subscriptions.subscribe(session, "org_factory", other, **terms, actor="f", at_ms=town.now)
+        for number, row in enumerate((contract.id, second.id)):
+            session.add(
+                Invoice(
+                    id=f"inv_{number}", number="144", subscription_id=row, organisation_id="org_factory",
+                    provider_id="org_vendor", amount_fen=37, issued_on="2026-01-01",
+                )
+            )  # fmt: skip
+    kinds = {row["kind"]: row for row in report(town, blobs, "findings")}
+    assert set(kinds) == {"related-party", "invoice-on-several-contracts"}
+    assert (kinds["invoice-on-several-contracts"]["count"], kinds["invoice-on-several-contracts"]["what"]) == (2, "144")
 
 
 # --- the same instant, the same bytes ---------------------------------------------------------------------------------
