@@ -250,7 +250,7 @@ def test_integrity_has_the_sealed_journals_and_the_closed_days(town, blobs):
     trade(town)
     with transaction(town.engine) as session:
         close_days(session, now_ms() + 2 * 86_400_000)
-    rows = report(town, blobs, "integrity", now_ms() + 1)
+    rows = report(town, blobs, "integrity", now_ms() + 3 * 86_400_000)
     assert [row["of"] for row in rows if row["kind"] == "journal"] == ["n1-1"]
     assert all(len(row["chain"]) == 64 for row in rows if row["kind"] == "day")
     assert any(row["kind"] == "day" for row in rows)
@@ -384,9 +384,13 @@ def operator(town, client, monkeypatch):
         scopes = scopes_of_kind("operator")
         _, key = create_key(session, city, name="k", scopes=scopes, actor="t", member_id=member.id, at_ms=now_ms())
     monkeypatch.setattr(api, "now_ms", lambda: now_ms() + 10_001)
-    return lambda path, **query: client.get(
-        f"/api/v1/reports{path}", params=query, headers={"Authorization": f"Bearer {key}"}
-    )
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def get(path: str, **query: str) -> Any:
+        return client.get(f"/api/v1/reports{path}", params=query, headers=headers)
+
+    get.page = lambda path, **query: client.get(path, params=query, headers=headers)
+    return get
 
 
 def test_an_operator_lists_and_downloads_and_nobody_else(town, client, operator):
@@ -402,3 +406,15 @@ def test_an_operator_lists_and_downloads_and_nobody_else(town, client, operator)
     assert operator("/pool-position", as_of="2999-01-01").status_code == 400
     assert operator("/pool-position", format="pdf").status_code == 400
     assert client.get("/api/v1/reports").status_code == 401
+
+
+def test_city_hall_lists_the_reports_with_their_downloads(town, operator, client):
+    page = operator.page("/city/reports", as_of="2026-10-01")
+    assert page.status_code == 200
+    for name in REPORTS:
+        assert f"/api/v1/reports/{name}?format=xlsx&amp;as_of=2026-10-01" in page.text
+    assert "/api/v1/reports/pack?as_of=2026-10-01" in page.text
+    assert "什么都不影响" in page.text or "whatever happens" in page.text
+    assert "2026-10-01" not in operator.page("/city/reports", as_of='"><script>').text
+    assert "<script>" not in operator.page("/city/reports", as_of='"><script>').text
+    assert client.get("/city/reports", follow_redirects=False).status_code != 200
