@@ -35,6 +35,7 @@ from marketplace.web import (
     adapting,
     choosing,
     city_hall,
+    city_reports,
     claims_desk,
     console,
     pages,
@@ -71,7 +72,8 @@ def create_api(market: Market) -> FastAPI:
     add_error_handlers(app)
     for router in _routers():
         app.include_router(router, prefix="/api/v1")
-    for surface in (pages, trying, actions, account, choosing, adapting, console, vendor_desk, claims_desk, city_hall):
+    desks = (console, vendor_desk, claims_desk, city_reports, city_hall)
+    for surface in (pages, trying, actions, account, choosing, adapting, *desks):
         app.include_router(surface.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     if app.state.mlflow is not None:
