@@ -470,7 +470,7 @@ async def test_the_caller_s_own_grpc_deadline_is_the_call_s(served: Served) -> N
 
 
 async def test_calls_and_streams_in_hand_are_bounded(tmp_path: Path) -> None:
-    bounds = {"grpc_calls": 4, "grpc_streams": 4, "run_deadline_ms": 15_000}  # held calls outlast a slow machine's test
+    bounds = {"grpc_calls": 4, "grpc_streams": 4, "run_deadline_ms": 5_000}  # held calls outlast a slow machine's test
     async with serving(tmp_path, **bounds) as served, stub(served) as server:
         metadata = tuple(bearer().items())
         held = [server.ModelInfer(request_of(rows(1), "acme--endless"), metadata=metadata) for _ in range(2)]
