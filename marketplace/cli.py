@@ -1,4 +1,4 @@
-"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `journal`,
+"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `journal`, `reports`,
 `backup`, `restore`, `verify` and `doctor` work on this machine, the rest on a market.
 """
 
@@ -16,6 +16,7 @@ from marketplace.cli_client import register
 from marketplace.cli_journal import journal
 from marketplace.cli_node import node
 from marketplace.cli_operator import operator
+from marketplace.cli_reports import reports
 from marketplace.settings import Settings
 from model_store.errors import Refusal
 
@@ -28,6 +29,7 @@ catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
 app.add_typer(catalogue, name="catalogue")
 app.add_typer(operator, name="operator")
 app.add_typer(node, name="node")
+app.add_typer(reports, name="reports")
 app.add_typer(journal, name="journal")
 register(app)
 

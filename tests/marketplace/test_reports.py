@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from openpyxl import load_workbook
 from sqlmodel import select
+from typer.testing import CliRunner
 
 from marketplace.catalogue.tables import Listing
 from marketplace.claims import batches
 from marketplace.claims.tables import Invoice
+from marketplace.cli import app as command_line
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.integrity.days import close_days
@@ -34,7 +36,7 @@ from marketplace.vouchers import closing, subscriptions
 from marketplace.vouchers.tables import Programme, Subscription
 from model_store.errors import BadInput, NotFound
 from tests.marketplace import test_claims as claims
-from tests.marketplace.test_claims import approved, freeze, trade
+from tests.marketplace.test_claims import approved, trade
 from tests.marketplace.town import CHEN, LIN, Town
 
 
@@ -284,15 +286,17 @@ def test_related_parties_under_contract_and_one_invoice_twice_are_findings(town,
 
 
 def test_the_same_instant_gives_the_same_bytes_whatever_happened_since(town, blobs, tmp_path):
-    node = trade(town)
-    batch = new_batch(town)
-    freeze(town, blobs, batch)
+    trade(town)
+    batch = approved(town, blobs)
     as_of = instant()
     first = pack(town, blobs, as_of, tmp_path / "a")
     town.voucher(5_000, programme=report(town, blobs, "pool-position")[0]["programme"])
     node = town.node("n2")
     node.call(count=50)
     node.stop()
+    pay(town, batch)
+    claims.correct(town, node.acknowledged[0].usage_id)
+    claims.claw(town, claims.lines(town, batch)[0].id, 12, ("confirm", LIN))
     with transaction(town.engine) as session:
         row = session.exec(select(Subscription)).one()
         subscriptions.change(session, row, {"contract_fen": 300_000}, actor="f")
@@ -418,3 +422,27 @@ def test_city_hall_lists_the_reports_with_their_downloads(town, operator, client
     assert "2026-10-01" not in operator.page("/city/reports", as_of='"><script>').text
     assert "<script>" not in operator.page("/city/reports", as_of='"><script>').text
     assert client.get("/city/reports", follow_redirects=False).status_code != 200
+
+
+def test_the_command_line_packs_what_the_market_would_and_names_its_hash(town, blobs, tmp_path):
+    trade(town)
+    target = tmp_path / "out.zip"
+    as_of = "2026-10-01"
+    done = CliRunner().invoke(
+        command_line, ["reports", "pack", str(target), "--as-of", as_of, "--home", str(tmp_path), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    assert json.loads(done.output)["sha256"] == digest
+    assert digest == hashlib.sha256(pack(town, blobs, instant_of(as_of, now_ms()), tmp_path / "a", "csv")).hexdigest()
+    refused = CliRunner().invoke(
+        command_line, ["reports", "pack", str(target), "--as-of", "x", "--home", str(tmp_path)]
+    )
+    assert refused.exit_code == 1
+    assert "AS_OF_INVALID" in refused.output
+
+
+def test_the_documentation_lists_every_report():
+    text = (Path(__file__).parents[2] / "docs" / "reports.md").read_text(encoding="utf-8")
+    for name, found in REPORTS.items():
+        assert f"| `{name}`{'' if found.reproducible else ' *'} |" in text
