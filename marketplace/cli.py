@@ -1,4 +1,5 @@
-"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `journal`, `reports`,
+"""The command line: `up`, `serve`, `conformance`, `sites`, `tour`, `catalogue`, `operator`, `node`, `journal`,
+`reports`,
 `backup`, `restore`, `verify` and `doctor` work on this machine, the rest on a market.
 """
 
