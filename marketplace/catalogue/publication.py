@@ -20,6 +20,7 @@ from marketplace.catalogue.tables import ModelVersion, Publication
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.ids import new_id
+from marketplace.kept_blobs import kept_blobs
 from model_store.bundle import Bundle
 from model_store.errors import Refusal
 
@@ -118,11 +119,11 @@ def _confirm(market: Market, name: str, number: int) -> None:
 def _sweep(market: Market) -> None:
     home = market.settings.home
     with reading(market.engine) as session:
-        blobs = set(session.exec(select(ModelVersion.blob)))
+        blobs = kept_blobs(session)
         digests = set(session.exec(select(ModelVersion.digest)))
     for sha256 in list(market.blobs.hashes()):
         if sha256 not in blobs:
-            _log.info("removing blob %s, which no version names", sha256)
+            _log.info("removing blob %s, which nothing names", sha256)
             market.blobs.delete(sha256)
     bundles, scratch = home / "bundles", home / "tmp"
     of_bundles = (bundles, market.settings.mapped_folder)

@@ -1,0 +1,50 @@
+"""What is kept under its hash stays, however often the market starts again."""
+
+import pytest
+from sqlmodel import SQLModel
+
+import marketplace.tables  # noqa: F401  every table
+import serving.leases
+from marketplace.catalogue.publication import reconcile
+from marketplace.claims import batches
+from marketplace.claims.tables import ClaimBatch
+from marketplace.clock import policy_date
+from marketplace.db import transaction
+from marketplace.kept_blobs import COLUMNS
+from tests.marketplace.town import CHEN, Town
+
+NOT_KEPT = {"node_epoch.sha256", "publication.blob"}  # of a sealed journal; of a publishing, settled before the sweep
+
+
+@pytest.fixture
+def town(market, tmp_path, monkeypatch):
+    town = Town(market.engine, tmp_path / "journal")
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    return town
+
+
+def test_a_frozen_claim_s_document_outlives_a_start(market, town):
+    """A start swept every blob that no model version named, and with it what had been claimed."""
+    town.voucher(1_000)
+    town.subscribe()
+    node = town.node()
+    node.call(count=100)
+    node.stop()
+    today = policy_date(town.now).isoformat()
+    with transaction(town.engine) as session:
+        batch = batches.create(session, "town", today, today, member=CHEN)
+        sha256 = batches.freeze(session, batch, market.blobs, member=CHEN, at_ms=town.now).sha256
+    reconcile(market)
+    assert market.blobs.has(sha256)
+    assert town.get(ClaimBatch, batch.id).sha256 == sha256
+
+
+def test_every_column_that_holds_a_blob_s_hash_is_known_to_the_sweep():
+    known = {f"{column.class_.__tablename__}.{column.key}" for column in COLUMNS}
+    found = {
+        f"{table.name}.{column.name}"
+        for table in SQLModel.metadata.tables.values()
+        for column in table.columns
+        if column.name in ("sha256", "blob")
+    }
+    assert found - NOT_KEPT == known
