@@ -16,8 +16,12 @@ Floats = npt.NDArray[np.floating[Any]]
 FOLDS = 5
 
 
-def logistic(strength: float = 1.0, balanced: bool = False, power: bool = False) -> Fit:
-    """Logistic regression on standardised columns, as one Gemm. `power`: with squares and products of the columns."""
+def logistic(strength: float = 1.0, balanced: bool = False, power: bool = False, exact: bool = False) -> Fit:
+    """Logistic regression on standardised columns, as one Gemm. `power`: with squares and products of the columns.
+
+    `exact`: to the optimum itself, in double precision, so that every processor learns the same model; where it stops
+    short, the last rounding decides which rows it gets right.
+    """
 
     def make(lesson: Lesson) -> Any:
         from sklearn.linear_model import LogisticRegression
@@ -25,14 +29,17 @@ def logistic(strength: float = 1.0, balanced: bool = False, power: bool = False)
         from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
         head = LogisticRegression(
-            C=strength, max_iter=5000, class_weight="balanced" if balanced else None, random_state=lesson.seed
-        )
+            C=strength, max_iter=5000, class_weight="balanced" if balanced else None, random_state=lesson.seed,
+            **({"solver": "newton-cholesky", "tol": 1e-9} if exact else {}),
+        )  # fmt: skip
         steps = [StandardScaler()]
         if power:
             steps += [PolynomialFeatures(2, include_bias=False), StandardScaler()]
         return make_pipeline(*steps, head)
 
-    return _estimator(make, {"C": strength, "balanced": balanced, "squares": power})
+    return _estimator(
+        make, {"C": strength, "balanced": balanced, "squares": power}, np.float64 if exact else np.float32
+    )
 
 
 def forest(trees: int = 60, depth: int | None = 12, leaf: int = 2) -> Fit:
@@ -110,9 +117,13 @@ def ridge(strength: float = 1.0, power: bool = False) -> Fit:
     return _estimator(make, {"strength": strength, "squares": power})
 
 
-def _estimator(make: Callable[[Lesson], Any], params: dict[str, Any]) -> Fit:
+def _estimator(
+    make: Callable[[Lesson], Any], params: dict[str, Any], within: type[np.floating[Any]] = np.float32
+) -> Fit:
+    """`within`: what is calculated in; the values are those of float32, as the graph will get them, in any case."""
+
     def fit(lesson: Lesson) -> Trained:
-        x = lesson.x.astype(np.float32)
+        x = lesson.x.astype(np.float32).astype(within)
         if lesson.labels:
             trained = _trained(make(lesson).fit(x, lesson.classes), lesson, params)
             if lesson.positive is not None:
