@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import islice
 
 from marketplace.claims.states import decide_reversal
 from marketplace.ledger import accounts, claim_postings, postings
-from tests.simulator.ingesting import SELF_PAY_TERMS, Charged, Ingesting
+from tests.simulator.ingesting import SELF_PAY_TERMS, Charged, Ingesting, Known
 from tests.simulator.market import PROGRAMME, PROVIDER, Market, Reservation
 
 
@@ -33,6 +34,7 @@ class Claims:
         self.market, self.ingesting = market, ingesting
         self.batches: list[Batch] = []
         self._lines: dict[str, list[Line]] = {}
+        self.clawbacks = self.corrections = 0
 
     def standing(self, reservation: str) -> int:
         """Fen of a reservation that are in a batch or paid."""
@@ -44,8 +46,14 @@ class Claims:
         """Fen that nobody will pay: they stay counted against the contract."""
         return sum(line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state == "rejected")
 
-    def freeze(self, at_ms: int) -> None:
-        """P9: every unclaimed charge, a line per reservation with something to claim."""
+    def told(self) -> dict[str, int]:
+        return {
+            "paid batches": sum(batch.state == "paid" for batch in self.batches),
+            "clawbacks": self.clawbacks, "corrections": self.corrections,
+        }  # fmt: skip
+
+    def freeze(self, at_ms: int) -> bool:
+        """P9: every unclaimed charge, a line per reservation with something to claim; False where there is none."""
         batch, subsidy = Batch(self.market.mint("clm")), {}
         for reservation_id, charges in list(self.ingesting.unclaimed.items()):
             fen = sum(charge.subsidy_fen for charge in charges)
@@ -59,15 +67,16 @@ class Claims:
         if subsidy:
             self.batches.append(batch)
             self.market.books.post_all([claim_postings.p9_frozen(batch.id, subsidy, at_ms)])
+        return bool(subsidy)
 
-    def decide(self, dice: random.Random, at_ms: int) -> None:
+    def decide(self, dice: random.Random, at_ms: int) -> bool:
         """Something that may be done with a batch: return or reject a line, pay the batch, claw back what was paid."""
         batch = dice.choice(self.batches) if self.batches else None
-        if batch is None:
-            return
+        if batch is None or batch.state == "returned":
+            return False
         open_lines = [line for line in batch.lines if line.state == "in_batch"]
         if batch.state == "paid":
-            self._claw_back(batch, dice.choice(batch.lines), dice, at_ms)
+            return self._claw_back(batch, dice.choice(batch.lines), dice, at_ms)
         elif not open_lines:
             batch.state = "returned"
         elif dice.random() < 0.4:
@@ -76,6 +85,7 @@ class Claims:
             self._return(batch, dice.choice(open_lines), at_ms)
         else:
             self._reject(batch, dice.choice(open_lines), at_ms)
+        return True
 
     def _pay(self, batch: Batch, lines: list[Line], at_ms: int) -> None:
         fen = sum(line.subsidy_fen for line in lines)
@@ -98,32 +108,34 @@ class Claims:
         market.books.post_all([move])
         line.state = "rejected"
         row.voucher.returned_fen += line.subsidy_fen
-        for code in (market.cap_of(row.voucher), market.pool_cap):
+        for code in (row.voucher.cap_code, market.pool_cap):
             market.books.take_back(code, line.subsidy_fen)
             market.books.release(code, line.subsidy_fen)
 
-    def _claw_back(self, batch: Batch, line: Line, dice: random.Random, at_ms: int) -> None:
+    def _claw_back(self, batch: Batch, line: Line, dice: random.Random, at_ms: int) -> bool:
         room = line.subsidy_fen - line.clawed_fen
         if line.state != "accepted" or not room:
-            return
+            return False
         fen, clawback, owner = dice.randint(1, room), self.market.mint("clw"), line.reservation.voucher.organisation
         line.clawed_fen += fen
         books = self.market.books
         books.post_all([claim_postings.p14_clawed_back(clawback, batch.id, PROGRAMME, owner, fen, at_ms)])
         if dice.random() < 0.5:
             books.post_all([claim_postings.p14_ended(clawback, PROGRAMME, owner, fen, at_ms)])
+        self.clawbacks += 1
+        return True
 
-    def correct(self, dice: random.Random, at_ms: int) -> None:
-        """P13 for one charged record that stands in no batch."""
-        if not self.ingesting.known:
-            return
-        usage_id = dice.choice(list(self.ingesting.known)[-200:])
-        known = self.ingesting.known[usage_id]
-        if known.corrected or not known.amount_micro:
-            return
-        if known.reservation:
-            self._correct_subsidised(known.reservation, usage_id, at_ms)
-            return
+    def correct(self, dice: random.Random, at_ms: int) -> bool:
+        """P13 for one charged record that stands in no batch; False where it may not be corrected."""
+        recent = list(islice(reversed(self.ingesting.known), 200))
+        known = self.ingesting.known[dice.choice(recent)] if recent else None
+        if known is None or known.corrected or not known.amount_micro:
+            return False
+        corrected = self._correct_subsidised(known, at_ms) if known.reservation else self._correct_own(known, at_ms)
+        self.corrections += corrected
+        return corrected
+
+    def _correct_own(self, known: Known, at_ms: int) -> bool:
         contract = self.market.contracts[known.contract]
         before = contract.own
         taken = decide_reversal(before, known.amount_micro, 0)
@@ -135,15 +147,16 @@ class Claims:
                 terms=SELF_PAY_TERMS, at_ms=at_ms,
             )  # fmt: skip
             self.market.books.post_all([move])
+        return True
 
-    def _correct_subsidised(self, reservation_id: str, usage_id: str, at_ms: int) -> None:
-        known, market = self.ingesting.known[usage_id], self.market
-        row, before = market.reservations[reservation_id], market.reservations[reservation_id].meter
+    def _correct_subsidised(self, known: Known, at_ms: int) -> bool:
+        market = self.market
+        row, before = market.reservations[known.reservation], market.reservations[known.reservation].meter
         claimed = {c.event for line in self._lines.get(row.id, ()) if line.state != "returned" for c in line.charges}
         eligible = known.amount_micro if known.eligible else 0
         taken = decide_reversal(before, known.amount_micro, eligible, row.ratio_num, row.ratio_den)
         if known.event in claimed or taken.subsidy_fen > market.books.balance(accounts.used(row.id)):
-            return  # CORRECTION_CLAIMED, or BALANCE_TOO_LOW where a later charge carried its subsidy into a batch
+            return False  # CORRECTION_CLAIMED, or BALANCE_TOO_LOW where a later charge carried its subsidy into a batch
         known.corrected, row.meter = True, taken.meter
         for code in market.caps_of(row) if taken.subsidy_fen else ():
             market.books.take_back(code, taken.subsidy_fen)
@@ -156,6 +169,7 @@ class Claims:
             market.books.post_all([move])
             self.ingesting.unclaimed[row.id].append(Charged(move.event_key, -taken.gross_fen, -taken.subsidy_fen))
         self._pass_on(row, taken.subsidy_fen, at_ms)
+        return True
 
     def _pass_on(self, row: Reservation, fen: int, at_ms: int) -> None:
         """What came back to a reservation that is over goes on to its voucher, or to the pool."""

@@ -15,11 +15,10 @@ from marketplace.usage.ingest import finished
 from marketplace.usage.rating import LeaseBasis, rate
 from marketplace.usage.recovery import RunningStreams
 from marketplace.usage.rounding import Meter, accumulate, decide_draws
-from marketplace.vouchers.lease_rows import month_of
 from serving.journal_format import JournalHeader, Segment, take_frames
 from serving.metering import MICRO_PER_FEN, UsageRecord
 from tests.simulator.books import Violation
-from tests.simulator.market import PROGRAMME, PROVIDER, Market, Reservation
+from tests.simulator.market import HOUR_MS, PROGRAMME, PROVIDER, Market, Reservation, month_of_hour
 
 HEADER = JournalHeader("algomart-journal", 1, "", 0, 1)
 SELF_PAY_TERMS = postings.Terms()
@@ -63,10 +62,10 @@ class Part:
     rows: list[Known] = field(default_factory=list)
 
 
-def read(data: bytes, offset: int, limit: int | None) -> Segment:
-    """Whole frames of a journal without its header, from `offset`."""
+def read(data: bytes | bytearray, offset: int, limit: int | None, end: int | None = None) -> Segment:
+    """Whole frames of a journal without its header, from `offset` up to byte `end`."""
     segment = Segment(HEADER, next_offset=offset)
-    take_frames(data[offset:], segment, 1 if offset == 0 else None, limit)
+    take_frames(bytes(data[offset:end]), segment, 1 if offset == 0 else None, limit)
     return segment
 
 
@@ -78,14 +77,14 @@ class Ingesting:
         self.waiting: dict[tuple[str, str], list[Known]] = defaultdict(list)
         self.unclaimed: dict[str, list[Charged]] = defaultdict(list)
         self.places: dict[tuple[str, int], Place] = defaultdict(Place)
-        self.batches = 0
+        self.batches = self.unresolved = 0
 
-    def run_pass(self, node: str, epoch: int, data: bytes, limit: int) -> int:
-        """One batch of an open journal; answers how many entries were read."""
+    def run_pass(self, node: str, epoch: int, data: bytes | bytearray, limit: int, end: int | None = None) -> int:
+        """One batch of an open journal, of which `end` bytes are seen; answers how many entries were read."""
         place = self.places[node, epoch]
         if place.offset >= len(data):
             return 0
-        segment = read(data, place.offset, limit)
+        segment = read(data, place.offset, limit, end)
         if segment.entries:
             records = finished(segment.entries, place.last_seq)
             place.last_seq, place.offset = segment.entries[-1].seq, segment.next_offset
@@ -101,7 +100,9 @@ class Ingesting:
         running = RunningStreams()
         for entry in whole.entries:
             running.take(entry)
-        self.take(node, epoch, running.unresolved(), f"{node}:{epoch}:unresolved")
+        left = running.unresolved()
+        self.unresolved += len(left)
+        self.take(node, epoch, left, f"{node}:{epoch}:unresolved")
         self.market.seal(node, epoch, at_ms)
 
     def take(self, node: str, epoch: int, records: list[tuple[int, UsageRecord]], event: str) -> None:
@@ -120,7 +121,7 @@ class Ingesting:
             rated = rate(record, basis, node, epoch)
             if rated.reason:
                 raise Violation(f"{record.usage_id} is quarantined: {rated.reason}")
-            month = month_of(record.occurred_at_ms)
+            month = month_of_hour(record.occurred_at_ms // HOUR_MS)
             known = Known(record.amount_micro, rated.eligible, *basis.contract, month)
             self.known[record.usage_id] = known
             part = parts[basis.contract]

@@ -6,11 +6,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from marketplace.vouchers.lease_rows import month_of
 from serving.journal_format import EndEntry, Entry, ProgressEntry, StartEntry, UsageEntry, frame_of
 from serving.leases import HeldLease
 from serving.metering import Lease, PriceLine, UsageRecord, rate_usage
-from tests.simulator.market import Ask, Market, Refused
+from tests.simulator.market import HOUR_MS, Ask, Market, Refused, month_of_hour
 from tests.simulator.oracle import Oracle
 
 
@@ -72,7 +71,7 @@ class SimNode:
         has, credit = left.get("remaining_micro", 0), left.get("credit_micro", 0)
         ask = Ask(key[0], key[1], self.name, self.epoch, need, has, credit)
         luck = self.dice.random()
-        if luck < 0.02:
+        if luck < 0.02 or self.name in self.market.cut_off:
             return False  # the question was lost
         try:
             lease = self._put(ask, now_ms)
@@ -112,7 +111,7 @@ class SimNode:
         held.give_back(bound - amount, line)
         record = self._record(usage_id, organisation, held, line, actual, now_ms)
         self.append(UsageEntry(self.seq + 1, record, key))
-        self.oracle.finished(self, record, held, line, key, month_of(record.occurred_at_ms))
+        self.oracle.finished(self, record, held, line, key, month_of_hour(record.occurred_at_ms // HOUR_MS))
         return True
 
     def begin(self, usage_id: str, organisation: str, model: str, count: int, now_ms: int) -> None:
@@ -123,12 +122,12 @@ class SimNode:
         record = self._record(usage_id, organisation, held, line, count, now_ms)
         self.streams.append(Stream(record, held, line, count))
         self.append(StartEntry(self.seq + 1, record))
-        self.oracle.began(self, record, held, line, month_of(record.occurred_at_ms))
+        self.oracle.began(self, record, held, line, month_of_hour(record.occurred_at_ms // HOUR_MS))
 
-    def proceed(self, end: bool) -> None:
-        """Count on one of the streams in hand, or end it."""
+    def proceed(self, end: bool) -> bool:
+        """Count on one of the streams in hand, or end it; False where there is none."""
         if not self.streams:
-            return
+            return False
         stream = self.streams[self.dice.randrange(len(self.streams))]
         stream.count = self.dice.randint(stream.count, stream.bound)
         units = {"calls": stream.count}
@@ -137,11 +136,12 @@ class SimNode:
         if not end:
             self.append(ProgressEntry(self.seq + 1, record.usage_id, units, amount))
             self.oracle.counted(self, record, final=False)
-            return
+            return True
         self.streams.remove(stream)
         stream.held.give_back(rate_usage({"calls": stream.bound}, stream.line) - amount, stream.line)
         self.append(EndEntry(self.seq + 1, record))
         self.oracle.counted(self, record, final=True)
+        return True
 
     def _record(
         self, usage_id: str, organisation: str, held: HeldLease, line: PriceLine, count: int, now_ms: int
@@ -165,8 +165,9 @@ class SimNode:
         self.seq += 1
         self.disk += frame_of(entry)
 
-    def sync(self) -> None:
-        self.synced = len(self.disk)
+    def sync(self) -> bool:
+        before, self.synced = self.synced, len(self.disk)
+        return self.synced > before
 
     def kill(self, power_cut: bool) -> None:
         """The process is gone; with the power, so is some of what was not synced. The last write may be torn."""

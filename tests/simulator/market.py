@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
-from marketplace.clock import end_of_day_ms
+from marketplace.clock import end_of_day_ms, instant, policy_date
 from marketplace.ledger import accounts, postings
 from marketplace.usage.rounding import Meter
 from marketplace.vouchers import closing
@@ -29,8 +30,15 @@ from tests.simulator.books import Books
 
 PROVIDER, PROGRAMME, TRANCHE = "org_vendor", "prg", "one"
 LEASE_SECONDS = 3_600
-DAY_MS = 86_400_000
+DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 OPEN, SEALED = closing.OPEN, closing.SEALED
+
+
+@lru_cache(maxsize=4_096)
+def month_of_hour(hour: int) -> str:
+    """`month_of` for an hour since 1970: months begin on the hour in Shanghai, and asking for each call would cost
+    a tenth of a run."""
+    return month_of(hour * HOUR_MS)
 
 
 class Refused(Exception):
@@ -43,8 +51,13 @@ class Voucher:
     organisation: str
     face_fen: int
     use_by: str
+    cap_code: str
     state: str = "active"
     returned_fen: int = 0
+    last_use_ms: int = 0
+
+    def __post_init__(self) -> None:
+        self.last_use_ms = end_of_day_ms(date.fromisoformat(self.use_by))
 
 
 @dataclass(slots=True)
@@ -109,11 +122,13 @@ class Ask:
 
 
 class Market:
-    """One programme, any number of enterprises; `prices`: model → micro-fen a call."""
+    """One programme, any number of enterprises; `prices`: model → micro-fen a call; `filing_ends`: model → the last
+    instant of its filing (models without one never lapse)."""
 
     def __init__(
-        self, pool_fen: int, ratio: tuple[int, int], mode: str, prices: dict[str, int], grace_days: int
-    ) -> None:
+        self, pool_fen: int, ratio: tuple[int, int], mode: str, prices: dict[str, int], grace_days: int,
+        cap_period: str,
+    ) -> None:  # fmt: skip
         self.books, self.ratio, self.mode, self.grace_days = Books(), ratio, mode, grace_days
         self.terms = postings.Terms(500, 600)
         self.prices = {model: [(f"{model}#1", micro)] for model, micro in prices.items()}
@@ -125,6 +140,8 @@ class Market:
         self.of_epoch: dict[tuple[str, int], list[LeaseRow]] = {}
         self.epochs: dict[str, tuple[int, bool]] = {}  # node → newest epoch, open
         self.down = False
+        self.cut_off: set[str] = set()  # nodes that do not reach the market just now
+        self.cap_period, self.filing_ends = cap_period, dict[str, int]()
         self._minted = 0
         self.pool_cap = accounts.cap_pool(PROGRAMME, TRANCHE)
         self.books.cap(self.pool_cap, pool_fen)
@@ -138,12 +155,13 @@ class Market:
 
     def issue(self, organisation: str, face_fen: int, use_by: str, at_ms: int) -> Voucher | None:
         face_fen = min(face_fen, self.books.balance(accounts.unissued(PROGRAMME)))
-        cap = accounts.cap_enterprise(PROGRAMME, organisation, "programme")
+        period = str(policy_date(at_ms).year) if self.cap_period == "calendar_year" else "all"
+        cap = accounts.cap_enterprise(PROGRAMME, organisation, period)
         limit, used, held = self.books.cap(cap, 200_000)
         face_fen = min(face_fen, limit - used - held)
         if face_fen <= 0:
             return None
-        voucher = Voucher(self.mint("vch"), organisation, face_fen, use_by)
+        voucher = Voucher(self.mint("vch"), organisation, face_fen, use_by, cap)
         self.vouchers.append(voucher)
         for code in (cap, self.pool_cap):
             self.books.hold(code, face_fen)
@@ -156,10 +174,7 @@ class Market:
 
     def caps_of(self, reservation: Reservation) -> tuple[str, str, str]:
         contract = accounts.cap_contract(reservation.contract.id)
-        return contract, self.pool_cap, self.cap_of(reservation.voucher)
-
-    def cap_of(self, voucher: Voucher) -> str:
-        return accounts.cap_enterprise(PROGRAMME, voucher.organisation, "programme")
+        return contract, self.pool_cap, reservation.voucher.cap_code
 
     # --- epochs -----------------------------------------------------------------------------------------------------
 
@@ -195,7 +210,8 @@ class Market:
             if r.state == "open" and r.subscription_id == contract.id and r.prices[-1]["model"] == ask.model
         )
         row = next(mine, None)
-        for reservation in self._payers(contract, at_ms):
+        is_filed = at_ms <= self.filing_ends.get(ask.model, at_ms)
+        for reservation in self._payers(contract, at_ms) if is_filed else ():
             lease = self._subsidised(ask, contract, reservation, row, need, version, micro, at_ms)
             if lease is not None:
                 return lease
@@ -212,7 +228,7 @@ class Market:
     def _payers(self, contract: Contract, at_ms: int) -> list[Reservation]:
         """Live reservations of this contract first, then new ones from vouchers that have something left (P3)."""
         mine = [v for v in self.vouchers if v.organisation == contract.organisation and v.state == "active"]
-        mine = [v for v in mine if at_ms <= end_of_day_ms(date.fromisoformat(v.use_by))]
+        mine = [v for v in mine if at_ms <= v.last_use_ms]
         prior = contract.reservations
         payers = [r for r in prior if r.state in ("held", "drawing") and r.voucher in mine]
         num, den = self.ratio
@@ -254,8 +270,10 @@ class Market:
         credit = self._credit(
             ask, contract, row, own, own_credit_for(has + fen * MICRO_PER_FEN, num, den) + own, same, at_ms
         )
-        ends = [end_of_day_ms(date.fromisoformat(reservation.voucher.use_by)) + 1]
-        line = self._line(version, ask.model, micro, num, den, "")
+        filing_end = self.filing_ends.get(ask.model)
+        ends = [reservation.voucher.last_use_ms + 1, None if filing_end is None else filing_end + 1]
+        lapse = "" if filing_end is None else instant(filing_end).isoformat()
+        line = self._line(version, ask.model, micro, num, den, lapse)
         expires = self._expiry(contract, at_ms, ends)
         row = self._take(ask, contract, row if same else None, row, "subsidised", reservation.id, line, expires, at_ms)
         if fen:
@@ -269,7 +287,7 @@ class Market:
     ) -> int:
         held, room = ask.held_credit_micro if same else 0, None
         if contract.monthly_cap_fen is not None:
-            room = contract.monthly_cap_fen * MICRO_PER_FEN - contract.months.get(month_of(at_ms), 0)
+            room = contract.monthly_cap_fen * MICRO_PER_FEN - contract.months.get(month_of_hour(at_ms // HOUR_MS), 0)
             for each in contract.leases:
                 if each.state in OPEN:
                     room -= max(0, each.credit_micro - each.own_micro)
@@ -381,25 +399,28 @@ class Market:
         move = postings.p7_contract_ended(reservation.voucher.id, reservation.id, fen, reservation.released_fen, at_ms)
         self.books.post_all([move])
 
-    def end_contract(self, organisation: str, at_ms: int) -> None:
+    def end_contract(self, organisation: str, at_ms: int) -> bool:
         contract = self.live.pop(organisation, None)
         if contract is None:
-            return
+            return False
         contract.state = "ended"
         for reservation in self._live_of(contract=contract):
             self.release_idle(reservation, at_ms)
             self.return_remainders(reservation, at_ms)
+        return True
 
-    def expire_vouchers(self, at_ms: int) -> None:
-        grace = self.grace_days * DAY_MS
+    def expire_vouchers(self, at_ms: int) -> int:
+        """What the nightly run does; answers how many lapsed."""
+        grace, lapsed = self.grace_days * DAY_MS, 0
         for voucher in self.vouchers:
-            if voucher.state == "expired" or at_ms <= end_of_day_ms(date.fromisoformat(voucher.use_by)) + grace:
+            if voucher.state == "expired" or at_ms <= voucher.last_use_ms + grace:
                 continue
-            voucher.state = "expired"
+            voucher.state, lapsed = "expired", lapsed + 1
             for reservation in self._live_of(voucher=voucher):
                 idle = not any(lease.state in OPEN for lease in reservation.leases)
                 self._give_back(reservation, at_ms, everything=idle)
             self.lapse(voucher, at_ms)
+        return lapsed
 
     def lapse(self, voucher: Voucher, at_ms: int) -> None:
         """P8: what is left of a voucher and idle under it goes back to the pool, and its caps are released."""
@@ -410,7 +431,7 @@ class Market:
         if total:
             voucher.returned_fen += total
             self.books.post_all([postings.p8_lapsed(PROGRAMME, voucher.id, own, idle, voucher.returned_fen, at_ms)])
-            for code in (self.cap_of(voucher), self.pool_cap):
+            for code in (voucher.cap_code, self.pool_cap):
                 self.books.release(code, total)
         for reservation in live:
             fen = idle.get(reservation.id, 0)

@@ -92,11 +92,22 @@ class Oracle:
         self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, month: str, *, final: bool
     ) -> Write:
         ratio = (line.ratio_num, line.ratio_den) if held.kind == "subsidised" else (0, 1)
+        if held.kind == "subsidised":
+            self._check_instant(node.market, record, held.lease.reservation, line.model)
         use = self.uses.setdefault(record.usage_id, Use(held.lease.subscription, month, ratio))
         write = Write((node.name, node.epoch), len(node.disk), record.amount_micro, final)
         use.writes.append(write)
         self.of_epoch[node.name, node.epoch].append(write)
         return write
+
+    @staticmethod
+    def _check_instant(market: Market, record: UsageRecord, reservation: str, model: str) -> None:
+        """Invariants 5 and 6 at the moment of use, by the node's clock: voucher and filing are valid."""
+        voucher = market.reservations[reservation].voucher
+        last = min(voucher.last_use_ms, market.filing_ends.get(model, voucher.last_use_ms))
+        if record.occurred_at_ms > last:
+            late = record.occurred_at_ms - last
+            raise Violation(f"{record.usage_id} was served {late} ms after its voucher or filing had ended")
 
     def lost(self, node: SimNode, kept: int) -> None:
         """A power cut left `kept` bytes."""
@@ -126,7 +137,7 @@ class Oracle:
             idle += books.balance(accounts.available(voucher.id))
             if idle + charged + voucher.returned_fen != voucher.face_fen:
                 raise Violation(f"{voucher.id}: {idle} + {charged} + {voucher.returned_fen} is not {voucher.face_fen}")
-            for code in (market.cap_of(voucher), market.pool_cap):
+            for code in (voucher.cap_code, market.pool_cap):
                 held[code] += idle
                 used[code] += charged
         for code, (limit, is_used, is_held) in books.caps.items():

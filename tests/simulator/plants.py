@@ -6,11 +6,13 @@ A plant changes one world before it runs; what it replaces is a shipped function
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
 
+from marketplace.clock import policy_date
 from marketplace.ledger import accounts
 from marketplace.usage.rounding import Charge, Meter
 from serving.journal_format import StartEntry, UsageEntry, frame_of
@@ -19,7 +21,8 @@ from serving.metering import MICRO_PER_FEN, Lease
 from tests.simulator import ingesting, machine, market
 from tests.simulator.ingesting import Ingesting
 from tests.simulator.market import LeaseRow, Market, Reservation
-from tests.simulator.world import Remote, World
+from tests.simulator.network import Remote
+from tests.simulator.world import World
 
 Plant = Callable[[], Any]
 PLANTS: dict[str, tuple[str, Plant]] = {}
@@ -50,12 +53,13 @@ def release_before_seal() -> Any:
 
 @plant("a lease whose time is out is taken back while its node still holds it")
 def lease_timeout_releases() -> Any:
-    def tick(self: World) -> None:
+    def tick(self: World) -> bool:
         before(self)
         for lease in self.market.leases.values():
             if lease.state == "open" and lease.reservation_id and lease.expires_at_ms < self.now:
                 lease.state = "sealed"
                 self.market.return_remainders(self.market.reservations[lease.reservation_id], self.now)
+        return True
 
     before = World.tick
     return patch.object(World, "tick", tick)
@@ -209,7 +213,7 @@ def event_key_reuse() -> Any:
 @plant("a voucher lapses and its enterprise's cap is not released")
 def cap_not_released() -> Any:
     def lapse(self: Market, voucher: Any, at_ms: int) -> None:
-        caps = {code: list(self.books.caps[code]) for code in (self.cap_of(voucher),)}
+        caps = {code: list(self.books.caps[code]) for code in (voucher.cap_code,)}
         before(self, voucher, at_ms)
         self.books.caps.update(caps)
 
@@ -251,10 +255,12 @@ def stream_forgotten() -> Any:
 
 @plant("chunks of a journal are appended wherever they began")
 def chunk_out_of_order() -> Any:
-    def deliver(self: Remote, dice: Any) -> None:
+    def deliver(self: Remote, dice: Any) -> bool:
         if self.flying:
             epoch, _, content = self.flying.pop(dice.randrange(len(self.flying)))
             self.copies.setdefault(epoch, bytearray()).extend(content)
+            return True
+        return False
 
     def complete(self: Remote, node: machine.SimNode) -> None:
         copy = self.copies.setdefault(node.epoch, bytearray())
@@ -280,3 +286,33 @@ def retry_billed_twice() -> Any:
 
     before = machine.SimNode.call
     return patch.object(machine.SimNode, "call", call)
+
+
+@plant("a lapsed filing is not looked at: the node goes on under the voucher")
+def filing_not_judged() -> Any:
+    def line_for(self: HeldLease, name: str, at_ms: int) -> Any:
+        return next((line for line in self.lease.prices if line.model == name), None)
+
+    def expiry(self: Market, contract: Any, at_ms: int, ends: list[int | None]) -> int:
+        return before(self, contract, at_ms, ends[:1])
+
+    before = Market._expiry
+    stack = ExitStack()
+    stack.enter_context(patch.object(HeldLease, "line_for", line_for))
+    stack.enter_context(patch.object(Market, "_expiry", expiry))
+    return stack
+
+
+@plant("the year's cap is counted under the year in which it is released, not that of the issue")
+def cap_of_the_wrong_year() -> Any:
+    def lapse(self: Market, voucher: Any, at_ms: int) -> None:
+        code = voucher.cap_code
+        if self.cap_period == "calendar_year":
+            year = str(policy_date(at_ms).year)
+            voucher.cap_code = accounts.cap_enterprise(market.PROGRAMME, voucher.organisation, year)
+            self.books.cap(voucher.cap_code, 200_000)
+        before(self, voucher, at_ms)
+        voucher.cap_code = code
+
+    before = Market.lapse
+    return patch.object(Market, "lapse", lapse)
