@@ -1,6 +1,7 @@
 """Corrections: one usage record taken back (P13), proposed by one person and posted by another.
 
-What stands in a batch is not corrected under it: return the line first, or claw back what was paid.
+What stands in a batch is not corrected under it: return the line first, or claw back what was paid. The voucher's part
+goes back to the lease it was used under, whose node may still count on it; what it does not need follows by P6.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from marketplace.claims.states import CORRECTION, Reversal, decide_reversal, dec
 from marketplace.claims.tables import ClaimedTransfer, Correction
 from marketplace.ids import new_id
 from marketplace.ledger import accounts, caps, claim_postings, postings
-from marketplace.ledger.posting import Posting, post_all
+from marketplace.ledger.posting import Posting, balance, post_all
 from marketplace.organisations import audit, notices
 from marketplace.usage.charges import SELF_PAY_TERMS, meter_of
 from marketplace.usage.rounding import Meter
 from marketplace.usage.tables import Usage
-from marketplace.vouchers.closing import release_idle
+from marketplace.vouchers.closing import release_idle, return_remainders
 from marketplace.vouchers.lease_rows import month_of
 from marketplace.vouchers.refusals import forbidden
 from marketplace.vouchers.reservations import LIVE
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import Programme, Reservation, Voucher
+from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Voucher
 
 
 def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Correction:
@@ -76,7 +77,7 @@ def decide(session: Session, row: Correction, decision: str, *, member: str, at_
     if posting is not None:
         row.transfer_id = post_all(session, [posting])[0].id
     if usage.reservation_id:
-        _pass_on(session, session.get_one(Reservation, usage.reservation_id), row.subsidy_fen, at_ms)
+        _pass_on(session, session.get_one(Reservation, usage.reservation_id), at_ms)
     row.state = state
     _record(session, row, "post", member, gross_fen=row.gross_fen, subsidy_fen=row.subsidy_fen)
     notices.notify(
@@ -126,6 +127,9 @@ def _of_reservation(session: Session, row: Correction, usage: Usage, at_ms: int)
     reservation.cum_gross_micro, reservation.cum_eligible_micro = after.gross_micro, after.eligible_micro
     reservation.posted_gross_fen, reservation.posted_subsidy_fen = after.posted_gross_fen, after.posted_subsidy_fen
     session.add(reservation)
+    lease = session.exec(select(LeaseRow).where(LeaseRow.id == usage.lease_id).with_for_update()).one()
+    lease.eligible_micro -= eligible
+    session.add(lease)
     if taken.subsidy_fen:
         for code in _caps_of(reservation, voucher):
             caps.take_back(session, caps.open_cap(session, code, 0), taken.subsidy_fen)
@@ -139,6 +143,7 @@ def _of_reservation(session: Session, row: Correction, usage: Usage, at_ms: int)
         terms=rules.terms(),
         programme=voucher.programme_id,
         reservation=reservation.id,
+        lease=lease.id,
         mode=rules.settlement_mode or "reimburse",
     )
 
@@ -176,8 +181,11 @@ def _posting(row: Correction, usage: Usage, taken: Reversal, before: Meter, at_m
     )
 
 
-def _pass_on(session: Session, reservation: Reservation, fen: int, at_ms: int) -> None:
-    """What came back to a reservation that is over goes where its remainder went: to the voucher, or to the pool."""
+def _pass_on(session: Session, reservation: Reservation, at_ms: int) -> None:
+    """What came back to a lease that is sealed goes on to its reservation, as far as nothing used may still need it;
+    from a reservation that is over it goes where the remainder went: to the voucher, or to the pool."""
+    return_remainders(session, reservation, at_ms)
+    fen = balance(session, accounts.reserved(reservation.id), lock=True)
     if not fen or reservation.state in LIVE:
         return
     voucher = session.exec(select(Voucher).where(Voucher.id == reservation.voucher_id).with_for_update()).one()

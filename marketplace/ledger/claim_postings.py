@@ -56,9 +56,11 @@ def p13_corrected(
     at_ms: int,
     programme: str = "",
     reservation: str = "",
+    lease: str = "",
     mode: str = "reimburse",
 ) -> Posting:
-    """Take back `gross_fen` of the `posted_gross_fen` that stand, and the `subsidy_fen` in it (self-pay: none).
+    """Take back `gross_fen` of the `posted_gross_fen` that stand, and the `subsidy_fen` in it (self-pay: none),
+    which goes back to the `lease` it was used under: to the reservation only P6 brings it.
 
     Fee and VAT follow the running total, as they did when it grew; either amount may be zero, not both. Rounding may
     take a fen of subsidy without one of gross: then, in mode deduct, the enterprise owes it.
@@ -66,7 +68,7 @@ def p13_corrected(
     if gross_fen < 0 or subsidy_fen < 0 or not gross_fen + subsidy_fen:
         raise ValueError(f"a correction takes something back, not {gross_fen} and {subsidy_fen} fen")
     deducted = subsidy_fen if _check_mode(mode) == "deduct" else 0
-    entries = list(move(accounts.used(reservation), accounts.reserved(reservation), subsidy_fen)) if subsidy_fen else []
+    entries = list(move(accounts.used(reservation), accounts.leased(lease), subsidy_fen)) if subsidy_fen else []
     fee = -cumulative_share(posted_gross_fen, -gross_fen, terms.fee_bp)
     vat = -cumulative_share(posted_gross_fen, -gross_fen, terms.vat_bp)
     money = (

@@ -26,7 +26,7 @@ from marketplace.usage.rounding import Meter, accumulate
 from marketplace.vouchers import closing, issuing
 from marketplace.vouchers.tables import Programme, Reservation, Subscription, Voucher
 from model_store.blobs import FolderBlobs
-from model_store.errors import BadInput, Conflict, Forbidden, NotFound
+from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
 from tests.marketplace.town import CHEN, LIN, Node, Town
 
 
@@ -407,6 +407,29 @@ def test_a_correction_after_the_contract_s_end_goes_back_to_the_voucher_and_afte
     for record in node.acknowledged[30:60]:
         correct(town, record.usage_id)
     assert town.total("Q.unissued") == 1_000_000 - town.total("Q.used")
+    town.check()
+
+
+def test_calls_go_on_to_the_last_fen_after_corrections_under_an_open_lease(town):
+    """Each correction gave a fen back that the node's lease still counted on, until ingest found no fen to charge."""
+    town.voucher(10, ratio={"num": 1, "den": 1})
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/tin", 100_000, filing_id="flg_1")
+    town.subscribe(contract_fen=1_000, model="vendor/tin")
+    node = town.node()
+    first = node.call("vendor/tin", 10)
+    node.flush()
+    for record in first[:5]:
+        correct(town, record.usage_id)  # a tenth of a fen is taken back, and used again
+        node.call("vendor/tin")
+        node.flush()
+    with pytest.raises(PaymentRequired):
+        node.call("vendor/tin", 200)
+    node.flush()
+    assert len(node.acknowledged) - 5 == 95  # the node counts what was taken back as used
+    assert town.total("Q.used") == 9
+    node.stop()
+    assert (town.total("Q.used"), town.total("Q.lease")) == (9, 1)  # half a fen is not posted yet: a whole one waits
     town.check()
 
 

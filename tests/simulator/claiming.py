@@ -158,22 +158,27 @@ class Claims:
         if known.event in claimed or taken.subsidy_fen > market.books.balance(accounts.used(row.id)):
             return False  # CORRECTION_CLAIMED, or BALANCE_TOO_LOW where a later charge carried its subsidy into a batch
         known.corrected, row.meter = True, taken.meter
+        market.leases[known.lease].eligible_micro -= eligible
         for code in market.caps_of(row) if taken.subsidy_fen else ():
             market.books.take_back(code, taken.subsidy_fen)
         if taken.gross_fen or taken.subsidy_fen:
             move = claim_postings.p13_corrected(
                 correction=market.mint("cor"), enterprise=row.voucher.organisation, provider=PROVIDER,
                 gross_fen=taken.gross_fen, subsidy_fen=taken.subsidy_fen, posted_gross_fen=before.posted_gross_fen,
-                terms=market.terms, at_ms=at_ms, programme=PROGRAMME, reservation=row.id, mode=market.mode,
+                terms=market.terms, at_ms=at_ms, programme=PROGRAMME, reservation=row.id, lease=known.lease,
+                mode=market.mode,
             )  # fmt: skip
             market.books.post_all([move])
             self.ingesting.unclaimed[row.id].append(Charged(move.event_key, -taken.gross_fen, -taken.subsidy_fen))
-        self._pass_on(row, taken.subsidy_fen, at_ms)
+        self._pass_on(row, at_ms)
         return True
 
-    def _pass_on(self, row: Reservation, fen: int, at_ms: int) -> None:
-        """What came back to a reservation that is over goes on to its voucher, or to the pool."""
+    def _pass_on(self, row: Reservation, at_ms: int) -> None:
+        """What came back to a sealed lease goes on as far as it may; from a reservation that is over, to its voucher,
+        or to the pool."""
         market, voucher = self.market, row.voucher
+        market.return_remainders(row, at_ms)
+        fen = market.books.balance(accounts.reserved(row.id))
         if not fen or row.state in ("held", "drawing"):
             return
         if voucher.state != "expired":

@@ -28,6 +28,7 @@ SELF_PAY_TERMS = postings.Terms()
 class Known:
     """A usage row. `event`: the charge that carries it, "" while it waits for a whole fen."""
 
+    lease: str
     amount_micro: int
     eligible: bool
     reservation: str
@@ -122,7 +123,7 @@ class Ingesting:
             if rated.reason:
                 raise Violation(f"{record.usage_id} is quarantined: {rated.reason}")
             month = month_of_hour(record.occurred_at_ms // HOUR_MS)
-            known = Known(record.amount_micro, rated.eligible, *basis.contract, month)
+            known = Known(record.lease_id, record.amount_micro, rated.eligible, *basis.contract, month)
             self.known[record.usage_id] = known
             part = parts[basis.contract]
             part.gross_micro += record.amount_micro

@@ -200,16 +200,13 @@ class Oracle:
             if cap is not None and scaled > (cap * MICRO_PER_FEN + records[contract, month]) * DENOMINATORS:
                 raise Violation(f"{contract} owes {scaled // DENOMINATORS} micro-fen for {month}, its cap is {cap} fen")
 
-    def check_settled(self, market: Market, ingesting: Ingesting) -> None:
+    def check_settled(self, market: Market) -> None:
         """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet
-        (two fen at most: one that waits for the gross fen that carries it, and the rest of one), and a fen for each
-        record that was corrected; nothing at all once a contract is over."""
-        corrected: dict[str, int] = defaultdict(int)
-        for known in ingesting.known.values():
-            corrected[known.reservation] += known.corrected
+        (two fen at most: one that waits for the gross fen that carries it, and the rest of one); nothing at all once a
+        contract is over."""
         for row in market.reservations.values():
             if any(lease.state in OPEN for lease in row.leases):
                 raise Violation(f"{row.id} has a lease that is open after its epoch was sealed")
             left = sum(market.books.balance(accounts.leased(lease.id)) for lease in row.leases)
-            if left > (2 + corrected[row.id] if row.state in ("held", "drawing") else 0):
+            if left > (2 if row.state in ("held", "drawing") else 0):
                 raise Violation(f"{row.id}: {left} fen are stranded in sealed leases")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,11 +15,12 @@ import msgspec
 
 from marketplace.clock import policy_date
 from marketplace.ledger import accounts
+from marketplace.ledger.posting import Entry
 from marketplace.usage.rounding import Charge, Meter
 from serving.journal_format import StartEntry, UsageEntry, frame_of
 from serving.leases import HeldLease
 from serving.metering import MICRO_PER_FEN, Lease
-from tests.simulator import ingesting, machine, market
+from tests.simulator import claiming, ingesting, machine, market
 from tests.simulator.ingesting import Ingesting
 from tests.simulator.market import LeaseRow, Market, Reservation
 from tests.simulator.network import Remote
@@ -123,11 +125,11 @@ def subsidy_rounded_up() -> Any:
     return patch.object(ingesting, "accumulate", accumulate)
 
 
-@plant("what is not posted yet is given back when the lease is sealed")
+@plant("what is used under each lease is rounded down when it is sealed, and the rest of it given back")
 def rounding_at_release() -> Any:
     def returnable(leases: list[LeaseRow], num: int, den: int) -> int:
         sealed = [lease for lease in leases if lease.state in market.SEALED]
-        used = sum(lease.eligible_micro for lease in sealed) * num // (den * MICRO_PER_FEN)
+        used = sum(lease.eligible_micro * num // (den * MICRO_PER_FEN) for lease in sealed)
         return max(0, sum(lease.granted_fen - lease.returned_fen for lease in sealed) - used)
 
     return patch.object(market.closing, "decide_returnable", returnable)
@@ -316,3 +318,16 @@ def cap_of_the_wrong_year() -> Any:
 
     before = Market.lapse
     return patch.object(Market, "lapse", lapse)
+
+
+@plant("a corrected fen goes back to the reservation, while the node's lease still counts on it")
+def correction_to_reservation() -> Any:
+    def p13(**facts: Any) -> Any:
+        posting = before(**facts)
+        target = accounts.leased(facts.get("lease", ""))
+        moved = [(accounts.reserved(facts["reservation"]) if e.account == target else e.account, e.amount_fen)
+                 for e in posting.entries]  # fmt: skip
+        return replace(posting, entries=tuple(Entry(*each) for each in moved))
+
+    before = claiming.claim_postings.p13_corrected
+    return patch.object(claiming.claim_postings, "p13_corrected", p13)
