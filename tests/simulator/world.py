@@ -35,7 +35,7 @@ class World:
         self.now = START_MS + dice.randint(-24 * 14, 48) * HOUR_MS
         self.is_frugal = dice.random() < 0.3  # small vouchers, used up call by call: where fractions of a fen decide
         self.faces = FRUGAL_FACES if self.is_frugal else FACES
-        self.most = 3 if self.is_frugal else 400  # units of one call
+        self.most = 3 if self.is_frugal else dice.choice((3, 40, 400))  # units of one call
         prices = {f"vendor/m{n}": dice.choice(PRICES) for n in range(dice.randint(1, 3))}
         mode = dice.choice(("reimburse", "deduct"))
         pool, ratio, grace = dice.choice((5_000, 200_000, 10**7)), dice.choice(RATIOS), dice.choice((0, 1, 5))
@@ -85,6 +85,7 @@ class World:
             "leases": len(self.market.leases), "epochs": sum(epoch for epoch, _ in self.market.epochs.values()),
             "streams": sum(not use.writes[0].final for use in self.oracle.uses.values()),
             "unresolved": self.ingesting.unresolved,
+            "subsidised": sum(known.eligible for known in self.ingesting.known.values()),
         } | self.claims.told()  # fmt: skip
         return self.counts | facts
 
@@ -293,6 +294,8 @@ class World:
     def pass_hours(self) -> bool:
         before = policy_date(self.now).year
         self.now += self.dice.randint(1, 40) * HOUR_MS
+        if self.dice.random() < 0.4:  # to just before midnight, where days, months, vouchers and filings end
+            self.now = end_of_day_ms(policy_date(self.now)) - self.dice.randint(0, 240_000)
         if policy_date(self.now).year != before:
             self._count("years crossed")
         return True
