@@ -101,19 +101,21 @@ def _without_known(session: Session, records: Sequence[tuple[int, UsageRecord]])
         first.setdefault(record.usage_id, (seq, record))
     ids = list(first)
     connection = session.connection()
-    mark = _mark(session)
     for start in range(0, len(ids), QUERY_CHUNK):
-        some = tuple(ids[start : start + QUERY_CHUNK])
+        some = ids[start : start + QUERY_CHUNK]
         # straight to the driver: expanding thousands of parameters would take longer than finding them
-        known = f"SELECT usage_id FROM usage WHERE usage_id IN ({', '.join([mark] * len(some))})"  # noqa: S608
-        for usage_id in connection.exec_driver_sql(known, some).scalars():
+        if _is_postgresql(session):
+            found = connection.exec_driver_sql("SELECT usage_id FROM usage WHERE usage_id = ANY(%s)", (some,))
+        else:
+            marks = ", ".join("?" * len(some))
+            found = connection.exec_driver_sql(f"SELECT usage_id FROM usage WHERE usage_id IN ({marks})", tuple(some))  # noqa: S608
+        for usage_id in found.scalars():
             del first[usage_id]
     return list(first.values())
 
 
-def _mark(session: Session) -> str:
-    """How the driver marks a parameter."""
-    return "%s" if session.get_bind().dialect.name == "postgresql" else "?"
+def _is_postgresql(session: Session) -> bool:
+    return session.get_bind().dialect.name == "postgresql"
 
 
 def _load_leases(session: Session, lease_ids: Iterable[str]) -> dict[str, LeaseBasis]:
@@ -195,12 +197,20 @@ def _month_of_hour(hour: int) -> str:
 def _insert(session: Session, rows: list[dict[str, Any]]) -> None:
     """All of them or none: what is charged in this transaction must be what is inserted in it.
 
-    Straight to the driver: compiling parameters for each of thousands of rows would take half of ingest's time.
+    Straight to the driver: compiling parameters for each of thousands of rows would take half of ingest's time; and on
+    PostgreSQL by COPY, which takes a quarter of what as many INSERTs take.
     """
-    mark = _mark(session)
-    statement = f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join([mark] * len(_COLUMNS))})"  # noqa: S608
+    connection = session.connection()
     take = operator.itemgetter(*_COLUMNS)
+    columns = ", ".join(_COLUMNS)
     try:
-        session.connection().exec_driver_sql(statement, [take(row) for row in rows])
-    except IntegrityError as error:
+        if _is_postgresql(session):
+            driver: Any = connection.connection.driver_connection
+            with driver.cursor() as cursor, cursor.copy(f"COPY usage ({columns}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(take(row))
+        else:
+            marks = ", ".join("?" * len(_COLUMNS))
+            connection.exec_driver_sql(f"INSERT INTO usage ({columns}) VALUES ({marks})", [take(row) for row in rows])  # noqa: S608
+    except (IntegrityError, connection.dialect.loaded_dbapi.IntegrityError) as error:
         raise DuplicateInFlight("another writer has inserted one of these usage ids meanwhile") from error

@@ -14,7 +14,7 @@ from marketplace.db import open_database, transaction
 from marketplace.migrations.upgrade import upgrade
 from marketplace.organisations.tables import Notice, Organisation
 from marketplace.settings import Settings
-from marketplace.usage import supervisor
+from marketplace.usage import batch, supervisor
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.queries import Filters, list_usage
 from marketplace.usage.statements import read_month, statement
@@ -64,6 +64,22 @@ def test_a_thousand_calls_come_to_the_same_on_postgresql(town, mode):
         assert found["usage"][0]["rows"] == 1_000
         organisation = session.get_one(Organisation, "org_factory")
         assert list_usage(session, actor_of(organisation), Filters(model="vendor/steel"), limit=5, offset=0)[1] == 1_000
+
+
+def test_another_writer_of_the_same_usage_rolls_the_whole_batch_back_on_postgresql(town, monkeypatch):
+    town.voucher(5_000)
+    town.subscribe()
+    node = town.node()
+    node.call(count=2)
+    node.flush()
+    with town.engine.begin() as connection:
+        connection.execute(text("UPDATE node_epoch SET last_seq = 0, offset_bytes = 0"))
+    monkeypatch.setattr(batch, "_without_known", lambda session, records: list(records))
+    with pytest.raises(batch.DuplicateInFlight):
+        node.flush()
+    assert len(town.rows(Usage)) == 2
+    assert town.rows(Reservation)[0].cum_gross_micro == 740_000
+    town.check()
 
 
 def test_nodes_in_parallel_spend_a_voucher_to_its_end_and_never_past_it(town):
