@@ -1,6 +1,6 @@
 """`python -m tests.killnine`: kill -9 under load, and the books held against what was acknowledged.
 
-    python -m tests.killnine [--kills 20] [--clients 8] [--seed N] [--folder DIR] [--json]
+    python -m tests.killnine [--kills 20] [--clients 8] [--seed N] [--outside-registry] [--folder DIR] [--json]
 
 Ends with 1 where anything was lost, doubled or out of balance.
 """
@@ -23,6 +23,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=None, help="of the instants and the calls; random by default")
+    parser.add_argument(
+        "--outside-registry", action="store_true", help="MLflow beside the market, never killed: starts are quicker"
+    )
     parser.add_argument("--folder", type=Path, help="keep the market, its log and the acknowledgements here")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -32,7 +35,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="killnine-") as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        verdict = kill_nine(folder, kills=arguments.kills, clients=arguments.clients, seed=seed, say=say)
+        verdict = kill_nine(
+            folder, kills=arguments.kills, clients=arguments.clients, seed=seed,
+            outside_registry=arguments.outside_registry, say=say,
+        )  # fmt: skip
     print(json.dumps(verdict.as_dict(), indent=1) if arguments.json else in_words(verdict))
     return 1 if verdict.faults else 0
 

@@ -25,19 +25,26 @@ def reading(address: str) -> contextlib.closing[sqlite3.Connection]:
 
 
 def posted_usage(operator: httpx.Client, key_id: str) -> dict[str, int]:
-    """Usage id → micro-fen of one key, as the operator's API lists it; no usage id twice."""
-    found: dict[str, int] = {}
-    page = 1
+    """Usage id → micro-fen of one key, as the operator's API lists it; no usage id twice.
+
+    Where something was posted between two pages, rows have moved from one to the next: then it is read again.
+    """
     while True:
-        query: dict[str, str | int] = {"key_id": key_id, "page": page, "page_size": PAGE}
-        items = ok(operator.get("/api/v1/usage", params=query))["items"]
-        for row in items:
-            assert row["usage_id"] not in found, f"posted twice: {row['usage_id']}"
-            assert row["status"] == "ok", row
-            found[row["usage_id"]] = row["amount_micro"]
-        if len(items) < PAGE:
-            return found
-        page += 1
+        found: list[dict[str, Any]] = []
+        totals: set[int] = set()
+        more, page = True, 1
+        while more:
+            query: dict[str, str | int] = {"key_id": key_id, "page": page, "page_size": PAGE}
+            answer = ok(operator.get("/api/v1/usage", params=query))
+            found += answer["items"]
+            totals.add(answer["total"])
+            more, page = len(answer["items"]) == PAGE, page + 1
+        if len(totals) == 1:
+            break
+    posted = {row["usage_id"]: row["amount_micro"] for row in found}
+    assert len(posted) == len(found), f"posted twice: {len(found) - len(posted)} of key {key_id}"
+    assert all(row["status"] == "ok" for row in found), [row for row in found if row["status"] != "ok"][:3]
+    return posted
 
 
 def faults_of_api(operator: httpx.Client) -> list[str]:
@@ -168,12 +175,13 @@ def _publications(database: sqlite3.Connection) -> Iterable[str]:
 _LIVE = "current_stage <> 'Deleted_Internal'"  # MLflow keeps the row of what was deleted
 
 
-def half_published(home: Path) -> list[str]:
-    """Versions and blobs that only one of the three stores knows, and versions still pending in MLflow."""
+def half_published(home: Path, mlflow: Path | None = None) -> list[str]:
+    """Versions and blobs that only one of the three stores knows, and versions still pending in MLflow. `mlflow`: its
+    database, where that is not the market's own."""
     with reading(f"file:{home / 'market.db'}?mode=ro") as market:
         query = "SELECT l.name, v.number, v.blob FROM model_version v JOIN listing l ON l.id = v.listing_id"
         rows = market.execute(query).fetchall()
-    with reading(f"file:{home / 'mlflow.db'}?mode=ro") as registry:
+    with reading(f"file:{mlflow or home / 'mlflow.db'}?mode=ro") as registry:
         known = {(name.replace("--", "/"), int(number)) for name, number in
                  registry.execute(f"SELECT name, version FROM model_versions WHERE {_LIVE}")}  # fmt: skip
         tags = registry.execute(

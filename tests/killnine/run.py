@@ -6,6 +6,7 @@ acknowledged.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from tests.killnine.books import faults_of_api, faults_of_database, faults_of_le
 from tests.killnine.clients import Client, acknowledgements
 from tests.killnine.processes import alive, family, holders
 from tests.killnine.publisher import Publisher
+from tests.killnine.registry import OutsideRegistry
 from tests.killnine.town import ok, prepare, wait_until
 from tests.live import LiveMarket
 
@@ -61,20 +63,34 @@ class Verdict:
         return asdict(self) | {"passed": not self.faults}
 
 
-def kill_nine(folder: Path, *, kills: int, clients: int, seed: int, say: Say = print) -> Verdict:
-    """The whole run in `folder`; the market is stopped at the end."""
-    market = LiveMarket(folder / "home")
-    market.start()
-    try:
-        return _Run(market, folder, kills, clients, seed, say).carry_out()
-    finally:
-        if any(alive(family(market.pid))):
-            market.kill()
+def kill_nine(
+    folder: Path, *, kills: int, clients: int, seed: int, outside_registry: bool = False, say: Say = print
+) -> Verdict:
+    """The whole run in `folder`; the market is stopped at the end. `outside_registry`: MLflow outlives the kills."""
+    with contextlib.ExitStack() as stack:
+        environment, registry = {}, folder / "home" / "mlflow.db"
+        if outside_registry:
+            server = OutsideRegistry(folder / "registry")
+            server.start()
+            stack.callback(server.stop)
+            server.wait_ready()
+            environment, registry = {"ALGOMART_MLFLOW_URI": server.base_url}, server.database
+        market = LiveMarket(folder / "home", **environment)
+        market.start()
+        stack.callback(_kill_what_is_left, market)
+        return _Run(market, folder, kills, clients, seed, registry, say).carry_out()
+
+
+def _kill_what_is_left(market: LiveMarket) -> None:
+    if any(alive(family(market.pid))):
+        market.kill()
 
 
 class _Run:
-    def __init__(self, market: LiveMarket, folder: Path, kills: int, clients: int, seed: int, say: Say) -> None:
-        self.market, self.say = market, say
+    def __init__(
+        self, market: LiveMarket, folder: Path, kills: int, clients: int, seed: int, registry: Path, say: Say
+    ) -> None:
+        self.market, self.registry, self.say = market, registry, say
         self.random = random.Random(seed)
         self.verdict = Verdict(kills=kills, clients=clients, seed=seed)
         self.stop = threading.Event()
@@ -185,7 +201,7 @@ class _Run:
         """The books of the running market, and again once it was stopped and every lease is settled."""
         market, verdict = self.market, self.verdict
         path = market.home / "market.db"
-        wait_until(lambda: not half_published(market.home), SETTLED_S, "publications settled")
+        wait_until(lambda: not half_published(market.home, self.registry), SETTLED_S, "publications settled")
         shown = {each["name"] for each in _all_of_mine(market.client("engineer"))}
         verdict.models_published = len(self.publisher.shelf.published)
         lost = set(self.publisher.shelf.published) - shown
@@ -196,7 +212,7 @@ class _Run:
         if market.stop() != 0:
             verdict.faults.append("it did not stop cleanly")
         verdict.faults += [f"outlived the stop: {each}" for each in alive(before) + holders(market.home, [])]
-        verdict.faults += faults_of_database(path) + faults_of_leases(path) + half_published(market.home)
+        verdict.faults += faults_of_database(path) + faults_of_leases(path) + half_published(market.home, self.registry)
         verdict.faults += [f"doctor: {each.en}" for each in examine(Settings(home=market.home)) if
                            each.severity == "error"]  # fmt: skip
 
