@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := market,postgres,registry,grpc,otel,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-core setup-system assets up test check tour bench kill-nine simulate coverage conformance overload soak protos clean
+.PHONY: help setup setup-core setup-system assets up test check tour bench bench-ledger kill-nine simulate coverage conformance overload soak protos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,11 @@ tour: setup  ## The main job against a fresh market, with a receipt
 
 bench: setup  ## Ratios against peers and the bare reference, side by side
 	$(BIN)/python -m tests.bench
+
+bench-ledger: setup  ## Charged calls a second, a rebuild of ten million entries, a quarter of trade claimed and proved
+	$(BIN)/python -m tests.bench.bench_ledger
+	$(BIN)/python -m tests.bench.bench_rebuild
+	$(BIN)/python -m tests.bench.bench_claims
 
 overload: setup  ## Ten times the capacity of a node, and a noisy neighbour: what still gets done
 	$(BIN)/python -m tests.load overload

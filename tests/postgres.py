@@ -27,8 +27,8 @@ def find_postgres() -> Path | None:
     return Path(on_path).resolve().parent if on_path else None
 
 
-def postgres_server() -> Iterator[str]:
-    """Start a server, yield its SQLAlchemy URL, stop it."""
+def postgres_server(*, durable: bool = False) -> Iterator[str]:
+    """Start a server, yield its SQLAlchemy URL, stop it. `durable`: with fsync, as one that is measured should be."""
     binaries = find_postgres()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed")
@@ -44,7 +44,8 @@ def postgres_server() -> Iterator[str]:
 
     data = str(home / "data")
     run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-    options = f"-k {home} -c listen_addresses='' -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+    quick = "" if durable else " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+    options = f"-k {home} -c listen_addresses=''{quick}"
     run("pg_ctl", "-D", data, "-w", "-l", str(home / "log"), "-o", options, "start")
     try:
         yield f"postgresql://postgres@/postgres?host={home}"
