@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def open_bundle(path: Path, verify: bool = False) -> Bundle:
     """
     content = read_manifest_bytes(path)
     manifest = parse_manifest(content)
-    if not (path / _main_file(manifest)).is_file():
+    if not os.path.isfile(f"{path}/{_main_file(manifest)}"):
         raise _model_missing(_main_file(manifest))
     if verify:
         _verify_files(path, manifest)
@@ -217,26 +218,40 @@ def canonical_manifest(manifest: Manifest) -> bytes:
 
 
 def read_manifest_bytes(folder: Path) -> bytes:
-    path = folder / MANIFEST
-    if not path.is_file() or path.is_symlink():
-        raise Unprocessable(
-            "MANIFEST_MISSING",
-            zh="包内没有 manifest.json",
-            en="there is no manifest.json in the bundle",
-            remedy_zh="请在包的根目录放置 manifest.json, 或直接发布单个 model.onnx",
-            remedy_en="put manifest.json at the root of the bundle, or publish the bare model.onnx",
-            field=MANIFEST,
-        )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise TooLarge(
-            "MANIFEST_TOO_LARGE",
-            zh=f"manifest.json 超过 {MAX_MANIFEST_BYTES} 字节",
-            en=f"manifest.json is over {MAX_MANIFEST_BYTES} bytes",
-            remedy_zh="清单只放说明, 数据请放在其他文件",
-            remedy_en="a manifest describes; keep data in other files",
-            field=MANIFEST,
-        )
-    return path.read_bytes()
+    """The bytes of manifest.json; a link is none. Raises `Unprocessable` MANIFEST_MISSING, `TooLarge`."""
+    path = f"{folder}/{MANIFEST}"  # strings and one `lstat`: a node may have ten thousand of them to read at its start
+    try:
+        facts = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _manifest_missing() from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise _manifest_missing()
+    if facts.st_size > MAX_MANIFEST_BYTES:
+        raise _manifest_too_large()
+    with open(path, "rb", buffering=0) as reader:
+        return reader.read()
+
+
+def _manifest_missing() -> Unprocessable:
+    return Unprocessable(
+        "MANIFEST_MISSING",
+        zh="包内没有 manifest.json",
+        en="there is no manifest.json in the bundle",
+        remedy_zh="请在包的根目录放置 manifest.json, 或直接发布单个 model.onnx",
+        remedy_en="put manifest.json at the root of the bundle, or publish the bare model.onnx",
+        field=MANIFEST,
+    )
+
+
+def _manifest_too_large() -> TooLarge:
+    return TooLarge(
+        "MANIFEST_TOO_LARGE",
+        zh=f"manifest.json 超过 {MAX_MANIFEST_BYTES} 字节",
+        en=f"manifest.json is over {MAX_MANIFEST_BYTES} bytes",
+        remedy_zh="清单只放说明, 数据请放在其他文件",
+        remedy_en="a manifest describes; keep data in other files",
+        field=MANIFEST,
+    )
 
 
 def parse_manifest(content: bytes) -> Manifest:

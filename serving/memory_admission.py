@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_store.adapter_file import check_adapter
-from model_store.bundle import open_bundle
+from model_store.bundle import Bundle, open_bundle
 from model_store.errors import PaymentRequired, Unauthenticated
 from model_store.manifest import AdapterOf
 from serving.digests import mint_usage_id
@@ -150,7 +150,7 @@ class FolderBundles:
 
     def add(
         self,
-        folder: Path,
+        bundle: Path | Bundle,
         *,
         trusted: bool = True,
         owner: str = "org_vendor",
@@ -158,12 +158,13 @@ class FolderBundles:
         private: bool = False,
         aliases: Sequence[str] = (),
     ) -> ServedVersion:
-        """Serve a bundle folder under its manifest's name, as the next version unless told which.
+        """Serve a bundle (or the folder of one) under its manifest's name, as the next version unless told which.
 
         An adapter's base must have been added before. Raises `NotFound` ADAPTER_BASE_MISSING and what `open_bundle` and
         `check_adapter` raise.
         """
-        bundle = open_bundle(folder)
+        if isinstance(bundle, Path):
+            bundle = open_bundle(bundle)
         base = None
         if bundle.manifest.adapter_of is not None:
             base = self._base_of(bundle.manifest.adapter_of)
@@ -176,7 +177,7 @@ class FolderBundles:
             listing_id=f"lst_{name}",
             name=name,
             version=number,
-            bundle=folder,
+            bundle=bundle.path,
             digest=bundle.digest,
             trusted=trusted,
             owner=owner,

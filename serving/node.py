@@ -10,10 +10,12 @@ import json
 import logging
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.bundle import MANIFEST, open_bundle, unpack
+from model_store.bundle import MANIFEST, Bundle, open_bundle, unpack
 from model_store.errors import NotFound, Refusal
 from serving.app import ServingApp
 from serving.dataplane import DataPlane
@@ -48,19 +50,8 @@ def open_node(
     sees to it). Raises `NotFound` NO_BUNDLES where there is none; a broken bundle is left out and said.
     """
     home.mkdir(parents=True, exist_ok=True)
-    bundles, names, opened = FolderBundles(), [], []
-    for path in _found(folder):
-        try:
-            unpacked = home / "bundles" / path.stem
-            opened.append(open_bundle(path) if path.is_dir() else unpack(path, unpacked, seal_if_unsealed=True))
-        except Refusal as refusal:
-            _log.error("%s is left out: %s", path, refusal)
-    for bundle in sorted(opened, key=lambda each: each.manifest.adapter_of is not None):  # an adapter after its base
-        try:
-            served = bundles.add(bundle.path, trusted=trusted, owner=OWNER)
-            names.append(f"{served.name}@{served.version}")
-        except Refusal as refusal:
-            _log.error("%s is left out: %s", bundle.path, refusal)
+    bundles = FolderBundles()
+    names = _list(_found(folder), home, bundles, trusted)
     if not names:
         raise NotFound(
             "NO_BUNDLES",
@@ -87,11 +78,48 @@ def open_node(
     return Node(app, key, key_path, tuple(sorted(names)))
 
 
+def _list(paths: list[Path], home: Path, bundles: FolderBundles, trusted: bool) -> list[str]:
+    """Add the bundles at `paths`; their names. Each manifest is read and checked once, and not kept."""
+    names: list[str] = []
+    adapters: list[Bundle] = []
+
+    def add(bundle: Bundle) -> None:
+        served = bundles.add(bundle, trusted=trusted, owner=OWNER)
+        names.append(f"{served.name}@{served.version}")
+
+    for path in paths:
+        with _left_out(path):
+            if path.suffix == ".zip" and path.is_file():
+                bundle = unpack(path, home / "bundles" / path.stem, seal_if_unsealed=True)
+            else:
+                bundle = open_bundle(path)
+            if bundle.manifest.adapter_of is None:
+                add(bundle)
+            else:
+                adapters.append(bundle)
+    for bundle in adapters:  # after their bases
+        with _left_out(bundle.path):
+            add(bundle)
+    return names
+
+
+@contextmanager
+def _left_out(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        _log.error("%s is left out: %s", path, refusal)
+
+
 def _found(folder: Path) -> list[Path]:
+    """What may be bundles, by name: zips, and folders with a manifest."""
     if (folder / MANIFEST).is_file() or folder.suffix == ".zip":
         return [folder]
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in inside if path.suffix == ".zip" or (path / MANIFEST).is_file()]
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        inside = sorted(each.name for each in entries if each.name.endswith(".zip") or each.is_dir())
+    return [folder / name for name in inside if name.endswith(".zip") or os.path.isfile(f"{folder}/{name}/{MANIFEST}")]
 
 
 def _key(path: Path) -> str:
