@@ -15,20 +15,21 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Executor
-from typing import TypeVar
 
 from model_store.errors import Refusal
-from serving.errors import deadline_exceeded, queue_full, shutting_down
+from serving.errors import deadline_exceeded, queue_full, shutting_down, wait_too_long
 from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
 from serving.resident import Resident
 from serving.runs import Job, Outputs, Ran, expire, run_batch
+from serving.waiting import WaitingRoom
 
-K = TypeVar("K")
 UNKNOWN_COST_MS = 100.0  # what a run is charged at most before it has shown what it takes
 MAX_RETRY_AFTER_S = 60
+# Of a call's time, how much the expected wait may take. What is over would be met by one call in so many that are run
+# too late, or dropped at the head of the queue: under overload everybody is admitted at this very limit.
+PROMISED = 0.8
 
 
 class Lane:
@@ -98,19 +99,22 @@ class RunQueue:
         holds, which may outlive its callers."""
         self._release = release
         self._executor = executor
-        self._free = slots
+        self._slots = self._free = slots
         self._per_lane, self._per_owner = per_lane, per_owner
         self._waiting_per_model, self._waiting_in_all = waiting_per_model, waiting_in_all
         self._max_output_bytes = max_output_bytes
         self._lanes: dict[Hashable, Lane] = {}
         self._order: FairOrder[Job] = FairOrder()
         self._owners: dict[str, int] = {}
-        self._waiting: Counter[tuple[str, str]] = Counter()  # by organisation and digest; no zeros
-        self._waiting_of: Counter[str] = Counter()  # by organisation; no zeros
+        self._room = WaitingRoom()
         self._running: set[asyncio.Future[list[Ran | BaseException]]] = set()
         self._closing = False
-        self.waiting = 0
         self.runs = self.rows_run = 0
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return self._room.calls
 
     def submit(
         self,
@@ -124,13 +128,13 @@ class RunQueue:
     ) -> Job:
         """Queue a call. `tenant`: the organisation that calls; `priority` high, normal or low, among its own calls.
 
-        Raises `TooMany` QUEUE_FULL, `DeadlineExceeded`, `Unavailable` SHUTTING_DOWN.
+        Raises `TooMany` QUEUE_FULL, WAIT_TOO_LONG, `DeadlineExceeded`, `Unavailable` SHUTTING_DOWN.
         """
         if self._closing:
             raise shutting_down()
         if deadline_ms <= 0:
             raise deadline_exceeded(deadline_ms)
-        self.check_room(tenant, resident.digest)
+        self.check_room(resident, tenant, priority, deadline_ms)
         if not self._find_room(tenant):
             raise self._full(resident, tenant)
         runs_on = resident.runs_on
@@ -144,9 +148,7 @@ class RunQueue:
         job = Job(resident, inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
         job.timer = loop.call_later(deadline_ms / 1000, expire, job)
         flow.jobs.append(job)
-        self._waiting[tenant, resident.digest] += 1
-        self._waiting_of[tenant] += 1
-        self.waiting += 1
+        self._room.enter(job)
         job.done.add_done_callback(lambda _: self._ended(job, lane))
         self._order.add(flow)
         self._pump()
@@ -165,21 +167,25 @@ class RunQueue:
 
     # --- room ---------------------------------------------------------------------------------------------------------
 
-    def check_room(self, tenant: str, digest: str) -> None:
-        """Raises `TooMany` QUEUE_FULL where this organisation's calls of one model fill their room."""
-        if self.waiting and self._waiting[tenant, digest] >= self._waiting_per_model:
-            for flow in self._order.flows_of(tenant):
-                for job in flow.jobs:
-                    if job.resident.digest == digest:
-                        raise self._full(job.resident, tenant)
+    def check_room(self, resident: Resident, tenant: str, priority: str, deadline_ms: float) -> None:
+        """Raises `TooMany`: QUEUE_FULL where this organisation's calls of the model fill their room, WAIT_TOO_LONG
+        where those before it would take so long that it could not end in time: to wait would only tell it later."""
+        room = self._room
+        if not room.calls:
+            return
+        if room.of_model(tenant, resident.digest) >= self._waiting_per_model:
+            raise self._full(resident, tenant)
+        wait_ms = room.expected_wait_ms(tenant, priority, self._slots)
+        if wait_ms > PROMISED * deadline_ms:
+            raise wait_too_long(resident.name, wait_ms, deadline_ms, _retry_after_s(wait_ms - PROMISED * deadline_ms))
 
     def _find_room(self, tenant: str) -> bool:
         """Whether one more call of this organisation may wait: where all room is taken, at the cost of whoever has
         taken most of it."""
         if self.waiting < self._waiting_in_all:
             return True
-        crowd, most = max(self._waiting_of.items(), key=lambda each: each[1], default=(tenant, 0))
-        if most <= self._waiting_of[tenant] + 1:
+        crowd, most = self._room.largest()
+        if most <= self._room.of(tenant) + 1:
             return False
         flow = max(self._order.flows_of(crowd), key=_newest, default=None)
         if flow is None or not flow.jobs:
@@ -192,8 +198,8 @@ class RunQueue:
 
     def _full(self, resident: Resident, tenant: str) -> Refusal:
         """`Retry-After`: when what waits there now will have run, by what the last run took."""
-        waiting_s = resident.cost.last_ms * self._waiting[tenant, resident.digest] / 1000
-        return queue_full(resident.name, max(1, min(MAX_RETRY_AFTER_S, round(waiting_s))))
+        waiting_ms = resident.cost.last_ms * self._room.of_model(tenant, resident.digest)
+        return queue_full(resident.name, _retry_after_s(waiting_ms))
 
     def _ended(self, job: Job, lane: Lane) -> None:
         """A future ended, by whatever way: its timer goes, and what never started leaves the queue."""
@@ -204,13 +210,8 @@ class RunQueue:
         job.started = True  # counted out once
         with contextlib.suppress(ValueError):  # passed over by `take` already
             job.flow.jobs.remove(job)
-        self._left(job)
+        self._room.leave(job)
         self._forget_if_empty(lane, job.flow)
-
-    def _left(self, job: Job) -> None:
-        self.waiting -= 1
-        _count_down(self._waiting, (job.flow.tenant, job.resident.digest))
-        _count_down(self._waiting_of, job.flow.tenant)
 
     def _forget_if_empty(self, lane: Lane, flow: Flow[Job]) -> None:
         if not flow.jobs:
@@ -251,7 +252,7 @@ class RunQueue:
         predicted_ms = min(lane.resident.cost.predict_ms(sum(job.elements for job in batch), rows), UNKNOWN_COST_MS)
         for job in batch:
             job.started = True
-            self._left(job)
+            self._room.leave(job)
             job.charged_ms = max(predicted_ms * job.rows / rows, LEAST_COST_MS)
             self._order.charge(job.flow.tenant, job.flow.priority, job.charged_ms)
         loop = asyncio.get_running_loop()
@@ -277,6 +278,7 @@ class RunQueue:
             self._release(resident)
         rows = sum(job.rows for job in batch)
         took_ms = (time.monotonic() - started) * 1000
+        lane.resident.cost.record_queued(took_ms / len(batch))
         for job in batch:
             self._order.charge(job.flow.tenant, job.flow.priority, took_ms * job.rows / rows - job.charged_ms)
         if len(batch) > 1 and isinstance(results[0], Ran) and results[0].batch_rows == rows:
@@ -304,10 +306,8 @@ def _shared_key(resident: Resident, inputs: Outputs, outputs: list[str] | None) 
     return (resident.digest, resident.trusted, shapes, tuple(outputs) if outputs is not None else None)
 
 
-def _count_down(counter: Counter[K], key: K) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+def _retry_after_s(wait_ms: float) -> int:
+    return max(1, min(MAX_RETRY_AFTER_S, round(wait_ms / 1000)))
 
 
 def _newest(flow: Flow[Job]) -> tuple[float, float]:

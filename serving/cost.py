@@ -13,6 +13,7 @@ import onnx
 from model_store.manifest import CostModel
 
 WEIGHT_SLOWER, WEIGHT_FASTER = 0.1, 0.5  # of the newest run in the moving average; a first run is always a slow one
+WEIGHT_QUEUED = 0.1
 OUTLIER = 8.0
 GAIN = 0.95  # what a row must cost of what it did, for twice as many to run together
 ASK_AGAIN = 64
@@ -35,7 +36,7 @@ _SIZED_BY: dict[str, tuple[int, ...]] = {
 class CostEstimate:
     """Milliseconds of one run by size class. Not thread-safe: called on the event loop only."""
 
-    __slots__ = ("_asked", "_prior_ms", "_prior_ms_per_row", "classes", "inline_allowed", "last_ms")
+    __slots__ = ("_asked", "_prior_ms", "_prior_ms_per_row", "classes", "inline_allowed", "last_ms", "queued_ms")
 
     def __init__(self, prior: CostModel | None, inline_allowed: bool) -> None:
         self._prior_ms = prior.b_ms if prior is not None else 0.0
@@ -43,6 +44,7 @@ class CostEstimate:
         self.classes: dict[int, float] = {}
         self._asked = 0
         self.last_ms = 0.0  # of the newest run
+        self.queued_ms = 0.0  # for how long a queued call keeps a thread, on the average; 0: none has been run yet
         self.inline_allowed = inline_allowed
 
     def predict_ms(self, elements: int, rows: int) -> float:
@@ -99,6 +101,15 @@ class CostEstimate:
             took_ms = min(took_ms, known * OUTLIER)
             took_ms = known + (WEIGHT_FASTER if took_ms < known else WEIGHT_SLOWER) * (took_ms - known)
         self.classes[size] = took_ms
+
+    def record_queued(self, took_ms: float) -> None:
+        """A queued call kept a thread so long: its share, where it ran with others."""
+        known = self.queued_ms
+        if not known:
+            self.queued_ms = took_ms
+            return
+        weight = WEIGHT_FASTER if took_ms < known / 2 else WEIGHT_QUEUED  # half: what was known was a first, slow run
+        self.queued_ms = known + weight * (min(took_ms, known * OUTLIER) - known)
 
 
 def runs_in_bounded_time(model_path: Path) -> bool:

@@ -151,18 +151,21 @@ class DataPlane:
         digest: str,
         units: Mapping[str, int] | None = None,
         purpose: str = "use",
+        deadline_ms: float | None = None,
+        priority: str = "normal",
     ) -> SmallCall | None:
         """Reserve for a call that can run here and now: short, and nothing has to be waited for; else None.
 
         For calls without Idempotency-Key. What is admitted in one turn of the event loop is expected to hold it for
-        4 ms at most; the rest comes in later turns. Raises `Unavailable` JOURNAL_UNAVAILABLE, `TooMany` RATE_LIMITED,
-        CONCURRENCY_LIMITED, QUEUE_FULL (where it would have to wait, and there is no room).
+        4 ms at most; the rest comes in later turns. `deadline_ms` and `priority` are those with which it would wait.
+        Raises `Unavailable` JOURNAL_UNAVAILABLE, `TooMany` RATE_LIMITED, CONCURRENCY_LIMITED, and QUEUE_FULL or
+        WAIT_TOO_LONG where it would have to wait, and there is no room, or no time.
         """
         resident = self.residency.peek(served)
         if resident is None or self._stopped:
             return None
         if resident.graph is None or not resident.cost.inline_allowed:
-            self._check_room(principal, served)
+            self._check_room(resident, principal, priority, deadline_ms)
             return None
         rows = resident.rows_of(inputs)
         elements = 0
@@ -172,7 +175,7 @@ class DataPlane:
         expected_ms = resident.cost.predict_ms(elements, rows)
         busy_ms = self._busy_ms + expected_ms
         if expected_ms > self._inline_limit_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
-            self._check_room(principal, served)
+            self._check_room(resident, principal, priority, deadline_ms)
             return None
         held = self.leases.find(principal.organisation, served.listing_id, purpose)
         at_ms = time.time_ns() // 1_000_000
@@ -223,11 +226,13 @@ class DataPlane:
             at_ms,
         )
 
-    def _check_room(self, principal: Principal, served: ServedVersion) -> None:
-        """Refuse a call that would find its queue full, before it costs more. Raises `TooMany` QUEUE_FULL."""
-        queue = self.queue if served.trusted else self.worker_queue
+    def _check_room(self, resident: Resident, principal: Principal, priority: str, deadline_ms: float | None) -> None:
+        """Refuse a call that would find its queue full or too long, before it costs more. Raises `TooMany`."""
+        queue = self.queue if resident.graph is not None else self.worker_queue
         if queue.waiting:
-            queue.check_room(principal.organisation, served.digest)
+            limit_ms = float(self.settings.run_deadline_ms)
+            left_ms = limit_ms if deadline_ms is None else min(limit_ms, deadline_ms)
+            queue.check_room(resident, principal.organisation, priority, left_ms)
 
     def _turn_over(self) -> None:
         self._busy_ms = 0.0
@@ -266,9 +271,9 @@ class DataPlane:
         ms, images of an image model and tokens of one with a tokenizer are counted here. `deadline_ms` from now, at
         most the node's own. `digest`: the request's, by `digest_of_bytes` (`strong` with an Idempotency-Key); by
         default the tensors'. `priority` among the organisation's own waiting calls: high, normal, low. Raises refusals
-        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL and, with
-        purpose `use`, RATE_LIMITED and CONCURRENCY_LIMITED, `DeadlineExceeded`, `Unavailable`, `Conflict`
-        IDEMPOTENCY_CONFLICT. A refused call is not charged.
+        only: of the graph (`BadInput` …), of admission (`PaymentRequired`, `Forbidden`), `TooMany` QUEUE_FULL,
+        WAIT_TOO_LONG and, with purpose `use`, RATE_LIMITED and CONCURRENCY_LIMITED, `DeadlineExceeded`, `Unavailable`,
+        `Conflict` IDEMPOTENCY_CONFLICT. A refused call is not charged.
         """
         if self._stopped:
             raise shutting_down()
@@ -284,7 +289,17 @@ class DataPlane:
             else:
                 digest = digest_of_arrays(inputs)
         if idempotency_key is None:
-            small = self.admit_now(principal, served, inputs, names, digest=digest, units=units, purpose=purpose)
+            small = self.admit_now(
+                principal,
+                served,
+                inputs,
+                names,
+                digest=digest,
+                units=units,
+                purpose=purpose,
+                deadline_ms=limit_ms,
+                priority=priority,
+            )
             if small is not None:
                 done = self._infer_now(small)
                 note_run(small.statistics.label, done.rows, 0.0, done.compute_ms)

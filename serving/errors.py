@@ -10,7 +10,8 @@
     NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND, ADAPTER_BASE_MISSING
     Conflict            IDEMPOTENCY_CONFLICT, PORT_IN_USE
     TooLarge            BODY_TOO_LARGE
-    TooMany             QUEUE_FULL, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED, BODIES_FULL
+    TooMany             QUEUE_FULL, WAIT_TOO_LONG, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED,
+                        BODIES_FULL
     TooSlow             BODY_TOO_SLOW
     Broken              INTERNAL_ERROR
     NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED, EXTENSION_NOT_OFFERED
@@ -268,6 +269,19 @@ def queue_full(name: str, retry_after_s: int) -> TooMany:
         en=f"your organisation's waiting calls of {name} fill their room",
         remedy_zh=f"请在 {retry_after_s} 秒后重试, 或把多行合并为一次请求",
         remedy_en=f"try again in {retry_after_s} s, or send several rows in one request",
+        retry_after_s=retry_after_s,
+    )
+
+
+def wait_too_long(name: str, wait_ms: float, deadline_ms: float, retry_after_s: int) -> TooMany:
+    return TooMany(
+        "WAIT_TOO_LONG",
+        zh=f"排在前面的调用预计需 {wait_ms:.0f} 毫秒, 对 {name} 的本次调用无法在 {deadline_ms:.0f} 毫秒内完成, 未排队",
+        en=f"the calls before this one of {name} are expected to take {wait_ms:.0f} ms; "
+        f"it could not end within {deadline_ms:.0f} ms and was not queued",
+        remedy_zh=f"请在 {retry_after_s} 秒后重试, 放宽 X-Deadline-Ms, 或把多行合并为一次请求",
+        remedy_en=f"try again in {retry_after_s} s, allow more time in X-Deadline-Ms, or join rows in one request",
+        field="deadline_ms",
         retry_after_s=retry_after_s,
     )
 

@@ -14,7 +14,7 @@ import msgspec
 
 from serving.digests import mint_usage_id
 from serving.keycache import digest_of_token
-from serving.protocols.oip import Target, header_length_of
+from serving.protocols.oip import Target, deadline_of, header_length_of
 from serving.protocols.oip_codec import priority_of
 
 MAX_HEAD_BYTES = 4096
@@ -32,17 +32,20 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     token_digest: bytes
     header_length: int | None  # `Inference-Header-Content-Length`
     request_id: bytes  # the caller's own; b"" where it sent none
+    deadline_ms: float | None = None
+    priority: str | None = None
 
 
 def head_of(target: Target, fields: dict[bytes, bytes]) -> Head | None:
-    """None where it carries no key. Raises `BadInput` REQUEST_FIELD for a header length that is no number."""
+    """None where it carries no key. Raises `BadInput` REQUEST_FIELD for a header that is wrong."""
     token = _token(fields)
     if not token:
         return None
     header_length = header_length_of(fields.get(b"inference-header-content-length"))
     request_id = given_request_id(fields).encode()
-    priority_of(fields.get(b"x-priority"))  # what is answered at once has none, but a wrong one is refused all the same
-    return Head(target, fields, token, digest_of_token(token), header_length, request_id)
+    deadline_ms = deadline_of(fields.get(b"x-deadline-ms"))
+    priority = priority_of(fields.get(b"x-priority"))
+    return Head(target, fields, token, digest_of_token(token), header_length, request_id, deadline_ms, priority)
 
 
 def given_request_id(fields: Mapping[bytes, bytes]) -> str:

@@ -33,9 +33,7 @@ MAX_PATHS = 4096
 HOLD_S = 0.004  # of one read; what more a pipelining client has sent goes the ordinary way
 _PREFIX, _SUFFIX = b"/v2/models/", b"/infer"
 # Headers that ask for more than the hot path does.
-_ORDINARY = frozenset(
-    (b"content-encoding", b"transfer-encoding", b"idempotency-key", b"x-deadline-ms", b"expect", b"upgrade")
-)
+_ORDINARY = frozenset((b"content-encoding", b"transfer-encoding", b"idempotency-key", b"expect", b"upgrade"))
 _OK_JSON = b"content-type: application/json\r\ncontent-length: %d\r\n"
 _OK_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n"
 _IDS = b"x-usage-id: %b\r\nx-amount-micro: %d\r\nx-request-id: %b\r\n\r\n"
@@ -209,7 +207,8 @@ class _FastHttpProtocol(GuardedConnection):
         if principal is None:
             return False
         try:
-            if not oip.take(Answer(deliver, head), principal, head.target, body, head.header_length):
+            limits = head.deadline_ms, head.priority
+            if not oip.take(Answer(deliver, head), principal, head.target, body, head.header_length, *limits):
                 return False
         except Refusal as refusal:
             self._refuse(refusal, deliver, head)

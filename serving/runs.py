@@ -54,8 +54,8 @@ class Job:
     """One queued call. `done` is its future; `started` once its run has begun (from then on it is work done)."""
 
     __slots__ = (
-        "charged_ms", "deadline", "deadline_ms", "done", "elements", "flow", "inputs", "outputs", "queued_at",
-        "resident", "rows", "started", "timer",
+        "charged_ms", "deadline", "deadline_ms", "done", "elements", "expected_ms", "flow", "inputs", "outputs",
+        "queued_at", "resident", "rows", "started", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +75,7 @@ class Job:
         self.deadline = self.queued_at + deadline_ms / 1000
         self.done = done
         self.flow = flow
+        self.expected_ms = resident.runs_on.cost.queued_ms
         self.charged_ms = 0.0
         self.started = False
         self.timer: asyncio.TimerHandle | None = None

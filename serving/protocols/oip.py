@@ -124,11 +124,19 @@ class OpenInference:
     # --- infer --------------------------------------------------------------------------------------------------------
 
     def take(
-        self, answer: Answer, principal: Principal, target: Target, body: bytes, header_length: int | None
+        self,
+        answer: Answer,
+        principal: Principal,
+        target: Target,
+        body: bytes,
+        header_length: int | None,
+        deadline_ms: float | None = None,
+        priority: str | None = None,
     ) -> bool:
         """Take a small request that needs no waiting, to be run and answered at the end of this turn of the event loop.
 
-        False where it must wait for something (then nothing was done); raises `Refusal`.
+        False where it must wait for something (then nothing was done); raises `Refusal`, also where it would wait in
+        vain.
         """
         check_scope(principal, "use")
         try:
@@ -140,8 +148,16 @@ class OpenInference:
         request = decode_request(body, header_length)
         if request.classes is not None:
             return False
+        if request.timeout_ms is not None:
+            deadline_ms = request.timeout_ms if deadline_ms is None else min(deadline_ms, request.timeout_ms)
         call = self._dataplane.admit_now(
-            principal, served, request.inputs, request.outputs, digest=digest_of_bytes(body)
+            principal,
+            served,
+            request.inputs,
+            request.outputs,
+            digest=digest_of_bytes(body),
+            deadline_ms=deadline_ms,
+            priority=request.priority or priority or "normal",
         )
         if call is None:
             return False

@@ -355,7 +355,7 @@ async def test_only_who_floods_is_refused(tmp_path: Path) -> None:
     given_way = [each for each in ended if not isinstance(each, Ran)]
     assert all(isinstance(each, TooMany) and each.code == "QUEUE_FULL" and each.retry_after_s for each in given_way)
     await until(lambda: not queue.waiting)
-    assert not queue._waiting_of
+    assert not queue._room.largest()[1]
 
 
 @settings(max_examples=30, deadline=None)
@@ -407,7 +407,7 @@ async def test_whoever_calls_order_in_a_flow_is_kept_no_run_is_too_large_and_eve
     await until(lambda: not any(resident.references for resident in residents))
     assert queue.waiting == 0
     assert not queue._lanes
-    assert not queue._waiting
+    assert queue._room.largest() == ("", 0)
 
 
 class KnownCost(CostEstimate):
@@ -450,16 +450,34 @@ async def test_what_has_waited_until_its_run_would_come_too_late_is_answered_and
     await until(lambda: not queue.waiting)
 
 
+async def test_a_call_that_would_wait_in_vain_is_refused_before_it_waits(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    resident.cost.record_queued(1000)
+    queue = queue_of()
+    futures = [submit(queue, resident, rows(1), 60_000, "flood") for _ in range(5)]  # one runs, four wait: 4 s
+    with pytest.raises(TooMany) as refused:
+        submit(queue, resident, rows(2), 4_900, "flood")
+    assert refused.value.code == "WAIT_TOO_LONG"
+    assert refused.value.retry_after_s
+    assert queue.waiting == 4
+    futures.append(submit(queue, resident, rows(2), 5_100, "flood"))
+    futures.append(submit(queue, resident, rows(2), 1_000, "quiet"))  # its turn is next, whoever else waits
+    futures.append(submit(queue, resident, rows(2), 1_000, "flood", "high"))  # before its own
+    resident.runner.opened.set()
+    await asyncio.gather(*futures)
+    assert queue.waiting == 0
+
+
 async def test_room_is_asked_for_one_organisation_and_model(tmp_path: Path) -> None:
     queue = queue_of(waiting_per_model=2)
     one, two = (resident_of(tmp_path, double(n), f"acme/m{n}", dynamic=False) for n in (3, 4))
-    queue.check_room("flood", one.digest)
+    queue.check_room(one, "flood", "normal", 20_000)
     futures = [submit(queue, one, rows(1), tenant="flood") for _ in range(3)]
     with pytest.raises(TooMany) as refused:
-        queue.check_room("flood", one.digest)
+        queue.check_room(one, "flood", "normal", 20_000)
     assert refused.value.code == "QUEUE_FULL"
-    queue.check_room("quiet", one.digest)
-    queue.check_room("flood", two.digest)
+    queue.check_room(one, "quiet", "normal", 20_000)
+    queue.check_room(two, "flood", "normal", 20_000)
     one.runner.opened.set()
     await asyncio.gather(*futures)
-    queue.check_room("flood", one.digest)
+    queue.check_room(one, "flood", "normal", 20_000)

@@ -1,0 +1,76 @@
+"""Who waits for a run, for which model, and how much run time that is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import TypeVar
+
+from serving.fairness import WEIGHTS
+from serving.runs import Job
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WaitingRoom:
+    """Counts of the calls that wait, and the milliseconds that they are expected to keep a thread."""
+
+    __slots__ = ("_of", "_of_model", "_work_in_all_ms", "_work_ms", "calls")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._of: Counter[str] = Counter()  # by organisation; no zeros
+        self._of_model: Counter[tuple[str, str]] = Counter()  # by organisation and digest; no zeros
+        self._work_ms: dict[str, dict[str, float]] = {}  # by organisation and priority; of those who wait
+        self._work_in_all_ms = 0.0
+
+    def enter(self, job: Job) -> None:
+        tenant, priority = job.flow.tenant, job.flow.priority
+        self.calls += 1
+        self._of[tenant] += 1
+        self._of_model[tenant, job.resident.digest] += 1
+        work = self._work_ms.setdefault(tenant, dict.fromkeys(WEIGHTS, 0.0))
+        work[priority] += job.expected_ms
+        self._work_in_all_ms += job.expected_ms
+
+    def leave(self, job: Job) -> None:
+        tenant = job.flow.tenant
+        self.calls -= 1
+        _count_down(self._of, tenant)
+        _count_down(self._of_model, (tenant, job.resident.digest))
+        self._work_in_all_ms -= job.expected_ms
+        self._work_ms[tenant][job.flow.priority] -= job.expected_ms
+        if tenant not in self._of:
+            del self._work_ms[tenant]  # and with it what rounding has left
+        if not self.calls:
+            self._work_in_all_ms = 0.0
+
+    def of(self, tenant: str) -> int:
+        """Calls of one organisation."""
+        return self._of[tenant]
+
+    def of_model(self, tenant: str, digest: str) -> int:
+        """Calls of one organisation for one model."""
+        return self._of_model[tenant, digest]
+
+    def largest(self) -> tuple[str, int]:
+        """The organisation with the most calls, and how many; ("", 0) where nobody waits."""
+        return max(self._of.items(), key=lambda each: each[1], default=("", 0))
+
+    def expected_wait_ms(self, tenant: str, priority: str, slots: int) -> float:
+        """When a call that comes now may expect its turn: after what its organisation has waiting of this priority or a
+        higher one, while everybody else who waits is given as much (`serving.fairness`); at most after all there is.
+
+        Rather too short than too long: what runs now and the turns of lower priorities are left out.
+        """
+        work = self._work_ms.get(tenant)
+        if work is None:
+            return 0.0
+        own_ms = sum(ms for each, ms in work.items() if WEIGHTS[each] >= WEIGHTS[priority])
+        return max(0.0, min(own_ms * len(self._of), self._work_in_all_ms)) / slots
+
+
+def _count_down(counter: Counter[K], key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
