@@ -33,6 +33,7 @@ from marketplace.web import (
     account,
     actions,
     adapting,
+    case_file,
     choosing,
     city_hall,
     city_reports,
@@ -72,7 +73,7 @@ def create_api(market: Market) -> FastAPI:
     add_error_handlers(app)
     for router in _routers():
         app.include_router(router, prefix="/api/v1")
-    desks = (console, vendor_desk, claims_desk, city_reports, city_hall)
+    desks = (case_file, console, vendor_desk, claims_desk, city_reports, city_hall)
     for surface in (pages, trying, actions, account, choosing, adapting, *desks):
         app.include_router(surface.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")

@@ -1,10 +1,12 @@
 """How large a request may be before any endpoint sees it: JSON is small, forms with files are spooled to disk.
 
-Publishing and the MLflow surface count for themselves, by the market's upload limit; the data plane never gets here.
+Publishing, files of evidence and the MLflow surface count for themselves, by limits of their own; the data plane never
+gets here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -21,12 +23,13 @@ Asgi = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 SMALL_BYTES = 2 << 20  # the largest JSON of the market: a programme's file
 FORM_BYTES = 272 << 20  # a page's form with a sample set of 256 MiB in it
 OWN_BOUNDS = ("/api/v1/publish", "/api/v1/inspect", "/mlflow")
+WITH_A_FILE = re.compile(r"/api/v1/(applications|invoices|subsidies)/[^/]{1,80}/(evidence|file)")
 NEVER_FILES = ("/api/", "/login", "/do/")
 
 
 def limit_of(path: str, content_type: str) -> int | None:
     """Bytes that the body of such a request may have; None where the endpoint bounds it itself."""
-    if path.startswith(OWN_BOUNDS):
+    if path.startswith(OWN_BOUNDS) or WITH_A_FILE.fullmatch(path):
         return None
     if content_type.lower().startswith("multipart/form-data") and not path.startswith(NEVER_FILES):
         return FORM_BYTES

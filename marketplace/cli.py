@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from marketplace.cli_application import application
 from marketplace.cli_client import register
 from marketplace.cli_journal import journal
 from marketplace.cli_node import node
@@ -32,6 +33,7 @@ app.add_typer(operator, name="operator")
 app.add_typer(node, name="node")
 app.add_typer(reports, name="reports")
 app.add_typer(journal, name="journal")
+app.add_typer(application, name="application")
 register(app)
 
 

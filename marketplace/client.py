@@ -260,6 +260,17 @@ class Market:
     def vouchers(self) -> list[dict[str, Any]]:
         return list(self.get("/api/v1/vouchers")["items"])
 
+    def attach_evidence(self, application_id: str, code: str, path: str | Path) -> dict[str, Any]:
+        """Hand in one file of evidence of an application; the answer has its SHA-256."""
+        source = Path(path)
+        files = {"file": (source.name, source.read_bytes(), "application/octet-stream")}
+        where = f"/api/v1/applications/{application_id}/evidence"
+        return dict(self.request("POST", where, data={"code": code}, files=files, timeout=300.0).json())
+
+    def evidence(self, file_id: str) -> bytes:
+        """The content of a file of evidence."""
+        return self.request("GET", f"/api/v1/evidence/{file_id}/content", timeout=300.0).content
+
     def subscribe(self, name: str, **terms: Any) -> dict[str, Any]:
         """Take a listing: contract_fen, on_voucher_end ("refuse" or "self_pay"), monthly_cap_fen."""
         return dict(self.post("/api/v1/subscriptions", {"listing": name, **terms}))

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(default=600, description="Life of a lease before it must be renewed")
     trial_runs_per_day: int = Field(default=20_000, description="Free trial rows per organisation and day")
     sample_ttl_hours: int = Field(default=24, description="Hours a sample set is kept")
+    evidence_file_bytes: int = Field(default=20 << 20, description="Largest file of evidence")
+    evidence_quota_bytes: int = Field(default=1 << 30, description="Evidence that one organisation may keep")
     key_cache_entries: int = Field(default=10_000, description="Bound of the key cache")
     build_minilm: bool = Field(
         default=True,

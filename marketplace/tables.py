@@ -13,7 +13,16 @@ from marketplace.catalogue.tables import (
     Publication,
 )
 from marketplace.choosing.tables import Choice, SampleSet
-from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction, Invoice
+from marketplace.claims.tables import (
+    ClaimBatch,
+    ClaimedTransfer,
+    ClaimLine,
+    Clawback,
+    Correction,
+    Invoice,
+    InvoiceBacking,
+)
+from marketplace.evidence.tables import EvidenceFile
 from marketplace.integrity.tables import DayRoot
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
@@ -23,8 +32,11 @@ from marketplace.review.tables import Review
 from marketplace.usage.tables import SelfPayMeter, TrialCount, Usage
 from marketplace.vouchers.tables import (
     Application,
+    CheckOverride,
     LeaseRow,
     NodeEpoch,
+    Objection,
+    OtherSubsidy,
     Programme,
     Reservation,
     Subscription,
@@ -32,11 +44,12 @@ from marketplace.vouchers.tables import (
 )
 
 __all__ = [
-    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "Choice", "ClaimBatch", "ClaimLine",
-    "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "Filing", "Invoice", "Job", "LeaseRow",
-    "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice",
-    "OneTimeToken", "Organisation", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
-    "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
+    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "CheckOverride", "Choice", "ClaimBatch",
+    "ClaimLine", "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "EvidenceFile", "Filing", "Invoice",
+    "InvoiceBacking", "Job", "LeaseRow", "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member",
+    "ModelVersion", "NodeEpoch", "Notice", "Objection", "OneTimeToken", "Organisation", "OtherSubsidy",
+    "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet", "SelfPayMeter", "ServingNode",
+    "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
 ]  # fmt: skip
 
 # SQLModel maps int to a 32-bit INTEGER, which PostgreSQL takes at its word: an instant in milliseconds needs 64 bits.

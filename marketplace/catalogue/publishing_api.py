@@ -6,8 +6,6 @@ only after the caller is known to be allowed to publish.
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Request
 from sqlmodel import select
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
-from starlette.types import Message
 
 from marketplace.access import Actor, market_of, require
 from marketplace.catalogue.listings import find_version, may_see
@@ -29,6 +25,7 @@ from marketplace.catalogue.relations import find_base
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import reading
 from marketplace.market import Market
+from marketplace.uploads import bounded_form, save, scratch_folder
 from model_store.archive import extract
 from model_store.bundle import Bundle, Limits, bare_bundle, seal, unpack
 from model_store.errors import BadInput, TooLarge, Unprocessable
@@ -37,7 +34,6 @@ from serving.errors import model_not_found
 
 router = APIRouter(tags=["publishing"])
 PUBLISHER = require(scope="publish")
-FORM_BYTES = 1 << 20  # what a form may weigh beside its files
 ZIP_MAGIC = b"PK\x03\x04"
 _TRUE = frozenset({"true", "1", "on", "yes"})
 _FORM: dict[str, Any] = {
@@ -75,25 +71,14 @@ async def received(
     request: Request, actor: Actor = Depends(PUBLISHER), market: Market = Depends(market_of)
 ) -> AsyncIterator[Upload]:
     """The form, read under `max_upload_bytes`; `TooLarge` UPLOAD_TOO_LARGE, `BadInput` REQUEST_INVALID."""
-    limit = market.settings.max_upload_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + FORM_BYTES:
-        raise _too_large(limit)
-    left = limit + FORM_BYTES
-
-    async def counted() -> Message:
-        nonlocal left
-        message = await request.receive()
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise _too_large(limit)
-        return message
-
-    bounded = Request(request.scope, counted)
-    try:
-        form = await bounded.form(max_files=2, max_fields=8)
-    except MultiPartException as error:
-        raise _form_invalid("file", str(error.message)) from error
+    form = await bounded_form(
+        request,
+        market.settings.max_upload_bytes,
+        files=2,
+        fields=8,
+        too_large=lambda: _too_large(market.settings.max_upload_bytes),
+        invalid=lambda why: _form_invalid("file", why),
+    )
     try:
         yield _upload_of(form)
     finally:
@@ -174,19 +159,16 @@ def uploaded(market: Market, actor: Actor, upload: Upload) -> Iterator[Bundle]:
     if lawful:
         with reading(market.engine) as session:
             check_owner(session, lawful, actor.organisation_id)
-    folder = market.settings.home / "tmp" / f"upload-{secrets.token_hex(8)}"
-    folder.mkdir(parents=True)
-    try:
-        saved = _save(upload.file, folder / "upload", market.settings.max_upload_bytes, "file")
+    limit = market.settings.max_upload_bytes
+    with scratch_folder(market.settings.home, "upload") as folder:
+        saved = save(upload.file, folder / "upload", limit, lambda: _too_large(limit))
         samples = None
         if upload.golden is not None:
-            archive = _save(upload.golden, folder / "golden.zip", market.settings.max_upload_bytes, "golden")
+            archive = save(upload.golden, folder / "golden.zip", limit, lambda: _too_large(limit, "golden"))
             samples = folder / "golden"
             samples.mkdir()
             extract(archive, samples, Limits())
         yield _as_bundle(saved, lawful, folder / "bundle", samples)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_bundle(saved: Path, name: str, folder: Path, golden: Path | None) -> Bundle:
@@ -211,16 +193,6 @@ def _as_bundle(saved: Path, name: str, folder: Path, golden: Path | None) -> Bun
         # The name is the publisher's to choose: a bundle that was exported elsewhere is sealed again under it.
         return seal(bundle.path, bundle.manifest.model_copy(update={"name": name}))
     return bundle
-
-
-def _save(source: BinaryIO, target: Path, limit: int, field: str) -> Path:
-    source.seek(0, 2)
-    if source.tell() > limit:
-        raise _too_large(limit, field)
-    source.seek(0)
-    with target.open("wb") as out:
-        shutil.copyfileobj(source, out, 1 << 20)
-    return target
 
 
 def _form_invalid(field: str, why: str) -> BadInput:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import Field
+from sqlmodel import Session
 
 from marketplace.access import Actor, market_of, require
 from marketplace.body import Body
@@ -15,9 +18,14 @@ from marketplace.claims.refusals import claim_not_found
 from marketplace.claims.tables import ClaimBatch
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
+from marketplace.evidence import intake
+from marketplace.evidence.files import Subject
+from marketplace.evidence.intake import FORM, Upload
+from marketplace.evidence.tables import EvidenceFile
 from marketplace.integrity.pack import write_pack
 from marketplace.market import Market
 from marketplace.vouchers.subscriptions import get_subscription
+from marketplace.vouchers.subsidies import retention_years
 
 router = APIRouter(tags=["claims"])
 OPERATOR = require("operator", scope="admin")
@@ -185,7 +193,7 @@ def list_invoices(actor: Actor = Depends(require()), market: Market = Depends(ma
     """One's own, as buyer or provider; all of them for an operator."""
     with reading(market.engine) as session:
         rows = invoices.list_invoices(session, None if actor.is_operator else actor.organisation_id)
-        return {"items": [views.invoice_view(row) for row in rows], "total": len(rows)}
+        return {"items": [views.invoice_view(session, row) for row in rows], "total": len(rows)}
 
 
 @router.post("/invoices", status_code=201)
@@ -204,7 +212,40 @@ def enter_invoice(
             issued_on=body.issued_on,
             actor=actor.id,
         )
-        return views.invoice_view(row)
+        return views.invoice_view(session, row)
+
+
+async def received(
+    request: Request, actor: Actor = Depends(BUYER), market: Market = Depends(market_of)
+) -> AsyncIterator[Upload]:
+    """A form with a `file`, read once its sender is known to be allowed to enter invoices."""
+    async with intake.received(request, market) as upload:
+        yield upload
+
+
+@router.post("/invoices/{invoice_id}/file", status_code=201, openapi_extra=FORM)
+async def attach_invoice(
+    invoice_id: str,
+    upload: Upload = Depends(received),
+    actor: Actor = Depends(BUYER),
+    market: Market = Depends(market_of),
+) -> dict[str, Any]:
+    """The invoice itself, as a file: its hash stands in the claim that it backs."""
+    owner = None if actor.is_operator else actor.organisation_id
+
+    def judge(session: Session) -> tuple[Subject, tuple[str, ...]]:
+        row = invoices.get_invoice(session, invoice_id, owner)
+        years = retention_years(session, row.subscription_id)
+        return Subject("invoice", row.id, row.organisation_id, "invoice", years), ()
+
+    def then(session: Session, file: EvidenceFile) -> None:
+        row = invoices.get_invoice(session, invoice_id, owner)
+        row.sha256 = file.sha256
+        session.add(row)
+
+    return await anyio.to_thread.run_sync(
+        lambda: intake.take(market, upload, judge, actor=actor.id, at_ms=now_ms(), then=then)
+    )
 
 
 # --- corrections and clawbacks ----------------------------------------------------------------------------------------

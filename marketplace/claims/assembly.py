@@ -13,7 +13,9 @@ from datetime import date
 
 from sqlmodel import Session, col, func, select
 
-from marketplace.claims.tables import ClaimedTransfer, ClaimLine, Invoice
+from marketplace.claims.backing import Plan, invoices_of_contract
+from marketplace.claims.stacked import claimed_subsidy, decide_claimable, share_of_settled
+from marketplace.claims.tables import ClaimedTransfer, ClaimLine
 from marketplace.clock import end_of_day_ms, policy_date, start_of_day_ms
 from marketplace.ledger import accounts
 from marketplace.ledger.tables import LedgerEntry, LedgerTransfer
@@ -40,12 +42,14 @@ class Charged:
 
 @dataclass(slots=True)
 class Candidate:
-    """A line to be. `reason`: why it is left out; "" where it is not."""
+    """A line to be. `reason`: why it is left out; "" where it is not. `held_back`: charges that other subsidies leave
+    no room for now."""
 
     reservation: Reservation
     voucher: Voucher
     charges: list[Charged] = field(default_factory=list)
     reason: str = ""
+    held_back: list[Charged] = field(default_factory=list)
 
     @property
     def gross_fen(self) -> int:
@@ -68,9 +72,40 @@ def assemble(
             voucher = session.get_one(Voucher, reservation.voucher_id)
             candidate = found[reservation_id] = Candidate(reservation, voucher)
         candidate.charges.append(charge)
-    for candidate in found.values():
+    candidates = [found[reservation_id] for reservation_id in sorted(found)]
+    taken = _Taken()
+    for candidate in candidates:
         candidate.reason = _reason_against(session, candidate, rules, at_ms)
-    return [found[reservation_id] for reservation_id in sorted(found)]
+        if not candidate.reason:
+            candidate.reason = _beside_others(session, candidate, rules, taken)
+    return candidates
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What candidates before this one would take: subsidy and gross of each contract, and of invoices."""
+
+    subsidy: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    gross: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    invoices: Plan = field(default_factory=Plan)
+
+
+def _beside_others(session: Session, candidate: Candidate, rules: ProgrammeFile, taken: _Taken) -> str:
+    """OTHER_SUBSIDY or INVOICE_MISSING where the contract has no room left for it; takes its part of the room else."""
+    contract = candidate.reservation.subscription_id
+    share = share_of_settled(session, rules, candidate.reservation)
+    if share is not None:
+        room = share.fen - claimed_subsidy(session, contract) - taken.subsidy[contract]
+        count = decide_claimable([charge.subsidy_fen for charge in candidate.charges], room)
+        kept, held_back = candidate.charges[:count], candidate.charges[count:]
+        if sum(charge.subsidy_fen for charge in kept) <= 0:
+            return "OTHER_SUBSIDY"
+        candidate.charges, candidate.held_back = kept, held_back
+    if needs_invoices(rules) and not _covered(session, contract, candidate.gross_fen, taken):
+        return "INVOICE_MISSING"
+    taken.subsidy[contract] += candidate.subsidy_fen
+    taken.gross[contract] += candidate.gross_fen
+    return ""
 
 
 def _unclaimed(session: Session, programme_id: str, from_day: date, to_day: date) -> list[tuple[str, Charged]]:
@@ -115,7 +150,7 @@ def _gross(session: Session, transfer_ids: list[int]) -> dict[int, int]:
 
 
 def _reason_against(session: Session, candidate: Candidate, rules: ProgrammeFile, at_ms: int) -> str:
-    """The first of: nothing left after corrections, related parties, redeem-by, spend, invoices."""
+    """The first of: nothing left after corrections, related parties, redeem-by, spend."""
     voucher, reservation = candidate.voucher, candidate.reservation
     if candidate.subsidy_fen <= 0:
         return "NOTHING_TO_CLAIM"
@@ -126,8 +161,6 @@ def _reason_against(session: Session, candidate: Candidate, rules: ProgrammeFile
         return "REDEEM_BY_OVER"
     if reservation.posted_gross_fen < rules.min_spend_fen:
         return "SPEND_TOO_SMALL"
-    if needs_invoices(rules) and not covers(session, reservation, candidate.gross_fen):
-        return "INVOICE_MISSING"
     return ""
 
 
@@ -135,11 +168,12 @@ def needs_invoices(rules: ProgrammeFile) -> bool:
     return any(item.code == INVOICE and item.required for item in rules.evidence_schema or ())
 
 
-def covers(session: Session, reservation: Reservation, gross_fen: int) -> bool:
-    """The contract's invoices are at least what was claimed of it so far and is claimed now."""
-    of_contract = Invoice.subscription_id == reservation.subscription_id
-    invoiced = session.exec(select(func.sum(Invoice.amount_fen)).where(of_contract)).one() or 0
-    return int(invoiced) >= claimed_gross(session, reservation.subscription_id) + gross_fen
+def _covered(session: Session, contract: str, gross_fen: int, taken: _Taken) -> bool:
+    """The contract's invoices are at least what was claimed of it so far and is claimed now, and what of them backs no
+    line yet is enough: an invoice that is entered for two contracts counts once."""
+    invoiced = sum(row.amount_fen for row in invoices_of_contract(session, contract))
+    so_far = claimed_gross(session, contract) + taken.gross[contract]
+    return invoiced >= so_far + gross_fen and taken.invoices.cover(session, contract, gross_fen)
 
 
 def claimed_gross(session: Session, subscription_id: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from marketplace.claims.assembly import Candidate, assemble, usage_digest
+from marketplace.claims.backing import back_line, free_line
 from marketplace.claims.document import claim_document, keep
 from marketplace.claims.refusals import (
     claim_not_found,
@@ -94,6 +95,7 @@ def freeze(session: Session, batch: ClaimBatch, blobs: Blobs, *, member: str, at
         session.add(line)
         session.flush()
         session.add_all(ClaimedTransfer(transfer_id=each.transfer_id, line_id=line.id) for each in candidate.charges)
+        back_line(session, line)
         lines.append((line, candidate))
     session.flush()
     subsidy = {line.reservation_id: line.subsidy_fen for line, _ in lines}
@@ -172,6 +174,7 @@ def _give_line_back(session: Session, batch: ClaimBatch, line: ClaimLine, reason
     post_all(session, [move])
     line.state, line.reason = "returned", reason
     batch.total_fen -= line.subsidy_fen
+    free_line(session, line)
     for claimed in session.exec(select(ClaimedTransfer).where(ClaimedTransfer.line_id == line.id)):
         session.delete(claimed)
     session.add_all([line, batch])

@@ -11,8 +11,11 @@ from typing import Any
 from sqlmodel import Session
 
 from marketplace.claims.assembly import Candidate
+from marketplace.claims.backing import backing_of_line
 from marketplace.claims.tables import ClaimBatch, ClaimLine
+from marketplace.evidence.files import live_files, told
 from marketplace.organisations.tables import Organisation
+from marketplace.vouchers.subsidies import list_subsidies
 from marketplace.vouchers.tables import Application, Programme
 from model_store.blobs import Blobs
 
@@ -61,6 +64,9 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate) -> dict[str, 
         "enterprise": {"id": enterprise.id, "name_zh": enterprise.name_zh, "uscc": enterprise.uscc or ""},
         "provider": {"id": provider.id, "name_zh": provider.name_zh, "uscc": provider.uscc or ""},
         "application": application.id,
+        "evidence": [told(file) for file in live_files(session, [application.id])],
+        "invoices": backing_of_line(session, line.id),
+        "other_subsidies": _other_subsidies(session, line),
         "voucher": candidate.voucher.id,
         "use_by": candidate.voucher.use_by,
         "contract": line.subscription_id,
@@ -82,6 +88,21 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate) -> dict[str, 
             for charge in candidate.charges
         ],
     }
+
+
+def _other_subsidies(session: Session, line: ClaimLine) -> list[dict[str, Any]]:
+    """What stands declared on the contract when the batch is frozen, with the files that show it."""
+    return [
+        {
+            "id": row.id,
+            "programme": row.programme,
+            "authority": row.authority,
+            "amount_fen": row.amount_fen,
+            "evidence": [told(file) for file in live_files(session, [row.id])],
+        }
+        for row in list_subsidies(session, None, line.subscription_id)
+        if row.withdrawn_at_ms is None
+    ]
 
 
 def keep(blobs: Blobs, document: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Invoices: entered by who was billed (or the operator), once a contract; the file may be kept with them."""
+"""Invoices: entered by who was billed (or the operator), once a contract; the file is kept with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import date
 
 from sqlmodel import Session, col, select
 
+from marketplace.claims.refusals import claim_not_found
 from marketplace.claims.tables import Invoice
 from marketplace.ids import new_id
 from marketplace.organisations import audit
@@ -26,7 +27,8 @@ def enter(
     actor: str,
     sha256: str = "",
 ) -> Invoice:
-    """`BadInput` INVOICE_INVALID, `Conflict` INVOICE_TWICE for a number that the contract has already."""
+    """`BadInput` INVOICE_INVALID, `Conflict` INVOICE_TWICE for a number that the contract has already, INVOICE_DIFFERS
+    where the same number of this provider is entered for another contract with another amount or day."""
     number = number.strip()
     try:
         day = date.fromisoformat(issued_on)
@@ -46,6 +48,7 @@ def enter(
             remedy_en="check the number",
             field="number",
         )
+    _check_same_elsewhere(session, subscription.provider_id, number, amount_fen, day.isoformat())
     row = Invoice(
         id=new_id("inv"),
         number=number,
@@ -68,6 +71,28 @@ def enter(
         number=number,
         amount_fen=amount_fen,
     )
+    return row
+
+
+def _check_same_elsewhere(session: Session, provider_id: str, number: str, amount_fen: int, day: str) -> None:
+    elsewhere = select(Invoice).where(Invoice.number == number, Invoice.provider_id == provider_id)
+    for other in session.exec(elsewhere):
+        if (other.amount_fen, other.issued_on) != (amount_fen, day):
+            raise Conflict(
+                "INVOICE_DIFFERS",
+                zh=f"发票 {number} 已按另一金额或日期登记在其他合同下",
+                en=f"invoice {number} is entered for another contract with another amount or day",
+                remedy_zh="一张发票只有一个金额; 请核对原件",
+                remedy_en="an invoice has one amount; look at the original",
+                field="amount_fen",
+            )
+
+
+def get_invoice(session: Session, invoice_id: str, organisation_id: str | None) -> Invoice:
+    """Locked; of one buyer, or any (None). `NotFound` CLAIM_NOT_FOUND."""
+    row = session.exec(select(Invoice).where(Invoice.id == invoice_id).with_for_update()).first()
+    if row is None or organisation_id not in (None, row.organisation_id):
+        raise claim_not_found("发票", "invoice", invoice_id)
     return row
 
 

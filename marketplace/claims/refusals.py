@@ -10,6 +10,10 @@ LEFT_OUT = {
     "RELATED_PARTY": ("企业与供应商为关联方", "enterprise and provider are related"),
     "REDEEM_BY_OVER": ("已过兑付期", "the voucher's redeem-by day is over"),
     "SPEND_TOO_SMALL": ("合同实际金额未达最低要求", "the contract's settled amount is below the programme's least"),
+    "OTHER_SUBSIDY": (
+        "合同另有已申报的补贴, 合计超过上限",
+        "other subsidies are declared on the contract, and together they would pass the bound",
+    ),
     "INVOICE_MISSING": ("发票金额不足", "its invoices do not cover it"),
 }
 

@@ -83,6 +83,16 @@ class Invoice(SQLModel, table=True):
     created_at_ms: int = Field(default_factory=now_ms, sa_column=_fen())
 
 
+class InvoiceBacking(SQLModel, table=True):
+    """How much of an invoice backs a claimed line. Freed when the line comes back, kept when it is rejected."""
+
+    __tablename__ = "invoice_backing"
+    __table_args__ = (CheckConstraint("amount_fen > 0", name="backing_is_positive"),)
+    invoice_id: str = Field(primary_key=True, foreign_key="invoice.id")
+    line_id: str = Field(primary_key=True, foreign_key="claim_line.id", index=True)
+    amount_fen: int = Field(sa_column=_fen())
+
+
 class Correction(SQLModel, table=True):
     """One usage record that should not have been charged. Proposed by one person, posted (P13) by another."""
 

@@ -96,7 +96,7 @@ def filing_at(filing: Filing | None, at_ms: int) -> dict[str, Any] | None:
 def invoices_of(session: Session, subscription_id: str) -> list[dict[str, Any]]:
     """The invoices of a contract, oldest day first."""
     query = select(Invoice).where(Invoice.subscription_id == subscription_id)
-    return [invoice_view(row) for row in session.exec(query.order_by(col(Invoice.issued_on), col(Invoice.id)))]
+    return [invoice_view(session, row) for row in session.exec(query.order_by(col(Invoice.issued_on), col(Invoice.id)))]
 
 
 def claim_of(session: Session, transfer_id: int | None, *, to_operator: bool) -> dict[str, Any] | None:

@@ -7,10 +7,12 @@ from typing import Any
 from sqlmodel import Session
 
 from marketplace.claims.assembly import Candidate
+from marketplace.claims.backing import free_of, lines_of_invoices
 from marketplace.claims.batches import lines_of
 from marketplace.claims.refusals import LEFT_OUT
 from marketplace.claims.states import BATCH, CLAWBACK
 from marketplace.claims.tables import ClaimBatch, ClaimLine, Clawback, Correction, Invoice
+from marketplace.evidence.files import file_view, files_of
 from marketplace.organisations.tables import Organisation
 from marketplace.vouchers.tables import Programme
 
@@ -67,6 +69,7 @@ def candidate_view(session: Session, candidate: Candidate) -> dict[str, Any]:
         "gross_fen": candidate.gross_fen,
         "subsidy_fen": candidate.subsidy_fen,
         "transfers": len(candidate.charges),
+        "held_back_fen": sum(charge.subsidy_fen for charge in candidate.held_back),
         "left_out": candidate.reason,
         "zh": zh,
         "en": en,
@@ -81,8 +84,13 @@ def clawback_view(row: Clawback) -> dict[str, Any]:
     return _pick(row, _CLAWBACK) | {"next": [decision for state, decision in CLAWBACK if state == row.state]}
 
 
-def invoice_view(row: Invoice) -> dict[str, Any]:
-    return _pick(row, _INVOICE)
+def invoice_view(session: Session, row: Invoice) -> dict[str, Any]:
+    """An invoice, the lines that it backs, and what of it backs nothing yet (over all contracts)."""
+    return _pick(row, _INVOICE) | {
+        "backs": lines_of_invoices(session, [row.id])[row.id],
+        "free_fen": free_of(session, row),
+        "files": [file_view(file) for file in files_of(session, [row.id])],
+    }
 
 
 def _named(session: Session, stem: str, organisation_id: str) -> dict[str, str]:

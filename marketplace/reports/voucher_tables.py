@@ -158,6 +158,7 @@ def _dossier(facts: Facts) -> Iterator[Row]:
         yield (row.id, facts.programmes[row.programme_id].code, row.organisation_id, facts.name(row.organisation_id),
                facts.uscc(row.organisation_id), event.at_ms, event.action[12:], event.actor,
                event.details.get("requested_fen"), None if failed is None else " ".join(failed),
+               event.details.get("code", ""), event.details.get("sha256", ""), event.details.get("check", ""),
                event.details.get("note", ""))  # fmt: skip
 
 
@@ -177,6 +178,9 @@ step text 步骤 | step
 by text 操作人 | by
 requested_fen fen 申请金额 | requested
 failed_checks text 未通过的核验 | failed checks
+evidence text 材料 | evidence
+evidence_sha256 text 材料文件 SHA-256 | SHA-256 of the file
+override text 放行的核验 (双人) | check let pass (two persons)
 note text 说明 | note
 """
     ),
@@ -212,7 +216,7 @@ def _frozen(facts: Facts) -> Iterator[tuple[str, str, int]]:
             yield row.id, facts.programmes[row.programme_id].code, event.details["total_fen"]
 
 
-_NOTICE_STEPS = ("publish", "object", "confirm", "reject")
+_NOTICE_STEPS = ("publish", "object", "dismiss", "uphold", "confirm", "reject")
 NOTICES = Report(
     "public-notice",
     "公示清单",

@@ -1,30 +1,40 @@
-"""Routes of programmes, applications, vouchers, subscriptions and the pool."""
+"""Routes of programmes, vouchers and the pool; applications and subscriptions have files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
-from sqlmodel import Session, select
+from sqlmodel import select
 
 from marketplace.access import Actor, market_of, require
 from marketplace.body import Body
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.market import Market
-from marketplace.organisations.tables import Organisation
-from marketplace.vouchers import applications, issuing, rollout, subscriptions_api
+from marketplace.vouchers import (
+    applications,
+    applications_api,
+    evidence_api,
+    issuing,
+    notices_api,
+    rollout,
+    subscriptions_api,
+    subsidies_api,
+)
 from marketplace.vouchers.programme import read_programme
 from marketplace.vouchers.subscriptions_api import leases_changed, within
-from marketplace.vouchers.tables import Application, Programme
-from marketplace.vouchers.views import application_view, programme_view, voucher_view
+from marketplace.vouchers.tables import Programme
+from marketplace.vouchers.views import programme_view, voucher_view
 
 router = APIRouter(tags=["vouchers"])
 router.include_router(subscriptions_api.router)
+router.include_router(subsidies_api.router)
+router.include_router(notices_api.router)
+router.include_router(evidence_api.router)
+router.include_router(applications_api.router)
 OPERATOR = require("operator", scope="admin")
-APPLICANT = require("enterprise", "vendor", scope="manage")
 PAGE = 100
 
 
@@ -34,24 +44,6 @@ class NewProgramme(Body):
 
 class Activation(Body):
     values: dict[str, Any] = Field(default_factory=dict, description="Values for what the file leaves open")
-
-
-class Evidence(Body):
-    code: str = Field(max_length=60)
-    value: str = Field(default="", max_length=2_000)
-
-
-class NewApplication(Body):
-    programme: str = Field(description="Id or code")
-    requested_fen: int
-    purpose: str = ""
-    evidence: list[Evidence] = Field(default_factory=list, max_length=50)
-
-
-class ApplicationChanges(Body):
-    requested_fen: int | None = None
-    purpose: str | None = None
-    evidence: list[Evidence] | None = Field(default=None, max_length=50)
 
 
 class Note(Body):
@@ -124,112 +116,6 @@ def pool(actor: Actor = Depends(require()), market: Market = Depends(market_of))
         rows = session.exec(select(Programme).where(Programme.state != "draft").order_by(Programme.code))
         items = [issuing.pool_position(session, row) for row in rows]
         return {"items": items, "total": len(items)}
-
-
-# --- applications -----------------------------------------------------------------------------------------------------
-
-
-@router.get("/applications")
-def list_applications(
-    state: str = "",
-    page: int = Query(1, ge=1, le=1_000_000),
-    actor: Actor = Depends(require()),
-    market: Market = Depends(market_of),
-) -> dict[str, Any]:
-    """One's own; all of them for an operator."""
-    with reading(market.engine) as session:
-        rows, total = applications.list_applications(session, within(actor), state, PAGE, (page - 1) * PAGE)
-        return {"items": [application_view(session, row) for row in rows], "total": total}
-
-
-@router.get("/public-notices")
-def public_notices(market: Market = Depends(market_of)) -> dict[str, Any]:
-    """What stands in public notice (公示) now; anybody may read it."""
-    with reading(market.engine) as session:
-        rows, total = applications.list_applications(session, None, "public_notice", PAGE)
-        kept = ("id", "programme", "organisation_zh", "requested_fen", "public_notice_at_ms")
-        views = [application_view(session, row) for row in rows]
-        return {"items": [{name: view[name] for name in kept} for view in views], "total": total}
-
-
-@router.get("/applications/{application_id}")
-def get_application(
-    application_id: str, actor: Actor = Depends(require()), market: Market = Depends(market_of)
-) -> dict[str, Any]:
-    with reading(market.engine) as session:
-        return application_view(session, applications.get_application(session, application_id, within(actor)))
-
-
-@router.post("/applications", status_code=201)
-def apply(
-    body: NewApplication,
-    actor: Actor = Depends(APPLICANT),
-    market: Market = Depends(market_of),
-) -> dict[str, Any]:
-    """A draft; `POST /applications/{id}/submit` hands it in."""
-    with transaction(market.engine) as session:
-        row = applications.create_application(
-            session,
-            session.get_one(Organisation, actor.organisation_id),
-            body.programme,
-            requested_fen=body.requested_fen,
-            purpose=body.purpose,
-            evidence=[item.model_dump() for item in body.evidence],
-            actor=actor.id,
-        )
-        return application_view(session, row)
-
-
-@router.patch("/applications/{application_id}")
-def supplement(
-    application_id: str,
-    body: ApplicationChanges,
-    actor: Actor = Depends(APPLICANT),
-    market: Market = Depends(market_of),
-) -> dict[str, Any]:
-    """Change a draft, or one that was sent back."""
-    evidence = None if body.evidence is None else [item.model_dump() for item in body.evidence]
-    with transaction(market.engine) as session:
-        row = applications.get_application(session, application_id, actor.organisation_id)
-        applications.supplement(
-            session, row, requested_fen=body.requested_fen, purpose=body.purpose, evidence=evidence, actor=actor.id
-        )
-        return application_view(session, row)
-
-
-@router.post("/applications/{application_id}/submit")
-def submit(
-    application_id: str,
-    actor: Actor = Depends(APPLICANT),
-    market: Market = Depends(market_of),
-) -> dict[str, Any]:
-    with transaction(market.engine) as session:
-        row = applications.get_application(session, application_id, actor.organisation_id)
-        return application_view(session, applications.submit(session, row, actor=actor.id))
-
-
-@router.post("/applications/{application_id}/{decision}")
-def decide(
-    application_id: str,
-    decision: Literal["check", "approve", "reject", "supplement", "publish", "object", "confirm"],
-    body: Note | None = None,
-    actor: Actor = Depends(OPERATOR),
-    market: Market = Depends(market_of),
-) -> dict[str, Any]:
-    """The operator's steps: check → approve or reject → publish (公示) → confirm."""
-    steps: dict[str, Callable[[Session, Application], Any]] = {
-        "check": lambda s, row: applications.check(s, row, actor=actor.id, at_ms=now_ms()),
-        "publish": lambda s, row: applications.publish(s, row, actor=actor.id, at_ms=now_ms()),
-        "confirm": lambda s, row: applications.confirm(s, row, actor=actor.id, at_ms=now_ms()),
-    }
-    note = body.note if body else ""
-    with transaction(market.engine) as session:
-        row = applications.get_application(session, application_id, None)
-        if decision in steps:
-            steps[decision](session, row)
-        else:
-            applications.decide(session, row, decision, actor=actor.id, at_ms=now_ms(), note=note)
-        return application_view(session, row)
 
 
 # --- vouchers ---------------------------------------------------------------------------------------------------------

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from datetime import date, timedelta
 from typing import Any
 
 from sqlmodel import Session, col, func, select
 
-from marketplace.catalogue.tables import Filing
+from marketplace.claims.refusals import reason_of
 from marketplace.clock import policy_date
+from marketplace.evidence.files import live_files
 from marketplace.ids import new_id
-from marketplace.ledger import accounts
-from marketplace.ledger.posting import balance
-from marketplace.ledger.tables import CapCounter
 from marketplace.organisations import audit, notices
 from marketplace.organisations.tables import Organisation
-from marketplace.vouchers import eligibility as rules_of_eligibility
-from marketplace.vouchers.eligibility import Decision, Reason
+from marketplace.vouchers.checks import decide_fresh_and_passed, let_pass, run_checks
+from marketplace.vouchers.eligibility import Reason
+from marketplace.vouchers.evidence_given import ask_for, bounded_text, decide_supplemented, read_given
 from marketplace.vouchers.programme import ProgrammeFile
-from marketplace.vouchers.refusals import conflict, words
+from marketplace.vouchers.refusals import conflict
 from marketplace.vouchers.rollout import get_programme, rules_of
-from marketplace.vouchers.sale import filing_fact, party_of
-from marketplace.vouchers.tables import Application, Programme
+from marketplace.vouchers.tables import Application, CheckOverride, Objection, Programme
 from model_store.errors import BadInput, Conflict, NotFound
 
-DAY_MS = 86_400_000
-MAX_EVIDENCE = 50
-MAX_TEXT = 2_000
 _TRANSITIONS = {
     ("draft", "submit"): "submitted",
     ("supplement", "submit"): "submitted",
     ("submitted", "check"): "checking",
     ("checking", "check"): "checking",
     ("checking", "supplement"): "supplement",
+    ("approved", "check"): "approved",  # what has lapsed meanwhile is checked again
+    ("public_notice", "check"): "public_notice",
+    ("objection", "check"): "objection",
     ("checking", "approve"): "approved",
     ("submitted", "reject"): "rejected",
     ("checking", "reject"): "rejected",
     ("approved", "publish"): "public_notice",
     ("public_notice", "object"): "objection",
-    ("objection", "publish"): "public_notice",
+    ("objection", "dismiss"): "public_notice",
+    ("objection", "uphold"): "rejected",
+    ("objection", "publish"): "public_notice",  # without an objection in words: entered before there were such
     ("objection", "reject"): "rejected",
     ("public_notice", "confirm"): "confirmed",
 }
@@ -64,6 +64,17 @@ def decide_notice_over(began_ms: int | None, notice_days: int, at_ms: int) -> bo
     return began_ms is not None and (policy_date(at_ms) - policy_date(began_ms)).days >= notice_days
 
 
+def notice_ends(row: Application, rules: ProgrammeFile, at_ms: int) -> date:
+    """The first day on which the application may be confirmed, if nothing else comes: its notice is over then.
+
+    An objection under way stops the days where the programme says `extend`.
+    """
+    days = rules.notice_days + row.notice_paused_days
+    if row.state == "objection" and row.objected_at_ms is not None and rules.notice_on_objection == "extend":
+        days += (policy_date(at_ms) - policy_date(row.objected_at_ms)).days
+    return policy_date(row.public_notice_at_ms or at_ms) + timedelta(days=days)
+
+
 def create_application(
     session: Session,
     organisation: Organisation,
@@ -83,12 +94,12 @@ def create_application(
         programme_id=programme.id,
         organisation_id=organisation.id,
         requested_fen=_amount(requested_fen),
-        purpose=_text(purpose, "purpose"),
-        evidence=_evidence(evidence or []),
+        purpose=bounded_text(purpose, "purpose"),
+        evidence=read_given(rules_of(programme), evidence or []),
     )
     session.add(row)
     session.flush()
-    _record(session, row, "create", actor, requested_fen=requested_fen)
+    record(session, row, "create", actor, requested_fen=requested_fen)
     return row
 
 
@@ -97,21 +108,30 @@ def supplement(
     evidence: list[dict[str, Any]] | None, actor: str,
 ) -> Application:  # fmt: skip
     """Change a draft, or one that was sent back."""
-    if row.state not in ("draft", "supplement"):
-        decide_application_state(row.state, "submit")
+    check_open(row)
     if requested_fen is not None:
         row.requested_fen = _amount(requested_fen)
     if purpose is not None:
-        row.purpose = _text(purpose, "purpose")
+        row.purpose = bounded_text(purpose, "purpose")
     if evidence is not None:
-        row.evidence = _evidence(evidence)
-    _record(session, row, "supplement", actor)
+        row.evidence = read_given(rules_of(session.get_one(Programme, row.programme_id)), evidence)
+    record(session, row, "supplement", actor)
     return row
 
 
+def check_open(row: Application) -> None:
+    """`Conflict` APPLICATION_STATE unless its enterprise may still change it: a draft, or one that was sent back."""
+    if row.state not in ("draft", "supplement"):
+        decide_application_state(row.state, "change")
+
+
 def submit(session: Session, row: Application, *, actor: str) -> Application:
-    row.state, row.submitted_by = decide_application_state(row.state, "submit"), actor
-    _record(session, row, "submit", actor)
+    """Hand in; `Conflict` SUPPLEMENT_MISSING while something that was asked for has not come."""
+    state = decide_application_state(row.state, "submit")
+    files = [(file.code, file.created_at_ms) for file in live_files(session, [row.id])]
+    decide_supplemented(row.asked, row.evidence, files)
+    row.state, row.submitted_by, row.asked = state, actor, []
+    record(session, row, "submit", actor)
     notices.notify_operators(
         session,
         "APPLICATION_SUBMITTED",
@@ -123,114 +143,84 @@ def submit(session: Session, row: Application, *, actor: str) -> Application:
 
 
 def check(session: Session, row: Application, *, actor: str, at_ms: int) -> Application:
-    """Run the programme's checks now and keep each result with its reason and its age limit."""
+    """Run the programme's checks now and keep each result with its reason and how long it holds."""
     state = decide_application_state(row.state, "check")
     programme = session.get_one(Programme, row.programme_id)
     row.checks = run_checks(session, row, programme, at_ms)
     row.state = state
-    _record(session, row, "check", actor, failed=[c["code"] for c in row.checks if not c["passed"]])
+    record(session, row, "check", actor, failed=[c["code"] for c in row.checks if not c["passed"]])
     return row
 
 
-def run_checks(session: Session, row: Application, programme: Programme, at_ms: int) -> list[dict[str, Any]]:
-    """Every check of the programme: [{code, passed, reason, zh, en, at_ms, good_until_ms}]."""
-    rules, organisation = rules_of(programme), session.get_one(Organisation, row.organisation_id)
-    decide = _deciders(session, row, programme, rules, organisation, at_ms)
-    results = []
-    for wanted in rules.checks:
-        decision = decide[wanted.code]()
-        zh, en = words(str(decision.reason)) if decision.reason else ("通过", "passed")
-        results.append(
-            {
-                "code": wanted.code,
-                "passed": decision.passed,
-                "reason": str(decision.reason or ""),
-                "zh": zh,
-                "en": en,
-                "at_ms": at_ms,
-                "good_until_ms": at_ms + wanted.valid_days * DAY_MS,
-            }
-        )
-    return results
-
-
-def _deciders(
+def decide(
     session: Session,
     row: Application,
-    programme: Programme,
-    rules: ProgrammeFile,
-    organisation: Organisation,
+    decision: str,
+    *,
+    actor: str,
     at_ms: int,
-) -> dict[str, Callable[[], Decision]]:
-    day, party = policy_date(at_ms), party_of(organisation)
-    e = rules_of_eligibility
+    note: str = "",
+    asked: tuple[str, ...] = (),
+) -> Application:
+    """approve | reject | supplement. An approval needs every check passed and still fresh.
 
-    def filing() -> Decision:
-        return e.decide_filed_model_exists(rules, map(filing_fact, session.exec(select(Filing))), day)
-
-    def cap() -> Decision:
-        return e.decide_cap(rules, row.requested_fen, cap_room(session, programme, rules, organisation.id, at_ms))
-
-    return {
-        "standing": lambda: e.decide_standing(rules, party),
-        "uscc": lambda: e.decide_uscc(party),
-        "filing": filing,
-        "cap": cap,
-        "pool": lambda: e.decide_pool(row.requested_fen, balance(session, accounts.unissued(programme.id))),
-        "evidence": lambda: e.decide_evidence(rules, [str(item["code"]) for item in row.evidence]),
-    }
-
-
-def cap_code(programme: Programme, rules: ProgrammeFile, organisation_id: str, at_ms: int) -> str:
-    """The C.ent counter of the period that an instant falls in."""
-    period = str(policy_date(at_ms).year) if rules.cap_period == "calendar_year" else "all"
-    return accounts.cap_enterprise(programme.id, organisation_id, period)
-
-
-def cap_room(session: Session, programme: Programme, rules: ProgrammeFile, organisation_id: str, at_ms: int) -> int:
-    counter = session.get(CapCounter, cap_code(programme, rules, organisation_id, at_ms))
-    return rules.cap_fen if counter is None else counter.limit_fen - counter.used_fen - counter.held_fen
-
-
-def decide(session: Session, row: Application, decision: str, *, actor: str, at_ms: int, note: str = "") -> Application:
-    """approve | reject | supplement | object. An approval needs every check passed and still fresh."""
+    A supplement says what it asks for: codes of the schema (`asked`), or a note.
+    """
     state = decide_application_state(row.state, decision)
     if decision == "approve":
-        failed = [c for c in row.checks if not c["passed"]]
-        if failed:
-            raise conflict(Reason(failed[0]["reason"]), failed=[c["code"] for c in failed])
-        stale = [c["code"] for c in row.checks if c["good_until_ms"] < at_ms]
-        if stale or not row.checks:
-            raise Conflict(
-                "CHECKS_STALE",
-                zh="资格核查已过有效期, 须重新核查",
-                en="the checks are too old and must be run again",
-                remedy_zh="请重新执行核查",
-                remedy_en="run the checks again",
-                details={"checks": stale},
-            )
-    row.state, row.decided_by, row.note = state, actor, _text(note, "note")
-    _record(session, row, decision, actor, note=note)
-    zh = {"approve": "已批准", "reject": "未获批准", "supplement": "需补充材料", "object": "公示期间收到异议"}[decision]
-    en = {"approve": "is approved", "reject": "is rejected", "supplement": "needs more", "object": "is objected to"}[
-        decision
-    ]
-    _tell(session, row, f"APPLICATION_{state.upper()}", f"用券申请{zh} {note}".strip(), f"your application {en} {note}")
+        check_fresh(session, row, at_ms)
+    elif decision == "supplement":
+        row.asked = ask_for(rules_of(session.get_one(Programme, row.programme_id)), asked, row.evidence, at_ms)
+        note = note if asked else reason_of(note, "note")
+    elif row.state == "objection":
+        _check_no_objection_is_open(session, row)
+    row.state, row.decided_by, row.note = state, actor, bounded_text(note, "note")
+    record(session, row, decision, actor, note=note, **({"asked": list(asked)} if asked else {}))
+    zh = {"approve": "已批准", "reject": "未获批准", "supplement": "需补充材料"}[decision]
+    en = {"approve": "is approved", "reject": "is rejected", "supplement": "needs more"}[decision]
+    more = f" {'、'.join(asked)}" if asked else ""
+    tell(
+        session,
+        row,
+        f"APPLICATION_{state.upper()}",
+        f"用券申请{zh}{more} {note}".strip(),
+        f"your application {en}{more} {note}",
+    )
     return row
+
+
+def check_fresh(session: Session, row: Application, at_ms: int) -> None:
+    """Every check passed (or was let pass by two persons) and still holds; `Conflict` else."""
+    overrides = session.exec(select(CheckOverride).where(CheckOverride.application_id == row.id))
+    decide_fresh_and_passed(row.checks, let_pass(overrides), at_ms)
+
+
+def _check_no_objection_is_open(session: Session, row: Application) -> None:
+    query = select(func.count()).where(Objection.application_id == row.id, Objection.state == "open")
+    if session.exec(query.select_from(Objection)).one():
+        raise Conflict(
+            "OBJECTION_OPEN",
+            zh="有异议尚未处理",
+            en="an objection waits for its decision",
+            remedy_zh="请先对每项异议作出决定",
+            remedy_en="decide each objection first",
+        )
 
 
 def publish(session: Session, row: Application, *, actor: str, at_ms: int) -> Application:
     """Begin the public notice (公示)."""
-    row.state = decide_application_state(row.state, "publish")
-    row.public_notice_at_ms = at_ms
-    _record(session, row, "publish", actor)
+    state = decide_application_state(row.state, "publish")
+    if row.state == "objection":
+        _check_no_objection_is_open(session, row)
+    row.state, row.public_notice_at_ms, row.notice_paused_days, row.objected_at_ms = state, at_ms, 0, None
+    record(session, row, "publish", actor)
     return row
 
 
 def confirm(session: Session, row: Application, *, actor: str, at_ms: int) -> Application:
-    """End the public notice; `Conflict` NOTICE_RUNNING before its days are over."""
+    """End the public notice; `Conflict` NOTICE_RUNNING before its days are over, CHECKS_STALE where a check lapsed."""
     state = decide_application_state(row.state, "confirm")
-    days = rules_of(session.get_one(Programme, row.programme_id)).notice_days
+    days = rules_of(session.get_one(Programme, row.programme_id)).notice_days + row.notice_paused_days
     if not decide_notice_over(row.public_notice_at_ms, days, at_ms):
         raise Conflict(
             "NOTICE_RUNNING",
@@ -239,9 +229,10 @@ def confirm(session: Session, row: Application, *, actor: str, at_ms: int) -> Ap
             remedy_zh="请在公示期满后确认",
             remedy_en="confirm when it is over",
         )
+    check_fresh(session, row, at_ms)
     row.state = state
-    _record(session, row, "confirm", actor)
-    _tell(session, row, "APPLICATION_CONFIRMED", "用券申请公示完成", "the public notice of your application is over")
+    record(session, row, "confirm", actor)
+    tell(session, row, "APPLICATION_CONFIRMED", "用券申请公示完成", "the public notice of your application is over")
     return row
 
 
@@ -274,7 +265,8 @@ def list_applications(
     return list(session.exec(newest.limit(limit).offset(offset))), total
 
 
-def _record(session: Session, row: Application, action: str, actor: str, **details: Any) -> None:
+def record(session: Session, row: Application, action: str, actor: str, **details: Any) -> None:
+    """One step of an application in the audit log, which is its dossier."""
     session.add(row)
     audit.record(
         session,
@@ -286,7 +278,8 @@ def _record(session: Session, row: Application, action: str, actor: str, **detai
     )
 
 
-def _tell(session: Session, row: Application, code: str, zh: str, en: str) -> None:
+def tell(session: Session, row: Application, code: str, zh: str, en: str) -> None:
+    """A notice to the applicant."""
     notices.notify(session, row.organisation_id, code, zh=zh, en=en.strip(), link=f"/console/applications/{row.id}")
 
 
@@ -301,32 +294,3 @@ def _amount(fen: int) -> int:
             field="requested_fen",
         )
     return fen
-
-
-def _text(text: str, field: str) -> str:
-    if len(text) > MAX_TEXT:
-        raise BadInput(
-            "TEXT_TOO_LONG",
-            zh=f"最多 {MAX_TEXT} 个字符",
-            en=f"at most {MAX_TEXT} characters",
-            remedy_zh="请缩短",
-            remedy_en="shorten it",
-            field=field,
-        )
-    return text.strip()
-
-
-def _evidence(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if len(items) > MAX_EVIDENCE or any(not str(item.get("code", "")).strip() for item in items):
-        raise BadInput(
-            "EVIDENCE_INVALID",
-            zh=f"材料须写明 code, 最多 {MAX_EVIDENCE} 项",
-            en=f"each piece of evidence has a code, and there are at most {MAX_EVIDENCE}",
-            remedy_zh="请按项目的材料清单填写",
-            remedy_en="follow the programme's evidence_schema",
-            field="evidence",
-        )
-    return [
-        {"code": str(item["code"]).strip()[:60], "value": _text(str(item.get("value", "")), "evidence")}
-        for item in items
-    ]

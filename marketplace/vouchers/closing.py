@@ -87,9 +87,10 @@ def _give_back(
     post_all(session, moves)
 
 
-def release_idle(session: Session, reservation: Reservation, at_ms: int) -> int:
-    """P7: what a reservation holds and no lease has goes back to its voucher; answers how much."""
-    fen = balance(session, accounts.reserved(reservation.id), lock=True)
+def release_idle(session: Session, reservation: Reservation, at_ms: int, at_most: int | None = None) -> int:
+    """P7: what a reservation holds and no lease has goes back to its voucher, or `at_most` of it; answers how much."""
+    idle = balance(session, accounts.reserved(reservation.id), lock=True)
+    fen = idle if at_most is None else min(idle, at_most)
     if fen:
         reservation.released_fen += fen
         session.add(reservation)

@@ -2,7 +2,8 @@
 
 An application (`decide_*` below, one per check): standing → code (USCC) → filing → amount → cap → pool → evidence.
 A call or contract (`decide_coverage`): programme → use-by → voucher's state → subject → relation → filing → related
-party → least contract → what is left. Facts come in as arguments; nothing here reads a clock or a database.
+party → least contract → other subsidies → what is left. Facts come in as arguments; nothing here reads a clock or a
+database.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import date
 from enum import StrEnum
 
 from marketplace.organisations.uscc import is_valid
-from marketplace.vouchers.programme import ProgrammeFile
+from marketplace.vouchers.programme import ProgrammeFile, Ratio
 
 
 class Reason(StrEnum):
@@ -36,6 +37,7 @@ class Reason(StrEnum):
     FILING_INVALID = "FILING_INVALID"
     RELATED_PARTY = "RELATED_PARTY"
     CONTRACT_TOO_SMALL = "CONTRACT_TOO_SMALL"
+    OTHER_SUBSIDY = "OTHER_SUBSIDY"
     CONTRACT_USED_UP = "CONTRACT_USED_UP"
     VOUCHER_EXHAUSTED = "VOUCHER_EXHAUSTED"
     VOUCHER_REQUIRED = "VOUCHER_REQUIRED"
@@ -176,6 +178,7 @@ def decide_coverage(
     related: bool,
     contract_fen: int,
     day: date,
+    declared_fen: int = 0,
 ) -> Decision:
     """Whether this voucher pays its share of a call of `offer` on `day`, money left aside; in the order above."""
     standing = decide_voucher(voucher, day)
@@ -190,7 +193,34 @@ def decide_coverage(
         return filing
     if related and programme.related_party_policy == "refuse":
         return Decision(Reason.RELATED_PARTY)
-    return Decision(Reason.CONTRACT_TOO_SMALL) if contract_fen < programme.min_spend_fen else PASSED
+    if contract_fen < programme.min_spend_fen:
+        return Decision(Reason.CONTRACT_TOO_SMALL)
+    stacks = programme.stacking != "none" or not declared_fen
+    return PASSED if stacks else Decision(Reason.OTHER_SUBSIDY)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What vouchers of a programme may pay of a contract, all together; `reason` where it is nothing."""
+
+    fen: int
+    reason: Reason | None = None
+
+
+def decide_stacking(programme: ProgrammeFile, ratio: Ratio, *, gross_fen: int, declared_fen: int) -> Share:
+    """Ratio × gross, less what other declared subsidies leave no room for.
+
+    `none`: any other subsidy on the contract rules the voucher out. `cap_total_ratio`: voucher and declared subsidies
+    together are at most `stacking_max` (the voucher's own ratio where it is not set) of the gross, cut to whole fen.
+    """
+    own = gross_fen * ratio.num // ratio.den
+    if declared_fen <= 0:
+        return Share(own)
+    if programme.stacking == "none":
+        return Share(0, Reason.OTHER_SUBSIDY)
+    bound = programme.stacking_max or ratio
+    room = gross_fen * bound.num // bound.den - declared_fen
+    return Share(min(own, room)) if room > 0 else Share(0, Reason.OTHER_SUBSIDY)
 
 
 _FURTHEST = (
@@ -202,6 +232,7 @@ _FURTHEST = (
     Reason.FILING_INVALID,
     Reason.RELATED_PARTY,
     Reason.CONTRACT_TOO_SMALL,
+    Reason.OTHER_SUBSIDY,
     Reason.VOUCHER_EXHAUSTED,
     Reason.CONTRACT_USED_UP,
 )

@@ -13,7 +13,7 @@ from marketplace.ids import new_id
 from marketplace.ledger import accounts, caps, postings
 from marketplace.ledger.posting import balance, balances, post_all
 from marketplace.organisations import audit, notices
-from marketplace.vouchers.applications import cap_code
+from marketplace.vouchers.checks import cap_code
 from marketplace.vouchers.eligibility import Reason
 from marketplace.vouchers.programme import ProgrammeFile
 from marketplace.vouchers.refusals import conflict, forbidden

@@ -35,7 +35,15 @@ from marketplace.vouchers.lease_rows import (
 )
 from marketplace.vouchers.nodes import node_count
 from marketplace.vouchers.refusals import payment_refusal
-from marketplace.vouchers.reservations import Buyer, Held, coverage, held_vouchers, live_reservations, reserve_more
+from marketplace.vouchers.reservations import (
+    Buyer,
+    Held,
+    coverage,
+    declared_fen,
+    held_vouchers,
+    live_reservations,
+    reserve_more,
+)
 from marketplace.vouchers.tables import LeaseRow, Reservation, Subscription, Voucher
 from marketplace.vouchers.warnings import warn_of_exhaustion
 from serving.metering import MICRO_PER_FEN, Lease
@@ -77,7 +85,8 @@ class PaidLease:
         if not vouchers:
             return None
         related = sales.are_related(self.session, self.ask.organisation, self.sale.provider_id)
-        buyer = Buyer(self.subscription, self.offer, related, self.ask.at_ms)
+        declared = declared_fen(self.session, self.subscription.id)
+        buyer = Buyer(self.subscription, self.offer, related, self.ask.at_ms, declared)
         live = live_reservations(self.session, self.subscription.id)
         for held in vouchers:
             mine = [row for row in live if row.voucher_id == held.voucher.id]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from marketplace.evidence.kinds import FileKind
 from marketplace.ledger.postings import Terms
 from model_store.errors import BadInput, Conflict
 
@@ -23,6 +24,7 @@ Fen = Annotated[int, Field(ge=0, le=MAX_POOL_FEN)]
 Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]
 Kind = Literal["enterprise", "vendor"]
 CHECKS = ("standing", "uscc", "filing", "cap", "pool", "evidence")
+NEVER_OVERRIDDEN = ("standing", "cap", "pool")  # the ledger and the register would refuse all the same
 
 
 class _Part(BaseModel):
@@ -67,17 +69,33 @@ class Funder(_Part):
 
 
 class Check(_Part):
-    """One check of an application. A result older than `valid_days` must be repeated before the approval."""
+    """One check of an application. It holds for `valid_days` after its day (Asia/Shanghai) and is then made again,
+    before the approval and before the confirmation. `override`: a failure may be let pass by two persons, or never."""
 
     code: Literal["standing", "uscc", "filing", "cap", "pool", "evidence"]
     valid_days: int = Field(default=90, ge=1, le=3_650)
+    override: Literal["two_persons", "never"] = "two_persons"
+
+    @property
+    def may_be_overridden(self) -> bool:
+        return self.override == "two_persons" and self.code not in NEVER_OVERRIDDEN
 
 
 class Evidence(_Part):
+    """One piece of evidence. `types`: of a file, the kinds that are taken; none named: every kind the market takes."""
+
     code: Code
-    title_zh: str
-    title_en: str
+    title_zh: str = Field(max_length=200)
+    title_en: str = Field(max_length=200)
     required: bool = True
+    kind: Literal["text", "date", "amount_fen", "file"] = "text"
+    types: tuple[FileKind, ...] = ()
+
+    @model_validator(mode="after")
+    def _types_of_files(self) -> Self:
+        if self.types and self.kind != "file":
+            raise ValueError("only a file has types")
+        return self
 
 
 class Validity(_Part):
@@ -131,15 +149,18 @@ class ProgrammeFile(_Part):
     filing_required: bool = True
     related_party_policy: Literal["refuse", "allow"] = "refuse"
     stacking: Literal["none", "cap_total_ratio"] = "none"
+    stacking_max: Ratio | None = None  # all subsidies of a contract together; None: the voucher's own ratio
     priority: int = Field(default=100, ge=0, le=1_000)  # burn order: smaller first
     validity: Validity | None = None
     late_usage_grace_days: int = Field(default=7, ge=0, le=365)
     checks: tuple[Check, ...] = tuple(Check(code=code) for code in CHECKS)
     evidence_schema: tuple[Evidence, ...] | None = None
+    retention_years: int = Field(default=10, ge=1, le=100)  # how long evidence is kept at least
     settlement_mode: Literal["reimburse", "deduct"] | None = None
     payee: Literal["enterprise", "provider", "platform"] | None = None
     tax_basis: TaxBasis | None = None
     notice_days: int = Field(default=5, ge=0, le=365)
+    notice_on_objection: Literal["continue", "extend", "restart"] = "extend"  # what a dismissed objection does to it
     clawback_policy: Literal["full", "proportional"] = "full"
 
     @model_validator(mode="after")
@@ -150,6 +171,10 @@ class ProgrammeFile(_Part):
             raise ValueError("two tranches have one code")
         if self.funders and sum(funder.share_bp for funder in self.funders) != 10_000:
             raise ValueError("the funders' shares are not 10000 basis points together")
+        if len({item.code for item in self.evidence_schema or ()}) != len(self.evidence_schema or ()):
+            raise ValueError("two pieces of evidence have one code")
+        if self.stacking_max and self.stacking == "none":
+            raise ValueError("without stacking there is no bound on all subsidies together")
         if self.ratio_max and any(ratio.fraction > self.ratio_max.fraction for ratio in self.ratios()):
             raise ValueError("a ratio is above the document's bound")
         if self.is_demo != ("演示" in self.title_zh):
@@ -164,6 +189,10 @@ class ProgrammeFile(_Part):
 
     def ratios(self) -> list[Ratio]:
         return [*([self.ratio] if self.ratio else []), *(rule.ratio for rule in self.ratio_rules)]
+
+    def piece(self, code: str) -> Evidence | None:
+        """What the schema says of a piece of evidence."""
+        return next((item for item in self.evidence_schema or () if item.code == code), None)
 
     def terms(self) -> Terms:
         basis = self.tax_basis or TaxBasis()

@@ -74,6 +74,12 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
         "合同金额低于该券的最低要求", "the contract is below the voucher's least amount",
         "请提高订阅的合同金额", "raise the subscription's contract_fen",
     ),
+    "OTHER_SUBSIDY": (
+        "该合同已申报其他财政补贴, 本券不再支付",
+        "other subsidies are declared on this contract, so this voucher does not pay",
+        "请改为自费; 申报有误的, 由运营方撤销",
+        "pay yourself; a declaration made in error is withdrawn by the operator",
+    ),
     "CONTRACT_USED_UP": (
         "本合同可用的补贴额度已用完", "the share of this contract that a voucher may pay is used up",
         "请提高订阅的合同金额, 或改为自费", "raise the subscription's contract_fen, or pay yourself",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from marketplace.clock import policy_date
 from marketplace.ids import new_id
@@ -21,10 +21,11 @@ from marketplace.vouchers.eligibility import (
     breadth,
     burn_order,
     decide_coverage,
+    decide_stacking,
 )
 from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import Application, Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.tables import Application, OtherSubsidy, Programme, Reservation, Subscription, Voucher
 
 LIVE = ("held", "drawing")
 
@@ -60,6 +61,7 @@ class Buyer:
     offer: Offer
     related: bool
     at_ms: int
+    declared_fen: int = 0  # other subsidies on the contract
 
 
 def held_vouchers(session: Session, organisation_id: str) -> list[Held]:
@@ -82,7 +84,22 @@ def coverage(held: Held, buyer: Buyer) -> Reason | None:
         related=buyer.related,
         contract_fen=buyer.subscription.contract_fen,
         day=policy_date(buyer.at_ms),
+        declared_fen=buyer.declared_fen,
     ).reason
+
+
+def declared_fen(session: Session, subscription_id: str) -> int:
+    """Other subsidies that stand declared on a contract, together."""
+    query = select(func.sum(OtherSubsidy.amount_fen)).where(
+        OtherSubsidy.subscription_id == subscription_id, col(OtherSubsidy.withdrawn_at_ms).is_(None)
+    )
+    return int(session.exec(query).one() or 0)
+
+
+def taken_of_contract(session: Session, subscription_id: str) -> int:
+    """What vouchers took of a contract: all of a reservation while it lives, what was used of it afterwards."""
+    prior = session.exec(select(Reservation).where(Reservation.subscription_id == subscription_id))
+    return sum(r.amount_fen - r.released_fen if r.state in LIVE else r.posted_subsidy_fen for r in prior)
 
 
 def live_reservations(session: Session, subscription_id: str) -> list[Reservation]:
@@ -91,21 +108,20 @@ def live_reservations(session: Session, subscription_id: str) -> list[Reservatio
     return list(session.exec(query.order_by(col(Reservation.id)).with_for_update()))
 
 
-def decide_amount(available_fen: int, contract_fen: int, ratio: Ratio, already_fen: int) -> int:
-    """Fen to reserve: what ratio × contract still allows, at most what the voucher has."""
-    allowed = contract_fen * ratio.num // ratio.den - already_fen
-    return max(0, min(available_fen, allowed))
+def decide_amount(available_fen: int, share_fen: int, already_fen: int) -> int:
+    """Fen to reserve: what the vouchers' share of the contract still allows, at most what the voucher has."""
+    return max(0, min(available_fen, share_fen - already_fen))
 
 
 def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[list[Reservation], list[Reason]]:
     """P3 for every voucher that covers the offer and has something left; with the reasons of those that do not.
 
-    Without stacking, one contract is paid for by one programme: the first that ever paid anything of it.
+    Without stacking, one contract is paid for by one programme: the first that ever paid anything of it. Other
+    subsidies declared on the contract lower the share, or rule the voucher out (`decide_stacking`).
     """
     subscription = buyer.subscription
     prior = list(session.exec(select(Reservation).where(Reservation.subscription_id == subscription.id)))
-    # what a reservation took of the contract: all of it while it lives, what was used of it afterwards
-    already = sum(r.amount_fen - r.released_fen if r.state in LIVE else r.posted_subsidy_fen for r in prior)
+    already = taken_of_contract(session, subscription.id)
     programmes = {h.programme.code for h in vouchers if h.voucher.id in {r.voucher_id for r in prior}}
     made: list[Reservation] = []
     reasons: list[Reason] = []
@@ -118,8 +134,12 @@ def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[
             reasons.append(Reason.CONTRACT_USED_UP)
             continue
         ratio = _ratio(session, held, buyer.offer)
+        share = decide_stacking(held.rules, ratio, gross_fen=subscription.contract_fen, declared_fen=buyer.declared_fen)
+        if share.reason is not None:
+            reasons.append(share.reason)
+            continue
         room = balance(session, accounts.available(held.voucher.id), lock=True)
-        fen = decide_amount(room, subscription.contract_fen, ratio, already)
+        fen = decide_amount(room, share.fen, already)
         if fen == 0:
             reasons.append(Reason.VOUCHER_EXHAUSTED if room == 0 else Reason.CONTRACT_USED_UP)
             continue

@@ -15,7 +15,7 @@ from marketplace.vouchers import sale as sales
 from marketplace.vouchers.eligibility import Reason
 from marketplace.vouchers.lease_rows import own_cost_micro
 from marketplace.vouchers.refusals import words
-from marketplace.vouchers.reservations import Buyer, held_vouchers, reserve_more
+from marketplace.vouchers.reservations import Buyer, declared_fen, held_vouchers, reserve_more
 from marketplace.vouchers.tables import Reservation, Subscription
 from model_store.errors import BadInput, Conflict, NotFound
 
@@ -74,7 +74,8 @@ def reserve(session: Session, row: Subscription, listing: Listing, at_ms: int) -
         return []
     sale = sales.Sale(listing, listing, row.provider_id, None)
     related = sales.are_related(session, row.organisation_id, row.provider_id)
-    _, reasons = reserve_more(session, Buyer(row, sales.offer_of(session, sale), related, at_ms), vouchers)
+    buyer = Buyer(row, sales.offer_of(session, sale), related, at_ms, declared_fen(session, row.id))
+    _, reasons = reserve_more(session, buyer, vouchers)
     return reasons
 
 

@@ -43,6 +43,41 @@ class Application(SQLModel, table=True):
     created_at_ms: int = Field(default_factory=now_ms)
     submitted_by: str = ""
     public_notice_at_ms: int | None = None  # when the public notice began
+    notice_paused_days: int = 0  # calendar days that objections stopped it
+    objected_at_ms: int | None = None  # when the standing objection came in
+    # what a supplement was asked for: [{code, at_ms, was}]
+    asked: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+
+
+class CheckOverride(SQLModel, table=True):
+    """A failed check let pass, for the reason that it failed with. One person proposes, another approves."""
+
+    __tablename__ = "check_override"
+    id: str = Field(primary_key=True)
+    application_id: str = Field(foreign_key="application.id", index=True)
+    code: str
+    failed_reason: str
+    reason: str
+    state: str = "proposed"  # proposed | approved | declined
+    proposed_by: str
+    decided_by: str = ""
+    created_at_ms: int = Field(default_factory=now_ms)
+
+
+class Objection(SQLModel, table=True):
+    """What somebody holds against an application on public notice. Name and contact are for operators only."""
+
+    __tablename__ = "objection"
+    id: str = Field(primary_key=True)
+    application_id: str = Field(foreign_key="application.id", index=True)
+    name: str
+    contact: str
+    reason: str
+    state: str = Field(default="open", index=True)  # open | dismissed | upheld | closed (another one was upheld)
+    decision: str = ""  # the operator's reason
+    decided_by: str = ""
+    decided_at_ms: int | None = None
+    created_at_ms: int = Field(default_factory=now_ms)
 
 
 class Voucher(SQLModel, table=True):
@@ -83,6 +118,23 @@ class Subscription(SQLModel, table=True):
     state: str = Field(default="active", index=True)  # active | ended
     created_at_ms: int = Field(default_factory=now_ms)
     ended_at_ms: int | None = None
+
+
+class OtherSubsidy(SQLModel, table=True):
+    """Other public money on a contract, as its enterprise declares it. Never changed; withdrawn by an operator."""
+
+    __tablename__ = "other_subsidy"
+    id: str = Field(primary_key=True)
+    subscription_id: str = Field(foreign_key="subscription.id", index=True)
+    organisation_id: str = Field(index=True)
+    programme: str
+    authority: str
+    amount_fen: int = Field(sa_column=_fen())
+    declared_by: str
+    created_at_ms: int = Field(default_factory=now_ms)
+    withdrawn_by: str = ""
+    withdrawn_at_ms: int | None = None
+    withdrawal: str = ""  # why
 
 
 class Reservation(SQLModel, table=True):

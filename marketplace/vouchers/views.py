@@ -6,11 +6,13 @@ from typing import Any
 
 from sqlmodel import Session
 
+from marketplace.evidence.files import file_view, files_of
 from marketplace.organisations.tables import Organisation
 from marketplace.vouchers.issuing import position
+from marketplace.vouchers.overrides import overrides_of
 from marketplace.vouchers.programme import OPEN_FIELDS
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import Application, Programme, Voucher
+from marketplace.vouchers.tables import Application, CheckOverride, Objection, OtherSubsidy, Programme, Voucher
 from marketplace.vouchers.wording import describe
 
 
@@ -32,6 +34,7 @@ def programme_view(row: Programme, *, full: bool = False) -> dict[str, Any]:
         "cap_fen": rules.cap_fen,
         "cap_period": rules.cap_period,
         "notice_days": rules.notice_days,
+        "retention_years": rules.retention_years,
         "evidence_schema": [item.model_dump() for item in rules.evidence_schema or ()],
     }
     return view | ({"document": row.document} if full else {})
@@ -43,9 +46,32 @@ def application_view(session: Session, row: Application) -> dict[str, Any]:
         "decided_by", "note", "created_at_ms", "public_notice_at_ms",
     )  # fmt: skip
     view: dict[str, Any] = {name: getattr(row, name) for name in fields}
+    view["asked"] = [each["code"] for each in row.asked]
+    view["files"] = [file_view(file) for file in files_of(session, [row.id])]
+    view["overrides"] = [override_view(each) for each in overrides_of(session, row.id)]
     view["organisation_zh"] = session.get_one(Organisation, row.organisation_id).name_zh
     view["programme"] = session.get_one(Programme, row.programme_id).code
     return view
+
+
+def override_view(row: CheckOverride) -> dict[str, Any]:
+    names = ("id", "application_id", "code", "failed_reason", "reason", "state", "proposed_by", "decided_by",
+             "created_at_ms")  # fmt: skip
+    return {name: getattr(row, name) for name in names}
+
+
+def objection_view(row: Objection) -> dict[str, Any]:
+    """With who objected: for operators only."""
+    names = ("id", "application_id", "name", "contact", "reason", "state", "decision", "decided_by", "decided_at_ms",
+             "created_at_ms")  # fmt: skip
+    return {name: getattr(row, name) for name in names}
+
+
+def subsidy_view(session: Session, row: OtherSubsidy) -> dict[str, Any]:
+    """A declared subsidy, with the files that show it."""
+    names = ("id", "subscription_id", "organisation_id", "programme", "authority", "amount_fen", "declared_by",
+             "created_at_ms", "withdrawn_by", "withdrawn_at_ms", "withdrawal")  # fmt: skip
+    return {name: getattr(row, name) for name in names} | {"files": [file_view(f) for f in files_of(session, [row.id])]}
 
 
 def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:

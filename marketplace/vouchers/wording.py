@@ -23,6 +23,16 @@ _PAYEE = {
 }
 
 
+_ON_OBJECTION = {
+    "continue": ("异议不成立的, 公示期不变", "an objection that is dismissed leaves the notice's days as they are"),
+    "extend": (
+        "异议不成立的, 公示期按处理天数顺延",
+        "the days that a dismissed objection took are added to the notice",
+    ),
+    "restart": ("异议不成立的, 重新公示", "after a dismissed objection the notice begins anew"),
+}
+
+
 def yuan(fen: int) -> str:
     """Fen as yuan, with no more decimals than needed: 1234500 → 12,345."""
     whole, rest = divmod(fen, 100)
@@ -63,10 +73,15 @@ def describe(programme: ProgrammeFile) -> dict[str, Any]:
                 "evidence: " + ", ".join(item.title_en for item in programme.evidence_schema),
             )
         )
+    if programme.evidence_schema:
+        years = programme.retention_years
+        pairs.append((f"申报材料保存 {years} 年", f"evidence is kept for {years} years"))
+    pairs.append(_stacking(programme))
     if programme.notice_days:
         pairs.append(
             (f"发放前公示 {programme.notice_days} 天", f"a public notice of {programme.notice_days} days precedes it")
         )
+        pairs.append(_ON_OBJECTION[programme.notice_on_objection])
     if missing:
         pairs.append(
             (
@@ -101,6 +116,16 @@ def _share(programme: ProgrammeFile) -> tuple[str, str]:
             f"it pays at most {text} of what is settled; the ratio is open",
         )
     return ("补贴比例未定", "the ratio is open")
+
+
+def _stacking(programme: ProgrammeFile) -> tuple[str, str]:
+    if programme.stacking == "none":
+        return ("同一合同另有财政补贴的, 不予支付", "it does not pay of a contract that has other public subsidies")
+    bound = programme.stacking_max
+    return (
+        f"同一合同的各项补贴合计不超过{f'合同金额的 {ratio_text(bound)}' if bound else '本券的比例'}",
+        f"all subsidies of a contract together are at most {ratio_text(bound) if bound else 'its own ratio'} of it",
+    )
 
 
 def _cap(programme: ProgrammeFile) -> tuple[str, str]:

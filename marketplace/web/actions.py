@@ -29,15 +29,17 @@ from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import subscriptions_api as subscriptions
 from marketplace.web.action import Action
+from marketplace.web.case_actions import CASE_ACTIONS
 from marketplace.web.claim_actions import CLAIM_ACTIONS
 from marketplace.web.rendering import PageRoute, page
 from model_store.errors import BadInput, NotFound, Refusal
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 MAX_FIELDS = 200
+LISTS = ("scopes", "asked")  # fields of which a form may have several
 
 
-ACTIONS: dict[str, Action] = CLAIM_ACTIONS | {
+ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | {
     "register": Action(organisations.register, "/register?done=1", form="register.html"),
     "accept": Action(organisations.accept, "/login?done=1", form="password.html"),
     "reset": Action(organisations.reset, "/login?done=1", form="password.html"),
@@ -61,9 +63,6 @@ ACTIONS: dict[str, Action] = CLAIM_ACTIONS | {
     "end-subscription": Action(subscriptions.end_subscription, "/console/subscriptions",
                                ask=("结束合约? 未用的预留退回模型券。",
                                     "End this contract? What is reserved and unused returns to the voucher.")),
-    "apply": Action(vouchers.apply, "/console/vouchers"),
-    "submit-application": Action(vouchers.submit, "/console/vouchers",
-                                 ask=("提交申请?", "Hand in this application?")),
     "submit-version": Action(catalogue.submit, "/vendor/models/{vendor}/{name}"),
     "withdraw-version": Action(catalogue.withdraw, "/vendor/models/{vendor}/{name}",
                                ask=("下架该版本? 新调用将被拒绝。", "Withdraw this version? New calls are refused.")),
@@ -85,7 +84,6 @@ ACTIONS: dict[str, Action] = CLAIM_ACTIONS | {
     "activate-programme": Action(vouchers.activate, "/city/programmes",
                                  ask=("启用该计划? 资金池随即入账。",
                                       "Activate this programme? Its pool is authorised in the ledger.")),
-    "decide-application": Action(vouchers.decide, "/city/applications"),
     "propose-voucher": Action(vouchers.propose, "/city/vouchers",
                               ask=("提出发放该模型券? 须由另一人批准。",
                                    "Propose to issue this voucher? A second person has to approve it.")),
@@ -149,14 +147,14 @@ def _part(answer: Any, name: str) -> Any:
 
 
 def _fields(form: FormData) -> dict[str, Any]:
-    """What was filled in. `x_yuan` becomes `x_fen`; `values.a` and `evidence.a` are gathered; `scopes` is a list."""
+    """What was filled in. `x_yuan` becomes `x_fen`; `values.a` and `evidence.a` are gathered; `LISTS` are lists."""
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if not isinstance(value, str) or name == "confirmed" or (not value.strip() and name != "password"):
             continue
         group, dot, key = name.partition(".")
-        if name == "scopes":
-            fields.setdefault("scopes", []).append(value)
+        if name in LISTS:
+            fields.setdefault(name, []).append(value)
         elif dot and group == "evidence":
             fields.setdefault("evidence", []).append({"code": key, "value": value})
         elif dot and group == "values":
@@ -173,7 +171,7 @@ def _name_value(values: dict[str, Any], key: str, text: str) -> None:
     """What a programme leaves open: `ratio.num` goes inside `ratio`; of the evidence one line is one item."""
     if key == "evidence_schema":
         lines = [[part.strip() for part in line.split("|")] for line in text.splitlines() if line.strip()]
-        names = ("code", "title_zh", "title_en")
+        names = ("code", "title_zh", "title_en", "kind")
         values[key] = [dict(zip(names, parts, strict=False)) | {"required": True} for parts in lines]
         return
     outer, dot, inner = key.partition(".")

@@ -22,6 +22,7 @@ from marketplace.organisations import api as organisations
 from marketplace.organisations.tables import Organisation
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
+from marketplace.vouchers import applications_api
 from marketplace.vouchers.tables import Application, Voucher
 from marketplace.web.rendering import PageRoute, page
 from marketplace.web.vendor_desk import written
@@ -31,9 +32,9 @@ OPERATOR = require("operator", scope="admin")
 STEPS: dict[str, tuple[str, ...]] = {  # what an operator may decide in each state, the usual step first
     "submitted": ("check", "reject"),
     "checking": ("approve", "reject", "supplement", "check"),
-    "approved": ("publish",),
-    "public_notice": ("confirm", "object"),
-    "objection": ("publish", "reject"),
+    "approved": ("publish", "check"),
+    "public_notice": ("confirm", "check"),
+    "objection": ("check",),
 }
 
 
@@ -79,7 +80,7 @@ def programmes(request: Request, actor: Actor = Depends(OPERATOR), market: Marke
 
 @router.get("/city/applications")
 def applications(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
-    found = vouchers.list_applications("", 1, actor, market)["items"]
+    found = applications_api.list_applications("", 1, actor, market)["items"]
     rows = [row | {"next": STEPS.get(row["state"], ())} for row in found]
     return page(request, "city_applications.html", applications=rows)
 
@@ -87,7 +88,7 @@ def applications(request: Request, actor: Actor = Depends(OPERATOR), market: Mar
 @router.get("/city/vouchers")
 def all_vouchers(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
     """Vouchers; what may be proposed; what waits for the second person."""
-    ready: list[dict[str, Any]] = vouchers.list_applications("confirmed", 1, actor, market)["items"]
+    ready: list[dict[str, Any]] = applications_api.list_applications("confirmed", 1, actor, market)["items"]
     found = vouchers.list_vouchers("", 1, actor, market)["items"]
     issued = {row["application_id"] for row in found}
     return page(request, "city_vouchers.html", vouchers=found, ready=[row for row in ready if row["id"] not in issued],

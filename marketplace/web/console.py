@@ -22,6 +22,7 @@ from marketplace.usage.queries import Filters, list_usage, trace
 from marketplace.usage.statements import read_month, statement
 from marketplace.usage.tables import Usage
 from marketplace.vouchers import api as vouchers
+from marketplace.vouchers import applications_api
 from marketplace.vouchers import subscriptions_api as contracts
 from marketplace.web.drawing import stacked_bars
 from marketplace.web.rendering import PageRoute, page
@@ -140,7 +141,7 @@ def own_vouchers(request: Request, actor: Actor = Depends(ANYBODY), market: Mark
         request,
         "vouchers.html",
         vouchers=vouchers.list_vouchers("", 1, actor, market)["items"],
-        applications=vouchers.list_applications("", 1, actor, market)["items"],
+        applications=applications_api.list_applications("", 1, actor, market)["items"],
         programmes=programmes,
     )
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import serving.leases
+from marketplace.claims.stacked import decide_claimable
 from marketplace.organisations.uscc import demo_code
 from marketplace.vouchers.applications import decide_notice_over
+from marketplace.vouchers.checks import decide_fresh_and_passed, good_until_ms
 from marketplace.vouchers.eligibility import (
     Burnable,
     FilingFact,
@@ -27,18 +31,22 @@ from marketplace.vouchers.eligibility import (
     decide_pool,
     decide_reason,
     decide_related,
+    decide_stacking,
     decide_standing,
     decide_uscc,
     decide_voucher,
 )
+from marketplace.vouchers.evidence_given import ask_for, decide_supplemented, given_codes, read_given
+from marketplace.vouchers.objections import decide_days_stopped
 from marketplace.vouchers.programme import FOLDER, ProgrammeFile, Ratio, decide_ratio, read_programme, unset
 from marketplace.vouchers.reservations import decide_amount
 from marketplace.vouchers.tables import Reservation
 from marketplace.vouchers.wording import describe
-from model_store.errors import BadInput, PaymentRequired
+from model_store.errors import BadInput, Conflict, PaymentRequired
 from tests.marketplace.town import START, Town, programme_file
 
 DAY = date(2027, 6, 1)
+DAY_MS = 86_400_000
 FACTORY = Party("org_f", "enterprise", "approved", demo_code(1), "Chen", is_demo=True)
 VENDOR = Party("org_v", "vendor", "approved", demo_code(2), "Lin", is_demo=True)
 FILING = FilingFact("n", date(2027, 1, 1), date(2027, 6, 30), is_demo=True)
@@ -46,9 +54,10 @@ OFFER = Offer(is_derivative=False, reuses_weights=True, filing=FILING, tier="bas
 VOUCHER = VoucherFact("active", date(2027, 6, 30), "active")
 
 
-def covered(programme=None, voucher=VOUCHER, offer=OFFER, related=False, contract_fen=100, day=DAY):
+def covered(programme=None, voucher=VOUCHER, offer=OFFER, related=False, contract_fen=100, day=DAY, declared_fen=0):
     rules = programme or programme_file()
-    return decide_coverage(rules, voucher, offer, related=related, contract_fen=contract_fen, day=day).reason
+    facts = {"related": related, "contract_fen": contract_fen, "day": day, "declared_fen": declared_fen}
+    return decide_coverage(rules, voucher, offer, **facts).reason
 
 
 # --- an application ---------------------------------------------------------------------------------------------------
@@ -103,6 +112,76 @@ def test_rule_evidence():
     programme = programme_file(evidence_schema=wanted)
     assert decide_evidence(programme, ["contract"]).passed
     assert decide_evidence(programme, ["photo"]).reason == Reason.EVIDENCE_MISSING
+
+
+def test_rule_evidence_kinds():
+    """A text says something, a day is a day, an amount is whole fen; a file is uploaded, not written."""
+    kinds = {"why": "text", "since": "date", "turnover": "amount_fen", "contract": "file"}
+    schema = [{"code": code, "title_zh": code, "title_en": code, "kind": kind} for code, kind in kinds.items()]
+    rules = programme_file(evidence_schema=schema)
+    good = [{"code": "why", "value": "x"}, {"code": "since", "value": "2020-02-29"}, {"code": "turnover", "value": "5"}]
+    assert given_codes(rules, read_given(rules, good), ["contract"]) == {"why", "since", "turnover", "contract"}
+    assert given_codes(rules, read_given(rules, [{"code": "why", "value": "  "}]), []) == set()
+    for code, value in (("since", "2021-02-29"), ("since", "1.1.2021"), ("turnover", "-1"), ("turnover", "1.5"),
+                        ("contract", "see letter")):  # fmt: skip
+        with pytest.raises(BadInput) as refused:
+            read_given(rules, [{"code": code, "value": value}])
+        assert (refused.value.code, refused.value.field) == ("EVIDENCE_INVALID", f"evidence.{code}")
+    for wrong in ({"kind": "picture"}, {"types": ["pdf"]}, {"kind": "file", "types": ["exe"]}):
+        with pytest.raises(BadInput):
+            programme_file(evidence_schema=[{"code": "a", "title_zh": "甲", "title_en": "a"} | wrong])
+
+
+def test_rule_supplement():
+    """What was asked for has come: a text that reads otherwise, a file that came since."""
+    rules = programme_file(evidence_schema=[{"code": c, "title_zh": c, "title_en": c} for c in ("why", "contract")])
+    asked = ask_for(rules, ["why", "contract"], [{"code": "why", "value": "old"}], START)
+    decide_supplemented(asked, [{"code": "why", "value": "new"}], [("contract", START)])
+    for evidence, files, missing in (
+        ("old", [("contract", START)], ["why"]),
+        ("new", [("contract", START - 1)], ["contract"]),
+        ("", [], ["why", "contract"]),
+    ):
+        with pytest.raises(Conflict) as refused:
+            decide_supplemented(asked, [{"code": "why", "value": evidence}], files)
+        assert (refused.value.code, refused.value.details["missing"]) == ("SUPPLEMENT_MISSING", missing)
+    with pytest.raises(BadInput):
+        ask_for(rules, ["photo"], [], START)
+
+
+def test_rule_checks_hold():
+    """To the end of the last day in Shanghai, whatever the hour the check was made at."""
+    noon = START - START % DAY_MS + 4 * 3_600_000  # 12:00 in Shanghai
+    last = noon + DAY_MS + 12 * 3_600_000 - 1  # 23:59:59.999 of the next day
+    for at_ms in (noon - 12 * 3_600_000, noon, noon + 12 * 3_600_000 - 1):
+        assert good_until_ms(at_ms, 1) == last
+    check = {"code": "cap", "passed": True, "reason": "", "good_until_ms": last}
+    decide_fresh_and_passed([check], {}, last)
+    with pytest.raises(Conflict) as stale:
+        decide_fresh_and_passed([check], {}, last + 1)
+    assert (stale.value.code, stale.value.details["checks"]) == ("CHECKS_STALE", ["cap"])
+
+
+def test_rule_override():
+    """A failure that two persons let pass counts as passed, for the reason it failed with, and as long as it holds."""
+    check = {"code": "filing", "passed": False, "reason": "NO_FILED_MODEL", "good_until_ms": START}
+    decide_fresh_and_passed([check], {"filing": "NO_FILED_MODEL"}, START)
+    for let_pass, at_ms, code in (
+        ({}, START, "NO_FILED_MODEL"),
+        ({"filing": "FILING_INVALID"}, START, "NO_FILED_MODEL"),
+        ({"filing": "NO_FILED_MODEL"}, START + 1, "CHECKS_STALE"),
+    ):
+        with pytest.raises(Conflict) as refused:
+            decide_fresh_and_passed([check], let_pass, at_ms)
+        assert refused.value.code == code
+    rules = programme_file(checks=[{"code": "cap"}, {"code": "uscc", "override": "never"}, {"code": "filing"}])
+    assert [check.may_be_overridden for check in rules.checks] == [False, False, True]
+
+
+@pytest.mark.parametrize(("effect", "days"), [("continue", 0), ("extend", 3), ("restart", 0)])
+def test_rule_objection(effect, days):
+    rules = programme_file(notice_on_objection=effect)
+    assert decide_days_stopped(rules, DAY.toordinal(), DAY.toordinal() + 3) == days
 
 
 def test_rule_notice():
@@ -187,10 +266,11 @@ def test_rule_exhausted(town):
 
 def test_rule_contract_share(town):
     third = Ratio(num=1, den=3)
-    assert decide_amount(1_000, 100, third, 0) == 33
-    assert decide_amount(1_000, 100, third, 30) == 3
-    assert decide_amount(2, 100, third, 0) == 2
-    assert decide_amount(1_000, 100, third, 40) == 0
+    share = decide_stacking(programme_file(), third, gross_fen=100, declared_fen=0).fen
+    assert decide_amount(1_000, share, 0) == 33
+    assert decide_amount(1_000, share, 30) == 3
+    assert decide_amount(2, share, 0) == 2
+    assert decide_amount(1_000, share, 40) == 0
     town.voucher(1_000)
     town.subscribe(contract_fen=2)  # a third of it is no whole fen
     node = town.node()
@@ -266,6 +346,45 @@ def test_rule_stacking(town, stacking):
     node.call(count=150)  # 18.5 fen of subsidy: within the first voucher
     assert sum(row.amount_fen for row in town.rows(Reservation)) == (20 if stacking == "none" else 30)
     node.stop()
+
+
+@pytest.mark.parametrize(
+    ("stacking", "bound", "declared", "share"),
+    [
+        ("none", None, 0, 30),  # a third of 90, nothing else declared
+        ("none", None, 1, None),  # one fen rules it out
+        ("cap_total_ratio", None, 0, 30),
+        ("cap_total_ratio", None, 10, 20),  # voucher and the other together: a third of 90
+        ("cap_total_ratio", None, 30, None),
+        ("cap_total_ratio", (1, 2), 10, 30),  # 45 together leaves 35, and a third is 30
+        ("cap_total_ratio", (1, 2), 20, 25),
+        ("cap_total_ratio", (1, 2), 44, 1),
+        ("cap_total_ratio", (1, 2), 45, None),
+    ],
+)
+def test_rule_other_subsidy(stacking, bound, declared, share):
+    most = {"stacking_max": {"num": bound[0], "den": bound[1]}} if bound else {}
+    programme = programme_file(stacking=stacking, **most)
+    found = decide_stacking(programme, Ratio(num=1, den=3), gross_fen=90, declared_fen=declared)
+    assert (found.fen, found.reason) == ((share, None) if share is not None else (0, Reason.OTHER_SUBSIDY))
+    call = covered(programme, declared_fen=declared)
+    assert call == (Reason.OTHER_SUBSIDY if stacking == "none" and declared else None)
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 50), st.integers(1, 50))
+def test_voucher_and_other_subsidies_never_pass_the_bound_together(gross, declared, num, den):
+    bound = Ratio(num=min(num, den), den=den)
+    programme = programme_file(stacking="cap_total_ratio", stacking_max=bound.model_dump())
+    share = decide_stacking(programme, Ratio(num=1, den=3), gross_fen=gross, declared_fen=declared)
+    assert 0 <= share.fen <= gross // 3
+    assert share.fen == 0 or (share.fen + declared) * bound.den <= gross * bound.num or not declared
+
+
+@given(st.lists(st.integers(-50, 100), max_size=12), st.integers(-50, 300))
+def test_what_is_claimed_beside_others_stays_within_the_room_and_no_longer_beginning_would(charges, room):
+    count = decide_claimable(charges, room)
+    assert count == 0 or sum(charges[:count]) <= room
+    assert all(sum(charges[:longer]) > room for longer in range(count + 1, len(charges) + 1))
 
 
 # --- the table and the examples ---------------------------------------------------------------------------------------

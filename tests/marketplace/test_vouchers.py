@@ -13,7 +13,17 @@ from marketplace.ledger.tables import CapCounter
 from marketplace.organisations.tables import AuditEvent, Notice, Organisation
 from marketplace.organisations.uscc import demo_code
 from marketplace.vouchers import applications, closing, eligibility, issuing, sale, subscriptions
-from marketplace.vouchers.eligibility import Burnable, Decision, FilingFact, Offer, Party, Reason, VoucherFact
+from marketplace.vouchers.eligibility import (
+    Burnable,
+    Decision,
+    FilingFact,
+    Offer,
+    Party,
+    Reason,
+    VoucherFact,
+    decide_stacking,
+)
+from marketplace.vouchers.objections import decide_objection, object_to
 from marketplace.vouchers.programme import Ratio
 from marketplace.vouchers.quote import quote_calls
 from marketplace.vouchers.refusals import words
@@ -168,10 +178,11 @@ def test_the_reason_told_is_that_of_the_voucher_that_came_furthest():
 
 def test_a_reservation_is_at_most_the_ratio_of_the_contract():
     third = Ratio(num=1, den=3)
-    assert decide_amount(1_000, 100, third, 0) == 33
-    assert decide_amount(20, 100, third, 0) == 20
-    assert decide_amount(1_000, 100, third, 30) == 3
-    assert decide_amount(1_000, 100, third, 40) == 0
+    share = decide_stacking(programme_file(), third, gross_fen=100, declared_fen=0).fen
+    assert decide_amount(1_000, share, 0) == 33
+    assert decide_amount(20, share, 0) == 20
+    assert decide_amount(1_000, share, 30) == 3
+    assert decide_amount(1_000, share, 40) == 0
 
 
 def test_thresholds_are_crossed_at_80_and_100_percent():
@@ -210,8 +221,8 @@ def test_an_application_goes_its_way_step_by_step(town):
         applications.check(session, row, actor=CHEN, at_ms=town.now)
         applications.decide(session, row, "approve", actor=CHEN, at_ms=town.now)
         applications.publish(session, row, actor=CHEN, at_ms=town.now)
-        applications.decide(session, row, "object", actor=CHEN, at_ms=town.now, note="异议")
-        applications.publish(session, row, actor=CHEN, at_ms=town.now)
+        objection = object_to(session, row.id, name="李", contact="1390000", reason="异议", at_ms=town.now)
+        decide_objection(session, objection, "dismiss", member=CHEN, reason="不成立", at_ms=town.now)
         for days in (0, 4):
             with pytest.raises(Conflict) as refused:
                 applications.confirm(session, row, actor=CHEN, at_ms=town.now + days * 86_400_000)
