@@ -18,7 +18,7 @@ def list_(url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """Your applications; all of them for an operator."""
     with told(as_json), open_client(url, key) as market:
         answer = market.get("/api/v1/applications")
-    show(answer, as_json, lambda found: [_line(row) for row in found["items"]] or console.print("–"))
+    show(answer, as_json, _lines)
 
 
 @application.command("show")
@@ -62,6 +62,12 @@ def submit(application_id: Id, url: Url = None, key: Key = None, as_json: Json =
     with told(as_json), open_client(url, key) as market:
         answer = market.post(f"/api/v1/applications/{application_id}/submit")
     show(answer, as_json, _line)
+
+
+def _lines(found: dict[str, Any]) -> None:
+    for row in found["items"]:
+        _line(row)
+    console.print(f"{found['total']}", markup=False)
 
 
 def _line(row: dict[str, Any]) -> None:

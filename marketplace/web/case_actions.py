@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from marketplace.claims import api as claims
 from marketplace.vouchers import applications_api as applications
 from marketplace.vouchers import evidence_api as evidence
 from marketplace.vouchers import notices_api as notices
@@ -31,6 +32,7 @@ CASE_ACTIONS = {
     "approve-override": Action(applications.decide_override, _CITY, fixed={"decision": "approve"},
                                ask=("批准放行该项核验?", "Approve letting this check pass?")),
     "decline-override": Action(applications.decide_override, _CITY, fixed={"decision": "decline"}),
+    "enter-own-invoice": Action(claims.enter_invoice, "/console/invoices"),
     "declare-subsidy": Action(subsidies.declare_subsidy, "/console/subsidies",
                               ask=("申报该项补贴? 申报后本单位不能自行撤销。",
                                    "Declare this subsidy? Your organisation cannot take it back itself.")),

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from marketplace.access import Actor, check_same_site, market_of, require
+from marketplace.claims import api as claims_api
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading
 from marketplace.evidence.intake import Upload
@@ -111,6 +112,29 @@ def all_subsidies(request: Request, actor: Actor = Depends(OPERATOR), market: Ma
     """Every declared subsidy; one made in error is withdrawn here."""
     found = subsidies_api.list_subsidies("", actor, market)["items"]
     return page(request, "subsidies.html", subsidies=found, contracts=[], names={}, operator=True)
+
+
+@router.get("/console/invoices")
+def own_invoices(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
+    """Invoices of one's contracts: what each backs, what is left of it, and the original."""
+    contracts = subscriptions_api.list_subscriptions(1, False, actor, market)["items"]
+    found = claims_api.list_invoices(actor, market)["items"]
+    names = {row["id"]: row["listing"] for row in contracts}
+    return page(request, "invoices.html", invoices=found, contracts=contracts, names=names,
+                may_enter=actor.kind == "enterprise")  # fmt: skip
+
+
+@router.post("/console/invoices/{invoice_id}/file")
+async def attach_to_invoice(
+    invoice_id: str,
+    request: Request,
+    upload: Upload = Depends(claims_api.received),
+    actor: Actor = Depends(claims_api.BUYER),
+    market: Market = Depends(market_of),
+) -> Response:
+    check_same_site(request)
+    await claims_api.attach_invoice(invoice_id, upload, actor, market)
+    return await run_in_threadpool(RedirectResponse, "/console/invoices", 303)
 
 
 @router.get("/notices/vouchers")
