@@ -16,6 +16,7 @@ from sqlmodel import select
 
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.db import open_database, reading
+from marketplace.kept_blobs import kept_blobs
 from marketplace.migrations.upgrade import current_revision, differences, newest_revision
 from marketplace.settings import Settings
 from model_store.names import path_name
@@ -173,8 +174,8 @@ def _ledger(engine: Engine, _home: Path) -> Finding:
     return Finding("ledger", "ok", f"账本平衡, {entries} 条分录", f"the ledger balances over {entries} entries")
 
 
-def _blobs(_engine: Engine, home: Path) -> Finding:
-    """Every blob still has the SHA-256 that it is named by."""
+def _blobs(engine: Engine, home: Path) -> Finding:
+    """Every blob still has the SHA-256 that it is named by, and every one that something rests on is there."""
     folder = home / "blobs" / "sha256"
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
     damaged = []
@@ -186,12 +187,23 @@ def _blobs(_engine: Engine, home: Path) -> Finding:
         return Finding(
             "blobs",
             "error",
-            f"{len(damaged)} 个模型文件已损坏: {damaged[:3]}",
-            f"{len(damaged)} stored bundles are damaged: {damaged[:3]}",
+            f"{len(damaged)} 个文件已损坏: {damaged[:3]}",
+            f"{len(damaged)} stored files are damaged: {damaged[:3]}",
             "请从备份恢复这些文件, 或由供应商重新发布",
             "restore these files from a backup, or have their vendors publish again",
         )
-    return Finding("blobs", "ok", f"{len(files)} 个模型文件完好", f"{len(files)} stored bundles are sound")
+    with reading(engine) as session:
+        missing = sorted(kept_blobs(session) - {path.name for path in files})
+    if missing:
+        return Finding(
+            "blobs",
+            "error",
+            f"{len(missing)} 个文件缺失 (模型、申报文件或材料): {missing[:3]}",
+            f"{len(missing)} files of bundles, claims or evidence are missing: {missing[:3]}",
+            "请从备份恢复这些文件",
+            "restore these files from a backup",
+        )
+    return Finding("blobs", "ok", f"{len(files)} 个文件完好", f"{len(files)} stored files are sound")
 
 
 def _registry(engine: Engine, home: Path) -> Finding:

@@ -15,6 +15,7 @@ from marketplace.evidence.kinds import SUFFIX
 from marketplace.evidence.tables import EvidenceFile
 from marketplace.ids import new_id
 from marketplace.organisations import audit
+from marketplace.organisations.tables import Organisation
 from model_store.errors import BadInput, Conflict, NotFound, TooLarge
 
 MAX_FILES = 100  # of one application, subsidy or invoice
@@ -79,6 +80,7 @@ def add_file(
 
 
 def _check_quota(session: Session, organisation_id: str, size_bytes: int, quota_bytes: int) -> None:
+    session.exec(select(Organisation.id).where(Organisation.id == organisation_id).with_for_update()).all()
     own = select(func.sum(EvidenceFile.size_bytes)).where(
         EvidenceFile.organisation_id == organisation_id, col(EvidenceFile.deleted_at_ms).is_(None)
     )

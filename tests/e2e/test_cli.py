@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.live import LiveMarket
+from tests.neighbours import ask
 
 ROW = '{"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}'
 
@@ -48,6 +50,38 @@ def test_a_list_is_printed_as_one(live_market: LiveMarket, words: tuple[str, ...
     assert status == 0
     assert isinstance(said, list)
     assert said
+
+
+PROGRAMME: dict[str, Any] = {
+    "code": "cli-case", "title_zh": "演示命令行券", "title_en": "Demonstration for the command line", "is_demo": True,
+    "pool_fen": 1_000_000, "tranches": [{"code": "one", "fen": 1_000_000}], "ratio": {"num": 1, "den": 3},
+    "cap_fen": 100_000, "cap_period": "programme", "validity": {"days": 30},
+    "evidence_schema": [{"code": "contract", "title_zh": "合同", "title_en": "Contract", "kind": "file"}],
+    "settlement_mode": "deduct", "payee": "platform", "tax_basis": {"fee_bp": 0, "vat_bp": 600},
+}  # fmt: skip
+
+
+def test_evidence_is_attached_fetched_and_handed_in_from_the_command_line(
+    live_market: LiveMarket, tmp_path: Path
+) -> None:
+    operator, factory = live_market.client("operator"), live_market.client("factory")
+    made = ask(operator.post("/api/v1/programmes", json={"document": PROGRAMME}))["id"]
+    ask(operator.post(f"/api/v1/programmes/{made}/activate"))
+    body = {"programme": "cli-case", "requested_fen": 1_000}
+    application = ask(factory.post("/api/v1/applications", json=body))["id"]
+    contract = tmp_path / "contract.pdf"
+    contract.write_bytes(b"%PDF-1.7\n%%EOF\n")
+    status, file = algomart(live_market, "application", "attach", application, "contract", str(contract))
+    assert (status, file["kind"], file["sha256"]) == (0, "pdf", hashlib.sha256(contract.read_bytes()).hexdigest())
+    fetched = tmp_path / "again.pdf"
+    assert algomart(live_market, "application", "download", file["id"], str(fetched))[0] == 0
+    assert fetched.read_bytes() == contract.read_bytes()
+    assert algomart(live_market, "application", "submit", application)[1]["state"] == "submitted"
+    shown = algomart(live_market, "application", "show", application)[1]
+    assert [each["id"] for each in shown["files"]] == [file["id"]]
+    assert application in {row["id"] for row in algomart(live_market, "application", "list")[1]["items"]}
+    status, refused = algomart(live_market, "application", "attach", application, "contract", str(contract))
+    assert (status, refused["error"]["code"]) == (1, "APPLICATION_STATE")
 
 
 def test_a_refusal_is_json_with_its_code_and_remedy_and_status_one(live_market: LiveMarket) -> None:

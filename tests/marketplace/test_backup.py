@@ -10,6 +10,7 @@ import pytest
 from marketplace.backup import MANIFEST_NAME, backup, restore
 from marketplace.db import open_database, transaction
 from marketplace.doctor import examine, is_sound
+from marketplace.evidence.tables import EvidenceFile
 from marketplace.ledger.tables import LedgerAccount
 from marketplace.migrations.upgrade import upgrade
 from marketplace.settings import Settings
@@ -179,3 +180,19 @@ def test_the_doctor_says_what_it_cannot_read(home, tmp_path):
 def test_the_doctor_warns_of_a_folder_that_others_can_read(home):
     home.chmod(0o755)
     assert checks(home)["home"] == "warning"
+
+
+def test_evidence_comes_back_with_a_backup_and_a_missing_file_is_reported(home, tmp_path):
+    blob = next(path for path in (home / "blobs").rglob("*") if path.is_file())
+    facts = {"of": "application", "subject_id": "app_1", "organisation_id": "org_acme", "code": "contract", "name": "a",
+             "kind": "pdf", "size_bytes": 8_000, "uploaded_by": "m", "keep_until": "2099-01-01"}  # fmt: skip
+    engine = open_database(f"sqlite:///{home / 'market.db'}")
+    with transaction(engine) as session:
+        session.add(EvidenceFile(id="evf_1", sha256=blob.name, **facts))
+    engine.dispose()
+    backup(settings_of(home), tmp_path / "market.tar")
+    restored = tmp_path / "again"
+    restore(tmp_path / "market.tar", restored)
+    assert checks(restored)["blobs"] == "ok"
+    next((restored / "blobs").rglob(blob.name)).unlink()
+    assert checks(restored)["blobs"] == "error"

@@ -1,4 +1,4 @@
-"""What is kept under its hash stays, however often the market starts again."""
+"""What is kept under its hash stays, however often the market starts again, and comes back from a backup."""
 
 import pytest
 from sqlmodel import SQLModel
