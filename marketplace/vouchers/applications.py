@@ -241,14 +241,18 @@ def get_application(session: Session, application_id: str, organisation_id: str 
     query = select(Application).where(Application.id == application_id).with_for_update()
     row = session.exec(query).first()
     if row is None or organisation_id not in (None, row.organisation_id):
-        raise NotFound(
-            "APPLICATION_NOT_FOUND",
-            zh=f"没有申请“{application_id[:60]}”",
-            en=f"there is no application {application_id[:60]!r}",
-            remedy_zh="请查看申请列表",
-            remedy_en="see the list of applications",
-        )
+        raise application_not_found(application_id)
     return row
+
+
+def application_not_found(application_id: str) -> NotFound:
+    return NotFound(
+        "APPLICATION_NOT_FOUND",
+        zh=f"没有申请“{application_id[:60]}”",
+        en=f"there is no application {application_id[:60]!r}",
+        remedy_zh="请查看申请列表",
+        remedy_en="see the list of applications",
+    )
 
 
 def list_applications(

@@ -18,6 +18,7 @@ from marketplace.ids import new_id
 from marketplace.organisations import notices
 from marketplace.organisations.tables import Organisation
 from marketplace.vouchers.applications import (
+    application_not_found,
     decide_application_state,
     decide_notice_over,
     get_application,
@@ -191,7 +192,9 @@ def list_notices(session: Session, at_ms: int, limit: int, offset: int) -> tuple
 def get_notice(session: Session, application_id: str, at_ms: int) -> dict[str, Any]:
     """One of them; `NotFound` APPLICATION_NOT_FOUND for what does not stand on notice."""
     row = get_application(session, application_id, None)
-    return _notice(session, row if row.state in ON_NOTICE else get_application(session, application_id, ""), at_ms)
+    if row.state not in ON_NOTICE:
+        raise application_not_found(application_id)
+    return _notice(session, row, at_ms)
 
 
 def _notice(session: Session, row: Application, at_ms: int) -> dict[str, Any]:
