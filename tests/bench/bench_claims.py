@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import resource
 import subprocess
@@ -167,15 +168,15 @@ def claim(quarter: Quarter, trade: Trade, blobs: FolderBlobs, days: int) -> tupl
     first, last = (policy_date(START + day * DAY).isoformat() for day in (0, days - 1))
     with transaction(quarter.engine) as session:
         batch = batches.create(session, trade.programme, first, last, member=CHEN).id
-    began = time.perf_counter()
+    began = time.process_time()
     with transaction(quarter.engine) as session:
         batches.freeze(session, batches.get_batch(session, batch), blobs, member=CHEN, at_ms=quarter.now)
-    frozen_s = time.perf_counter() - began
+    frozen_s = time.process_time() - began
     for _ in range(2):  # P9 is of today: its day is closed too before the pack is made
         quarter.now += DAY
     with transaction(quarter.engine) as session:
         close_days(session, quarter.now)
-    began = time.perf_counter()
+    began = time.process_time()
     with reading(quarter.engine) as session:
         row = session.get_one(ClaimBatch, batch)
         content = write_pack(session, row, blobs)
@@ -183,20 +184,20 @@ def claim(quarter: Quarter, trade: Trade, blobs: FolderBlobs, days: int) -> tupl
             select(func.count(), func.sum(ClaimLine.usage_count)).where(ClaimLine.batch_id == batch)
         ).one()
         total, document = row.total_fen, len(blobs.path(row.sha256).read_bytes())
-    packed_s = time.perf_counter() - began
+    packed_s = time.process_time() - began
     (quarter.home / f"{batch}.zip").write_bytes(content)
     return batch, {
         "programme": trade.programme, "enterprises": len(trade.buyers), "lines": lines[0], "usage_records": lines[1],
-        "total_fen": total, "document_bytes": document, "pack_bytes": len(content), "freeze_s": round(frozen_s, 2),
-        "pack_s": round(packed_s, 2),
+        "total_fen": total, "document_bytes": document, "pack_bytes": len(content), "freeze_cpu_s": round(frozen_s, 2),
+        "pack_cpu_s": round(packed_s, 2),
     }  # fmt: skip
 
 
 def judge(pack: Path, verify: Verify) -> dict[str, Any]:
     """`algomart verify` on the pack, and on copies of it with one byte of one file flipped: which were noticed."""
-    began = time.perf_counter()
+    began = _cpu_with_children()
     code, told = verify(pack)
-    took = time.perf_counter() - began
+    took = _cpu_with_children() - began
     with zipfile.ZipFile(pack) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     unnoticed = []
@@ -212,9 +213,14 @@ def judge(pack: Path, verify: Verify) -> dict[str, Any]:
         path.unlink()
     sizes = {name: len(content) for name, content in files.items()}
     return {
-        "holds": code == 0, "verify_s": round(took, 2), "facts": told.get("facts"), "wrong": told.get("wrong"),
+        "holds": code == 0, "verify_cpu_s": round(took, 2), "facts": told.get("facts"), "wrong": told.get("wrong"),
         "file_bytes": sizes, "flipped": len(files), "unnoticed": unnoticed,
     }  # fmt: skip
+
+
+def _cpu_with_children() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def verify_offline(pack: Path) -> tuple[int, dict[str, Any]]:
@@ -238,10 +244,10 @@ def bench_claims(
         stack.callback(quarter.node.admission.close)
         stack.enter_context(patch.object(serving.leases, "now_ms", lambda: quarter.now))
         stack.enter_context(patch.object(posting, "now_ms", lambda: quarter.now))
-        began = time.perf_counter()
+        began = time.process_time()
         made = sum(quarter.pass_day(active, calls) for _ in range(days))
         quarter.node.stop()
-        traded_s = time.perf_counter() - began
+        traded_s = time.process_time() - began
         blobs = FolderBlobs(home / "blobs")
         claims = []
         for trade in quarter.trades:
@@ -253,7 +259,7 @@ def bench_claims(
             sound = rebuild(session).sound
         return {
             "enterprises": enterprises, "days": days, "seed": seed, "calls": made, "posted": posted,
-            "transfers": transfers, "sound": sound, "trade_s": round(traded_s, 1), "claims": claims,
+            "transfers": transfers, "sound": sound, "trade_cpu_s": round(traded_s, 1), "claims": claims,
             "database_bytes": sum(path.stat().st_size for path in home.glob("market.db*")),
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         }  # fmt: skip
