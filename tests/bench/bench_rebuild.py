@@ -132,18 +132,18 @@ def rebuild_here(path: Path) -> dict[str, Any]:
 
 
 def bench_rebuild(folder: Path, records: int, enterprises: int, seed: int = 1) -> dict[str, Any]:
-    """Both ledgers filled and rebuilt. `in_order` is rebuilt twice, so that its chain of days can be compared too."""
+    """Both ledgers filled and rebuilt. Their day roots differ, as their transfers have other numbers; each must be what
+    is kept."""
     charges = max(1, records // ENTRIES_OF_A_CHARGE)
     shuffled = list(range(charges))
     random.Random(seed).shuffle(shuffled)
     result: dict[str, Any] = {"database": "SQLite, WAL", "charges": charges, "enterprises": enterprises}
-    for name, order, times in (("in_order", range(charges), 2), ("shuffled", shuffled, 1)):
+    for name, order in (("in_order", range(charges)), ("shuffled", shuffled)):
         path = folder / f"{name}.db"
         began = time.process_time()
         entries = fill(path, order, enterprises, charges)
         filled = {"entries": entries, "fill_cpu_s": round(time.process_time() - began, 1), "bytes": path.stat().st_size}
-        runs = [_in_a_process(path) for _ in range(times)]
-        result[name] = filled | {"rebuilt": runs}
+        result[name] = filled | {"rebuilt": _in_a_process(path)}
         for left in folder.glob(f"{name}.db*"):
             left.unlink()
     result["faults"] = _faults(result)
@@ -157,17 +157,15 @@ def _in_a_process(path: Path) -> dict[str, Any]:
 
 
 def _faults(result: dict[str, Any]) -> list[str]:
-    in_order, shuffled = result["in_order"]["rebuilt"], result["shuffled"]["rebuilt"]
     faults = []
-    for run in (*in_order, *shuffled):
-        if not run["sound"] or run["wrong_days"]:
-            faults.append(f"not sound: {run}")
-    if len({run["sha256"] for run in (*in_order, *shuffled)}) != 1:
+    for name in ("in_order", "shuffled"):
+        rebuilt = result[name]["rebuilt"]
+        if not rebuilt["sound"] or rebuilt["wrong_days"]:
+            faults.append(f"{name} is not sound: {rebuilt}")
+        if rebuilt["entries"] != result[name]["entries"]:
+            faults.append(f"{name}: not every entry was rebuilt from")
+    if result["in_order"]["rebuilt"]["sha256"] != result["shuffled"]["rebuilt"]["sha256"]:
         faults.append("the rebuilt states differ")
-    if len({run["chain"] for run in in_order}) != 1:
-        faults.append("two rebuilds of one ledger give two chains of days")
-    if result["in_order"]["entries"] != in_order[0]["entries"]:
-        faults.append("not every entry was rebuilt from")
     return faults
 
 

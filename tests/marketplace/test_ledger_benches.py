@@ -33,7 +33,7 @@ def test_the_parts_of_metering_are_told_apart():
 def test_a_ledger_is_rebuilt_to_the_same_state_whatever_the_order(tmp_path):
     told = bench_rebuild(tmp_path, records=1_200, enterprises=7)
     assert told["faults"] == []
-    assert told["in_order"]["entries"] == told["shuffled"]["rebuilt"][0]["entries"] > 1_200
+    assert told["in_order"]["entries"] == told["shuffled"]["rebuilt"]["entries"] > 1_200
 
 
 def test_a_few_days_of_trade_are_claimed_and_no_flipped_byte_goes_unseen():
