@@ -5,6 +5,7 @@ from __future__ import annotations
 from serving.conformance.areas import (
     datatypes,
     errors,
+    generate,
     headers,
     health,
     infer_binary,
@@ -31,6 +32,7 @@ AREAS: tuple[Area, ...] = (
     versions.AREA,
     repository.AREA,
     statistics.AREA,
+    generate.AREA,
     headers.AREA,
     robustness.AREA,
 )

@@ -19,6 +19,7 @@ from model_store.manifest import Manifest, TensorSpec
 from model_store.names import canonical
 from serving.conformance.models import PREFIX, KitModel, TensorInfo, kit_models
 
+WITHOUT_BF16 = ("triton-python", "mlserver", "kserve")  # numpy and their tables of types have none
 RUNTIMES = Path(__file__).parent / "serve_with"
 
 
@@ -33,6 +34,8 @@ def export(folder: Path, prefix: str = PREFIX) -> None:
         for model in kit_models():
             if kind.startswith("triton") and _has_scalars(model):
                 continue  # Triton: "scalar tensors are not supported" in a model that does not batch
+            if kind in WITHOUT_BF16 and _has_bf16(model):
+                continue
             own = folder / kind / f"{prefix}{model.name}"
             own.mkdir(exist_ok=True)
             write(own, prefix, model)
@@ -42,6 +45,10 @@ def export(folder: Path, prefix: str = PREFIX) -> None:
 
 def _has_scalars(model: KitModel) -> bool:
     return any(not tensor.shape for tensor in (*model.inputs, *model.outputs))
+
+
+def _has_bf16(model: KitModel) -> bool:
+    return any(tensor.datatype == "BF16" for tensor in (*model.inputs, *model.outputs))
 
 
 def _algomart(own: Path, prefix: str, model: KitModel) -> None:

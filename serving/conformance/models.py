@@ -20,7 +20,7 @@ _ONNX_TYPES = {
     "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16, "UINT32": TensorProto.UINT32,
     "UINT64": TensorProto.UINT64, "INT8": TensorProto.INT8, "INT16": TensorProto.INT16, "INT32": TensorProto.INT32,
     "INT64": TensorProto.INT64, "FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE,
-    "BYTES": TensorProto.STRING,
+    "BYTES": TensorProto.STRING, "BF16": TensorProto.BFLOAT16,
 }  # fmt: skip
 MLP_WEIGHTS: Array = np.array([[1, -2, 3], [-1, 2, 0], [0.5, 0, -1], [2, 1, 0.25]], np.float32)
 MLP_BIAS: Array = np.array([0.5, -0.25, 1], np.float32)
@@ -98,6 +98,12 @@ def kit_models() -> tuple[KitModel, ...]:
             [("y", "FP32", ())],
             [("Add", ["x", "one"], ["y"], {})],
             {"one": np.array(1, np.float32)},
+        ),
+        _model(
+            "text",
+            [("text_input", "BYTES", (-1,))],
+            [("text_output", "BYTES", (-1,))],
+            [("Identity", ["text_input"], ["text_output"], {})],
         ),
         _model(
             "no-input", [], [("y", "FP32", (2,))], [("Identity", ["c"], ["y"], {})], {"c": np.array([1, 2], np.float32)}

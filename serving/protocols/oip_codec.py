@@ -2,8 +2,8 @@
 
 Binary tensors are views of the body (no copy) where their alignment allows. JSON numbers become the declared type only
 where nothing is lost but precision: text, booleans as numbers, fractions as integers and values out of range are
-refused. NaN and infinities are read as `NaN`, `Infinity`, `-Infinity` (or `null` for NaN) and written as the same
-literals, as Triton does; whoever needs strict JSON asks for binary. BF16 travels as binary only.
+refused. What is not finite is read as the literal or the text `NaN`, `Infinity`, `-Infinity` (or `null` for NaN) and
+written as that text, so that every answer is JSON; in Triton's words as the literal. BF16 travels as binary only.
 Every failure is a `BadInput`, but what is asked of an extension that is not offered: that is a `NotHere`.
 """
 
@@ -42,6 +42,7 @@ MAX_LENIENT_BYTES = 4 << 20
 warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
 _TYPES = frozenset(get_args(OipType))
 _FLOATS = frozenset({"FP16", "FP32", "FP64"})
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 _SHARED_MEMORY = "shared_memory_region"
 _LENGTH = struct.Struct("<I")
 
@@ -324,8 +325,8 @@ def array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
         return _bytes_of_json(name, data, shape, count)
     try:
         array = np.array(data)
-        if array.dtype.kind == "O" and dtype in _FLOATS:
-            array = _with_nulls_as_nan(name, data)
+        if array.dtype.kind in "OU" and dtype in _FLOATS:
+            array = _with_words(name, data)
         elif array.dtype.kind in "fO" and NUMPY_OF[dtype].kind in "iu" and array.size:
             array = _exact_integers(name, data, dtype)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -346,10 +347,13 @@ def array_of_json(name: str, tensor: Mapping[str, Any]) -> Array:
     return converted(name, array, dtype).reshape(shape)
 
 
-def _with_nulls_as_nan(name: str, data: list[Any]) -> Array:
+def _with_words(name: str, data: list[Any]) -> Array:
+    """Floats among which stand `null` or the words for what is not finite."""
     array = np.array(data, dtype=object)
-    for item in array.flat:
-        if item is not None and type(item) not in (int, float):
+    for index, item in np.ndenumerate(array):
+        if type(item) is str and item in _NOT_FINITE:
+            array[index] = float(item)
+        elif item is not None and type(item) not in (int, float):
             raise tensor_data(name, f"含有 {type(item).__name__}", f"holds a {type(item).__name__}")
     return array.astype(np.float64)
 
@@ -470,10 +474,13 @@ def check_binary_needs(request: InferRequest, outputs: Mapping[str, OipType]) ->
             raise binary_required(name, dtype)
 
 
-def encode_response(head: bytes, request: InferRequest, outputs: Mapping[str, Array]) -> tuple[bytes, int | None]:
+def encode_response(
+    head: bytes, request: InferRequest, outputs: Mapping[str, Array], literals: bool = False
+) -> tuple[bytes, int | None]:
     """The response body and, where binary tensors follow the JSON, the JSON's length.
 
-    `head`: the opening of the JSON object with model name and version (`response_head`).
+    `head`: the opening of the JSON object with model name and version (`response_head`). `literals`: NaN and infinities
+    as Triton's literals, not as text.
     """
     tensors: list[dict[str, Any]] = []
     blobs: list[bytes | memoryview] = []
@@ -497,7 +504,7 @@ def encode_response(head: bytes, request: InferRequest, outputs: Mapping[str, Ar
         tensors.append(tensor)
     text = orjson.dumps(tensors, option=orjson.OPT_SERIALIZE_NUMPY)
     if check_null and b"null" in text:
-        text = _with_literals(tensors)
+        text = _with_literals(tensors) if literals else _in_words(tensors)
     parts = [head]
     if request.id:
         parts += [b'"id":', orjson.dumps(request.id), b","]
@@ -518,8 +525,27 @@ def text_of(item: object) -> str:
     return item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)
 
 
+def words_of(array: Array) -> list[Any]:
+    """The elements of an array of floats in row-major order, `"NaN"`, `"Infinity"` or `"-Infinity"` where JSON has no
+    number: the words of ProtoJSON (https://protobuf.dev/programming-guides/json/)."""
+    flat = array.ravel()
+    return [
+        item if finite else "NaN" if item != item else "Infinity" if item > 0 else "-Infinity"
+        for item, finite in zip(flat, np.isfinite(flat).tolist(), strict=True)
+    ]
+
+
+def _in_words(tensors: list[dict[str, Any]]) -> bytes:
+    """The rare answer with NaN or infinities, as strict JSON."""
+    told = [
+        {**tensor, "data": words_of(tensor["data"])} if tensor["datatype"] in _FLOATS and "data" in tensor else tensor
+        for tensor in tensors
+    ]
+    return orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
 def _with_literals(tensors: list[dict[str, Any]]) -> bytes:
-    """The rare answer with NaN or infinities, which JSON has no numbers for: Triton's literals."""
+    """The same with Triton's literals, which are no JSON."""
     plain = [
         {**tensor, "data": tensor["data"].tolist()} if isinstance(tensor.get("data"), np.ndarray) else tensor
         for tensor in tensors

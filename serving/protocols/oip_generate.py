@@ -20,7 +20,7 @@ from model_store.errors import BadInput
 from model_store.manifest import Manifest, TensorSpec
 from model_store.tensors import Array
 from serving.errors import binary_required, request_field, tensor_data
-from serving.protocols.oip_codec import array_of_json, loads, text_of
+from serving.protocols.oip_codec import array_of_json, loads, text_of, words_of
 
 _SCALARS = (str, int, float, bool)
 
@@ -58,15 +58,15 @@ def decode_generate(body: bytes, manifest: Manifest) -> GenerateRequest:
     return request
 
 
-def encode_generate(model: str, version: int, request: GenerateRequest, outputs: Mapping[str, Array]) -> bytes:
-    """The answer as one JSON object. NaN and infinities are Triton's literals, as `infer` writes them."""
+def encode_generate(
+    model: str, version: int, request: GenerateRequest, outputs: Mapping[str, Array], literals: bool = False
+) -> bytes:
+    """The answer as one JSON object. What is not finite is text, or one of Triton's `literals`, as in `infer`."""
     document: dict[str, Any] = {"model_name": model, "model_version": str(version)}
     if request.id:
         document["id"] = request.id
-    document |= {name: _value(array) for name, array in outputs.items()}
-    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in outputs.values()):
-        return json.dumps(document, ensure_ascii=False).encode()
-    return orjson.dumps(document)
+    document |= {name: _value(array, literals) for name, array in outputs.items()}
+    return json.dumps(document, ensure_ascii=False).encode() if literals else orjson.dumps(document)
 
 
 def _take_parameters(request: GenerateRequest, parameters: object, specs: Mapping[str, TensorSpec]) -> None:
@@ -113,6 +113,11 @@ def _misfit(spec: TensorSpec, count: int) -> BadInput:
     )
 
 
-def _value(array: Array) -> Any:
-    flat = [text_of(item) for item in array.flat] if array.dtype.kind in "OSU" else array.ravel().tolist()
+def _value(array: Array, literals: bool) -> Any:
+    if array.dtype.kind in "OSU":
+        flat = [text_of(item) for item in array.flat]
+    elif array.dtype.kind == "f" and not literals and not np.isfinite(array).all():
+        flat = [item if isinstance(item, str) else float(item) for item in words_of(array)]
+    else:
+        flat = array.ravel().tolist()
     return flat[0] if len(flat) == 1 else flat

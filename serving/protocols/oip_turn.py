@@ -164,7 +164,7 @@ class Turn:
         self, chunk: list[Answer], results: dict[str, Array], row_ms: float, records: list[UsageRecord]
     ) -> None:
         """Split a joined run: each call's own rows, its digest, its record, its answer."""
-        texts = _texts_of_rows(chunk, results)
+        texts, literals = _texts_of_rows(chunk, results), self._dataplane.settings.triton_compat
         ids = mint_usage_ids(len(chunk), chunk[0].call.at_ms)  # type: ignore[union-attr]
         at = 0
         for index, answer in enumerate(chunk):
@@ -176,7 +176,7 @@ class Turn:
                 answer.content = texts[index]
             else:
                 assert answer.request is not None
-                answer.content, answer.json_length = encode_response(answer.head, answer.request, own)
+                answer.content, answer.json_length = encode_response(answer.head, answer.request, own, literals)
             call.usage_id = ids[index]
             call.charge(row_ms * call.rows)
             records.append(call.record(digest_of_arrays(own)))
@@ -196,7 +196,9 @@ class Turn:
                 own_ms = (time.perf_counter() - started) * 1000
                 self._dataplane.shadows.offer(call.served, call.inputs, call.outputs, results, call.rows, own_ms)
             records.append(call.record(digest_of_arrays(results)))
-            answer.content, answer.json_length = encode_response(answer.head, answer.request, results)
+            answer.content, answer.json_length = encode_response(
+                answer.head, answer.request, results, self._dataplane.settings.triton_compat
+            )
         except Refusal as refusal:
             answer.refusal = refusal
 

@@ -15,11 +15,11 @@ Break = Callable[[str, bytes, Answer], Answer]
 
 
 def with_json(change: Callable[[Any], Any]) -> Break:
-    """Spoil the JSON of successful answers."""
+    """Spoil the JSON of successful answers, not that of streams."""
 
     def spoil(path: str, sent: bytes, answer: Answer) -> Answer:
         status, headers, body = answer
-        if status != 200 or not body or b"inference-header-content-length" in headers:
+        if status != 200 or not body or b"inference-header-content-length" in headers or body.startswith(b"data:"):
             return answer
         return status, headers, json.dumps(change(json.loads(body))).encode()
 
@@ -93,6 +93,22 @@ def gzip_named(path: str, sent: bytes, answer: Answer) -> Answer:
     return answer[0], answer[1] | {b"content-encoding": b"gzip"}, answer[2]
 
 
+BF16_WHOLE = b'{"outputs": [{"name": "output", "datatype": "BF16", "shape": [2], "data": [1, -2]}]}'
+
+
+def widened(answer: Answer) -> Answer:
+    """BF16 of four bytes an element, as of a server that answers it as floats."""
+    status, headers, body = answer
+    length = int(headers.get(b"inference-header-content-length", len(body)))
+    tail = b"".join(b"\0\0" + body[at : at + 2] for at in range(length, len(body), 2))
+    head = body[:length].replace(b'"binary_data_size":16', b'"binary_data_size":32')
+    return status, headers, head + tail
+
+
+def events_of_errors(path: str, sent: bytes, answer: Answer) -> Answer:
+    return 200, answer[1] | {b"content-type": b"text/event-stream"}, b"data: " + answer[2] + b"\n\n"
+
+
 BROKEN: dict[str, tuple[str, Break, str]] = {
     "unknown-is-ready": ("health", where_error(on("/ready", set_status(200))), "an unknown model is not ready: 4xx"),
     "never-live": ("health", on("/live", set_status(204)), "the liveness probe answers 200"),
@@ -164,6 +180,47 @@ BROKEN: dict[str, tuple[str, Break, str]] = {
         "loading an unknown model is refused",
     ),
     "frozen": ("statistics", on("/stats", with_json(frozen_counts)), "three calls raise success by three"),
+    "bf16-as-floats": (
+        "infer-binary",
+        where_sent(b'"BF16"', lambda path, sent, answer: widened(answer)),
+        "BF16 as binary comes back bit by bit",
+    ),
+    "bf16-cut": (
+        "datatypes",
+        where_sent(b'"BF16"', set_status(200, BF16_WHOLE)),
+        "BF16 as JSON: right, or an error",
+    ),
+    "generates-nothing": (
+        "generate",
+        on("/generate", with_json(lambda found: found | {"text_output": ""})),
+        "generate: the model's text is text_output",
+    ),
+    "generates-like-infer": (
+        "generate",
+        on("/generate", with_json(lambda found: {"outputs": [found]})),
+        "generate answers one JSON object: its fields",
+    ),
+    "stream-as-json": ("generate", on("/generate_stream", says(b"application/json")), "both answer the same object"),
+    "stream-of-lines": (
+        "generate",
+        on("/generate_stream", lambda path, sent, answer: (*answer[:2], answer[2].removeprefix(b"data: "))),
+        "generate_stream answers events of JSON objects",
+    ),
+    "stream-breaks-lines": (
+        "generate",
+        on("/generate_stream", lambda path, sent, answer: (*answer[:2], answer[2].replace(rb"\n", b"\n"))),
+        "generate_stream: the text arrives whole, line breaks too",
+    ),
+    "stream-of-errors": (
+        "generate",
+        where_error(on("/generate_stream", events_of_errors)),
+        "a stream that fails before it begins is a plain error",
+    ),
+    "generates-for-anyone": (
+        "generate",
+        where_error(on("/generate", set_status(200))),
+        "an unknown model is refused",
+    ),
     "html": ("headers", says(b"text/html"), "answers in JSON say application/json"),
     "charset": ("headers", where_sent(b"charset", set_status(415)), "a charset beside the content type does no harm"),
     "no-gzip": ("headers", where_sent(b"gzip", gzip_named), "an answer to Accept-Encoding: gzip can be decoded"),

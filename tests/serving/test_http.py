@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import socket
 import threading
 import time
@@ -522,11 +521,13 @@ def test_loading_is_for_owner_and_operator(served: Served) -> None:
         assert operator.post(f"{path}/unload", json={}).status_code == 200
 
 
-def test_a_request_with_nan_is_answered_with_nan(served: Served) -> None:
-    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[NaN,Infinity,1]}]}'
+def test_what_is_not_finite_is_answered_as_words_that_can_be_sent_again(served: Served) -> None:
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2,3],"data":[NaN,Infinity,0.1,-Infinity,1,2]}]}'
     with served.client() as client:
-        data = json.loads(client.post(PATH, content=body).content)["outputs"][0]["data"]
-    np.testing.assert_array_equal(data, [np.nan, np.inf, 2])
+        data = orjson.loads(client.post(PATH, content=body).content)["outputs"][0]["data"]  # strict: no literals
+        assert data == ["NaN", "Infinity", 0.2, "-Infinity", 2, 4]
+        again = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 3], "data": data}]}
+        assert client.post(PATH, json=again).json()["outputs"][0]["data"] == ["NaN", "Infinity", 0.4, "-Infinity", 4, 8]
 
 
 # --- the real client --------------------------------------------------------------------------------------------------

@@ -65,10 +65,12 @@ def test_data_may_be_flat_or_nested(data: list[Any]) -> None:
     assert array.tolist() == [[1, 2], [3, 4]]
 
 
-def test_nan_and_infinity_are_read_from_literals_and_null() -> None:
+def test_nan_and_infinity_are_read_from_literals_words_and_null() -> None:
     content = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[4],"data":[NaN,Infinity,-Infinity,1]}]}'
     np.testing.assert_array_equal(decode_request(content).inputs["x"], np.float32([np.nan, np.inf, -np.inf, 1]))
     np.testing.assert_array_equal(decode_request(body([None, 1])).inputs["x"], np.float32([np.nan, 1]))
+    words = decode_request(body(["NaN", 1, "-Infinity", None], shape=[2, 2])).inputs["x"]
+    np.testing.assert_array_equal(words, np.float32([[np.nan, 1], [-np.inf, np.nan]]))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,18 @@ def test_what_is_answered_is_what_was_computed(data: st.DataObject, as_binary: b
     content, length = encode_response(response_head("a--b", 3), BINARY if as_binary else PLAIN, {"y": array})
     assert (length is not None) == as_binary
     np.testing.assert_array_equal(decoded(content, length)["y"], array)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_is_not_finite_is_a_word_and_in_triton_s_words_a_literal(dtype: type) -> None:
+    arrays = {"y": np.array([[np.nan, 0.1], [-np.inf, np.inf]], dtype), "t": object_array([b"null"], [1])}
+    content, _ = encode_response(response_head("a--b", 1), PLAIN, arrays)
+    data = orjson.loads(content)["outputs"][0]["data"]
+    assert data == ["NaN", pytest.approx(0.1, abs=1e-3), "-Infinity", "Infinity"]
+    assert np.array(data, dtype).tolist()[1:] == arrays["y"].ravel().tolist()[1:]
+    content, _ = encode_response(response_head("a--b", 1), PLAIN, arrays, literals=True)
+    assert b"[NaN,0." in content
+    assert b",-Infinity,Infinity]" in content
 
 
 def test_the_answer_names_model_version_and_request() -> None:

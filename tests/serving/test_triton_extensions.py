@@ -214,7 +214,7 @@ def test_one_element_is_a_scalar_and_parameters_may_hold_inputs(served) -> None:
 def test_nan_is_answered_as_infer_answers_it(served) -> None:
     with served.client() as http:
         answer = http.post("/v2/models/acme--double/generate", content=b'{"x": [NaN, Infinity, 1]}')
-    assert np.array_equal(json.loads(answer.text)["y"], [np.nan, np.inf, 2], equal_nan=True)
+    assert json.loads(answer.text)["y"] == ["NaN", "Infinity", 2]
 
 
 @pytest.mark.parametrize("verb", ["generate", "generate_stream"])

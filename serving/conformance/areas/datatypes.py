@@ -16,7 +16,6 @@ AREA = Area("datatypes", "D", "数据类型")
 _TABLE = oip("Tensor Data Types", "Tensor data types are shown in the following table along with the size of each.")
 _COERCE = oip("Tensor Data", "coerce each element to the required type or return an error if unexpected")
 _FP16 = oip("Tensor Data", "fp16 is problematic to communicate explicitly")
-
 SAMPLES: dict[str, Sequence[Any]] = {
     "BOOL": [True, False, True],
     **{
@@ -116,3 +115,15 @@ def null_as_integer(kit: Kit) -> None:
 )
 def number_as_text(kit: Kit) -> None:
     _refused_or_coerced(kit, "identity-bytes", "BYTES", 17, ["17"])
+
+
+@AREA.should("BF16 的 JSON: 正确或报错", "BF16 as JSON: right, or an error", _COERCE, needs=(identity_name("BF16"),))
+def bf16_as_json(kit: Kit) -> None:
+    inputs = [{"name": "input", "shape": [2], "datatype": "BF16", "data": [1.5, -2.0]}]
+    exchange = kit.post_json(kit.name_of(identity_name("BF16")), {"inputs": inputs})
+    if exchange.status == 200:
+        found = outputs_of(exchange)["output"]
+        expect((found.datatype, found.array.tolist()) == ("BF16", [1.5, -2.0]), f"{found.datatype} {found.array}")
+    else:
+        expect(400 <= exchange.status < 500, f"{exchange.failure or exchange.status}", exchange)
+        exchange.error()

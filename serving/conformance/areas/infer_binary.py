@@ -28,6 +28,7 @@ AREA = Area("infer-binary", "B", "二进制推理")
 CLAIM = "binary_tensor_data"
 _about = partial(triton, "binary_data", "Binary Tensor Data Extension")
 _LAYOUT = _about("organized in little-endian byte order, row major, without stride or padding between elements")
+_NATIVE = _about("All tensor data types are representable as binary data in the native size of the data type.")
 _BYTES = _about("an element is represented by a 4-byte unsigned integer giving the length followed by the bytes")
 _BOOL = _about("For BOOL type element true is a single byte with value 1 and false is a single byte with value 0.")
 _SIZE = _about('"binary_data_size" : indicating the size of the tensor binary data, in bytes')
@@ -226,6 +227,36 @@ def overlong_element(kit: Kit) -> None:
     exchange.error()
     kit.need_works()
     kit.last = exchange
+
+
+_BF16_BITS = np.array([0x3FC0, 0xC000, 0x7F7F, 0x0080, 0x0001, 0x8000, 0x7F80, 0x7FC0], np.uint16)  # 1.5, -2, extremes
+
+
+def _bf16(kit: Kit, content: bytes) -> Exchange:
+    """An identity of eight BF16 elements with this binary data, its output asked for as binary."""
+    size = {"binary_data_size": len(content)}
+    tensor = {"name": "input", "shape": [len(_BF16_BITS)], "datatype": "BF16", "parameters": size}
+    head = json.dumps({"inputs": [tensor], "parameters": _ALL_BINARY}).encode()
+    headers = BINARY_HEADERS | {BINARY_LENGTH: str(len(head))}
+    return kit.post(kit.path(kit.name_of(identity_name("BF16")), "infer"), head + content, headers)
+
+
+@AREA.extension(CLAIM, "BF16 逐位往返", "BF16 as binary comes back bit by bit", _NATIVE, needs=(identity_name("BF16"),))
+def bf16_round_trip(kit: Kit) -> None:
+    found = outputs_of(_bf16(kit, _BF16_BITS.astype("<u2").tobytes()))["output"]
+    expect(found.datatype == "BF16", f"the datatype is {found.datatype}")
+    expect(found.binary, "the output is not binary")
+    same = np.array_equal(found.array, _BF16_BITS)
+    expect(same, f"sent {[hex(bits) for bits in _BF16_BITS]}, got {[hex(int(bits)) for bits in found.array]}")
+
+
+@AREA.extension(
+    CLAIM, "BF16 每元素两字节", "BF16 of four bytes an element is refused", _NATIVE, needs=(identity_name("BF16"),)
+)
+def bf16_size(kit: Kit) -> None:
+    exchange = _bf16(kit, np.ones(len(_BF16_BITS), "<f4").tobytes())
+    expect(exchange.status >= 400, f"{exchange.failure or exchange.status}, not an error status", exchange)
+    exchange.error()
 
 
 def _json_length(body: bytes) -> int:
