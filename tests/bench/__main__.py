@@ -7,7 +7,7 @@ to the reference beside it. Absolute figures mean little: quote ratios and CPU m
     --seconds N       of load in each round (default 3)
     --rounds N        (default 9)
     --connections N   (default 32)
-    --peers a,b       of bentoml, litserve, mlserver, kserve, triton; "none" for none (default all)
+    --peers a,b       of bentoml, litserve, mlserver, kserve, triton, ray, ray-default, mlflow (default all); or "none"
     --bare            a bare asyncio.Protocol + httptools + ONNX Runtime too
     --node            the lone data plane over the market in memory too
     --url U --key K   a market that is running already (with the model NAME published) instead of one of our own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,10 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.load import Target
+import psutil
+
+from tests.bench.load import Target, processes
+from tests.bench.ray_and_mlflow import as_mlflow, mlflow_command, ray_command, values_of
 from tests.bench.tiny import FEATURES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +32,9 @@ PACKAGES = {
     "mlserver": "mlserver==1.7.1",
     "kserve": "kserve==0.21.0",
     "triton": "nvidia-pytriton==0.7.0",  # its wheel has the server binary and the Python backend
+    "ray": "ray[serve]==2.60.0",
+    "ray-default": "ray[serve]==2.60.0",  # in the same venv
+    "mlflow": "mlflow==3.17.2 onnx==1.23.2",
 }
 TRITON_CONFIG = """name: "tiny"
 backend: "python"
@@ -107,10 +114,11 @@ class Server:
         return self._folder / f"{self.name}.log"
 
     def stop(self) -> None:
-        """SIGTERM to its process group, then SIGKILL."""
+        """SIGTERM to its process group, then SIGKILL; what left the group (as Ray's HAProxy does) is killed too."""
         process = self._process
         if process is None:
             return
+        tree = processes(process.pid)
         for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
             try:
                 os.killpg(process.pid, number)
@@ -121,6 +129,9 @@ class Server:
                 break
             except subprocess.TimeoutExpired:
                 continue
+        for each in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         self._process = None
 
 
@@ -130,10 +141,9 @@ def answers_right(target: Target, expected: Sequence[float]) -> bool:
     request = urllib.request.Request(target.url, target.body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            outputs = json.loads(answer.read())["outputs"][0]
+            found = values_of(json.loads(answer.read()))
     except (urllib.error.URLError, OSError):
         return False
-    found = [value for row in outputs["data"] for value in (row if isinstance(row, list) else [row])]
     return len(found) == len(expected) and all(abs(a - b) < 1e-5 for a, b in zip(found, expected, strict=True))
 
 
@@ -171,7 +181,7 @@ def peer(name: str, model: Path, folder: Path, pinned: Sequence[str]) -> Server:
     home = folder / name
     home.mkdir()
     environment = {"BENCH_MODEL": str(model), "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(home)}
-    path = "infer"
+    path, body, bodies = "infer", BODY, BODIES
     if name == "bentoml":
         shutil.copy(PEERS / "bentoml_service.py", home)
         command = [f"{binaries}/bentoml", "serve", "bentoml_service:Tiny", "--host", "127.0.0.1", "--port", str(port),
@@ -187,6 +197,14 @@ def peer(name: str, model: Path, folder: Path, pinned: Sequence[str]) -> Server:
         path = "v2/models/tiny/infer"
         command, more = _triton(binaries, home, port)
         environment |= more
+    elif name in ("ray", "ray-default"):
+        path = ""
+        command, more = ray_command(name, binaries, model, home, port)
+        environment |= more
+    elif name == "mlflow":
+        path, body, bodies = "invocations", as_mlflow(BODY), tuple(as_mlflow(each) for each in BODIES)
+        command, more = mlflow_command(binaries, model, home, port)
+        environment |= more
     else:
         path = "v2/models/tiny/infer"
         shutil.copy(PEERS / "mlserver_runtime.py", home)
@@ -199,9 +217,8 @@ def peer(name: str, model: Path, folder: Path, pinned: Sequence[str]) -> Server:
         model_settings = {"name": "tiny", "implementation": "mlserver_runtime.TinyRuntime"}
         (home / "model-settings.json").write_text(json.dumps(model_settings))
         command = [f"{binaries}/mlserver", "start", str(home)]
-    return Server(
-        name, [*pinned, *command], Target(f"http://127.0.0.1:{port}/{path}", BODY, {}, BODIES), folder, **environment
-    )
+    target = Target(f"http://127.0.0.1:{port}/{path}", body, {}, bodies)
+    return Server(name, [*pinned, *command], target, folder, **environment)
 
 
 def _triton(binaries: Path, home: Path, port: int) -> tuple[list[str], dict[str, str]]:
@@ -224,11 +241,18 @@ def _triton(binaries: Path, home: Path, port: int) -> tuple[list[str], dict[str,
 
 def install(name: str) -> Path:
     """The venv of a peer, made once under ~/.cache/algomart-bench. Answers its bin folder."""
-    folder = CACHE / name
+    folder = CACHE / name.partition("-")[0]
     if not (folder / ".installed").exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [f"{folder}/bin/pip", "install", "-q", "--disable-pip-version-check", PACKAGES[name], ONNXRUNTIME]
+        pip = [
+            f"{folder}/bin/pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            *PACKAGES[name].split(),
+            ONNXRUNTIME,
+        ]
         subprocess.run(pip, check=True)
         (folder / ".installed").write_text(PACKAGES[name])
     return folder / "bin"
