@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := market,postgres,registry,grpc,otel,workshop,notebooks,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-core setup-system assets up test check tour bench bench-ledger kill-nine simulate coverage conformance overload soak protos clean
+.PHONY: help setup setup-core setup-system assets up test check tour bench bench-ledger kill-nine simulate coverage conformance triton-examples overload soak protos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -86,6 +86,10 @@ coverage: setup  ## Branch coverage of the ledger and the vouchers, at least 95%
 
 conformance: setup  ## The onnx backend cases, published and called over HTTP
 	$(BIN)/python -m tests.conformance
+
+EXAMPLES ?= triton-examples
+triton-examples: setup  ## Triton's public client examples (*.py in EXAMPLES), unmodified, against a node
+	$(BIN)/python -m tests.triton_examples --examples $(EXAMPLES)
 
 protos: setup  ## The gRPC stubs, made again from serving/protocols/proto/*.proto
 	cd serving/protocols/proto && $(abspath $(BIN))/python -m grpc_tools.protoc -I. --descriptor_set_out=stubs.binpb inference.proto health.proto

@@ -7,7 +7,7 @@
     Unauthenticated     KEY_MISSING
     PaymentRequired     PRICE_MISSING, LEASE_TOO_SMALL
     Forbidden           SCOPE_MISSING, NOT_OWNER
-    NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND, ADAPTER_BASE_MISSING
+    NotFound            NO_SUCH_PATH, MODEL_NOT_FOUND, MODEL_UNLOADED, ADAPTER_BASE_MISSING
     Conflict            IDEMPOTENCY_CONFLICT, PORT_IN_USE
     TooLarge            BODY_TOO_LARGE
     TooMany             QUEUE_FULL, WAIT_TOO_LONG, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED,
@@ -248,6 +248,18 @@ def model_not_found(name: str, selector: str | None = None) -> NotFound:
         remedy_en="search the shelf for its exact name: vendor/name or vendor/name@version",
         field="model",
         details={"model": name[:100], "version": (selector or "")[:40]},
+    )
+
+
+def model_unloaded(name: str) -> NotFound:
+    """Asked only whether it is ready, and only in Triton's words."""
+    return NotFound(
+        "MODEL_UNLOADED",
+        zh=f"模型“{name}”已被卸载",
+        en=f"model {name!r} was unloaded",
+        remedy_zh="请加载它 (/v2/repository/models/{model}/load), 或直接调用, 首次调用会自动加载",
+        remedy_en="load it (/v2/repository/models/{model}/load), or just call it: the first call loads it",
+        field="model",
     )
 
 

@@ -58,6 +58,7 @@ class Residency:
         self._loads: dict[tuple[str, bool], _Load] = {}
         self._room = asyncio.Event()
         self._pool = ThreadPoolExecutor(LOADER_THREADS, "loader")
+        self._unloaded: set[tuple[str, bool]] = set()  # by order, and not loaded since
         self._dropping: set[asyncio.Future[None]] = set()
         self._building: set[asyncio.Task[None]] = set()
         self.mapper = Mapper(settings.mapped_folder)
@@ -108,14 +109,22 @@ class Residency:
 
     def evict(self, served: ServedVersion) -> bool:
         """Unload now, with the adapters on it that nobody uses; False where it is in use or not loaded."""
-        resident = self._residents.get((served.digest, served.trusted))
+        key = (served.digest, served.trusted)
+        resident = self._residents.get(key)
         for adapter in [each for each in self._residents.values() if each.base is resident and not each.references]:
             if resident is not None:
                 self._drop(adapter)
-        if resident is None or resident.references:
+        if resident is not None and resident.references:
+            return False
+        self._unloaded.add(key)
+        if resident is None:
             return False
         self._drop(resident)
         return True
+
+    def was_unloaded(self, served: ServedVersion) -> bool:
+        """Whether it was unloaded by `evict` and nothing has loaded it since."""
+        return (served.digest, served.trusted) in self._unloaded
 
     def set_pinned(self, served: ServedVersion, pinned: bool) -> None:
         """A pinned resident is never evicted to make room."""
@@ -170,6 +179,7 @@ class Residency:
             resident.uses = 1
             self._tick = resident.last_used = self._tick + 1
             self._residents[key] = resident
+            self._unloaded.discard(key)
             self.loads += 1
             if resident.mapped is None:
                 self.mapper.want(served)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from model_store.errors import Refusal
 from model_store.tensors import NUMPY_OF, OIP_OF, Array, object_array
 from serving.calls import Inference
 from serving.errors import (
@@ -99,6 +100,8 @@ def _arrays(message: Any) -> dict[str, Array]:
     inputs, raw = message.inputs, message.raw_input_contents
     if len(inputs) > MAX_TENSORS:
         raise request_field("inputs", f"最多 {MAX_TENSORS} 个张量", f"must hold at most {MAX_TENSORS} tensors")
+    if raw and (doubled := next((tensor.name for tensor in inputs if tensor.HasField("contents")), None)) is not None:
+        raise _beside_contents(doubled, message.model_name)
     if raw and len(raw) != len(inputs):
         raise request_field(
             "raw_input_contents",
@@ -117,11 +120,15 @@ def _arrays(message: Any) -> dict[str, Array]:
         declared = {"datatype": tensor.datatype, "shape": list(tensor.shape)}
         if not raw:
             arrays[name] = _array_of_contents(name, declared, tensor.contents)
-        elif tensor.HasField("contents"):
-            raise tensor_binary(name, "不可同时有 contents", "stands beside `contents`; send one of them")
         else:
             arrays[name] = array_of_binary(name, declared, memoryview(raw[index]))
     return arrays
+
+
+def _beside_contents(name: str, model: str) -> Refusal:
+    refusal = tensor_binary(name, "不可同时有 contents", "stands beside `contents`; send one of them")
+    refusal.details |= {"beside": "contents", "model": model[:MAX_NAME_CHARACTERS]}
+    return refusal
 
 
 def _array_of_contents(name: str, declared: Mapping[str, Any], contents: Any) -> Array:

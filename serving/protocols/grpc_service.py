@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from google.protobuf import json_format
 
-from model_store.errors import NotFound, Refusal
+from model_store.errors import NotFound, NotHere, Refusal
 from model_store.manifest import Manifest
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
@@ -127,7 +127,7 @@ class GrpcInference:
 
     async def _model_ready(self, principal: Principal, request: Any) -> Document:
         try:
-            self._about.resolve(principal, request.name, request.version or None)
+            self._about.check_ready(principal, request.name, request.version or None)
         except NotFound:
             return {"ready": False}
         return {"ready": True}
@@ -150,8 +150,12 @@ class GrpcInference:
         return {"models": await self._dataplane.in_thread(self._about.index, principal)}
 
     async def _load(self, principal: Principal, request: Any) -> Document:
-        check_load_parameters(request.parameters)
-        await self._about.load(principal, request.model_name)
+        try:
+            check_load_parameters(request.parameters)
+            await self._about.load(principal, request.model_name)
+        except (NotFound, NotHere) as refusal:
+            refusal.details["loading"] = request.model_name
+            raise
         return {}
 
     async def _unload(self, principal: Principal, request: Any) -> Document:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 import orjson
 
-from model_store.errors import BadInput, NotFound
+from model_store.errors import BadInput, NotFound, NotHere
 from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import DataPlane, Inference
@@ -199,7 +199,7 @@ class OpenInference:
 
         def encode() -> tuple[bytes, int | None]:
             outputs = classified(inference.outputs, call.classes, manifest) if call.classes else inference.outputs
-            return encode_response(head, call, outputs)
+            return encode_response(head, call, outputs, self._dataplane.settings.triton_compat)
 
         content, json_length = await self._encoded(inference, encode)
         headers = [JSON_TYPE if json_length is None else BINARY_TYPE, *_bill(inference)]
@@ -227,7 +227,10 @@ class OpenInference:
             priority=priority_of(request.headers.get(b"x-priority")) or "normal",
         )
         model, version = self.about.shown(request.principal, served), served.version
-        content = await self._encoded(inference, lambda: encode_generate(model, version, call, inference.outputs))
+        literals = self._dataplane.settings.triton_compat
+        content = await self._encoded(
+            inference, lambda: encode_generate(model, version, call, inference.outputs, literals)
+        )
         if target.verb == "generate":
             return Response(200, content, [JSON_TYPE, *_bill(inference)])
         headers = [EVENT_TYPE, (b"cache-control", b"no-store"), *_bill(inference)]
@@ -252,7 +255,7 @@ class OpenInference:
     async def _about(self, request: Request, target: Target) -> Response:
         principal, name, selector = request.principal, target.name, target.selector
         if target.verb == "ready":
-            self.about.resolve(principal, name, selector)
+            self.about.check_ready(principal, name, selector)
             return Response(200)
         if target.verb == "stats":
             return json_response(self.about.statistics(principal, name, selector))
@@ -265,10 +268,10 @@ class OpenInference:
 
     async def _load_or_unload(self, request: Request, name: str, verb: str) -> Response:
         if verb == "load":
-            check_load_body(request.body)
             try:
+                check_load_body(request.body)
                 await self.about.load(request.principal, name)
-            except NotFound as refusal:
+            except (BadInput, NotFound, NotHere) as refusal:
                 refusal.details["loading"] = name
                 raise
         else:

@@ -13,7 +13,7 @@ from model_store.errors import NotFound
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
 from serving.dataplane import DataPlane
-from serving.errors import not_owner, scope_missing
+from serving.errors import model_unloaded, not_owner, scope_missing
 from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols import triton_compat
 from serving.protocols.oip_classification import is_batched
@@ -49,6 +49,13 @@ class About:
         name = SERVER if self._names is None else triton_compat.SERVER
         return {"name": name, "version": self._version, "extensions": EXTENSIONS}
 
+    def check_ready(self, principal: Principal, name: str, selector: str | None) -> None:
+        """Every model that there is can be called, so is ready. In Triton's words one that was unloaded is not, until
+        it is loaded again, by order or by its next call: raises `NotFound` MODEL_UNLOADED."""
+        served = self.resolve(principal, name, selector)
+        if self._is_unloaded(served):
+            raise model_unloaded(served.name)
+
     async def metadata(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
         """Tensors of one version."""
         served = self.resolve(principal, name, selector)
@@ -83,12 +90,13 @@ class About:
         }
 
     def index(self, principal: Principal) -> list[dict[str, Any]]:
-        """Every visible model; all are ready, since one that is not loaded is loaded by its first call."""
+        """Every visible model; all are ready, since one that is not loaded is loaded by its first call (but see
+        `check_ready`)."""
         return [
             self._named(
                 principal,
                 each,
-                {"name": path_name(each.name), "version": str(each.version), "state": "READY", "reason": ""},
+                {"name": path_name(each.name), "version": str(each.version), **self._state(each)},
             )
             for each in self._ports.bundles.visible(principal)
         ]
@@ -107,6 +115,14 @@ class About:
 
     def _named(self, principal: Principal, served: ServedVersion, document: dict[str, Any]) -> dict[str, Any]:
         return document if self._names is None else document | {"name": self.shown(principal, served)}
+
+    def _state(self, served: ServedVersion) -> dict[str, str]:
+        if self._is_unloaded(served):
+            return {"state": "UNAVAILABLE", "reason": "unloaded"}
+        return {"state": "READY", "reason": ""}
+
+    def _is_unloaded(self, served: ServedVersion) -> bool:
+        return self._names is not None and self._dataplane.residency.was_unloaded(served)
 
     def _owned(self, principal: Principal, name: str) -> ServedVersion:
         served = self.resolve(principal, name, None)
@@ -145,7 +161,7 @@ def model_config(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
         "backend": "onnxruntime",
         "version_policy": {"specific": {"versions": [served.version]}},
         "max_batch_size": manifest.batching.max_rows if batched else 0,
-        "input": [_config_of(spec, batched) for spec in manifest.inputs],
+        "input": [_config_of(spec, batched) | _format_of(spec, manifest) for spec in manifest.inputs],
         "output": [_config_of(spec, batched) for spec in manifest.outputs],
         "default_model_filename": "model.onnx",
         "parameters": {"digest": {"string_value": served.digest}},
@@ -158,3 +174,9 @@ def model_config(served: ServedVersion, manifest: Manifest) -> dict[str, Any]:
 def _config_of(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     dtype = "STRING" if spec.dtype == "BYTES" else spec.dtype
     return {"name": spec.name, "data_type": f"TYPE_{dtype}", "dims": spec.shape[1:] if batched else spec.shape}
+
+
+def _format_of(spec: TensorSpec, manifest: Manifest) -> dict[str, str]:
+    """How a picture lies in the tensor, where the bundle makes it from one: always channels first."""
+    of_pictures = {step.tensor for step in manifest.pre if step.op == "image"}
+    return {"format": "FORMAT_NCHW"} if spec.name in of_pictures else {}

@@ -24,6 +24,8 @@ def triton_text(refusal: Refusal) -> str:
     details, own = refusal.details, ""
     if "loading" in details:
         own = f"failed to load '{details['loading']}', failed to poll from model repository"
+    elif refusal.code == "MODEL_NOT_FOUND" and not _is_number(details.get("version") or "0"):
+        own = f"failed to get model version from specified version string '{details['version']}'"
     elif refusal.code == "MODEL_NOT_FOUND" and "model" in details:
         version = f" version {details['version']}" if details.get("version") else ""
         own = f"Request for unknown model: '{details['model']}'{version} is not found"
@@ -31,7 +33,16 @@ def triton_text(refusal: Refusal) -> str:
         model = f" for model '{details['model']}'" if "model" in details else ""
         wanted, got = (",".join(map(str, details[part])) for part in ("expected", "got"))
         own = f"unexpected shape for input '{refusal.field}'{model}. Expected [{wanted}], got [{got}]"
+    elif details.get("beside") == "contents":
+        own = (
+            f"contents field must not be specified when using raw_input_contents for '{refusal.field}' "
+            f"for model '{details['model']}'"
+        )
     return f"{own} · {refusal_text(refusal)}" if own else refusal_text(refusal)
+
+
+def _is_number(version: str) -> bool:
+    return version.isascii() and version.isdigit()
 
 
 class BareNames:

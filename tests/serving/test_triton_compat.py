@@ -1,105 +1,45 @@
 """What Triton's public client examples do and check, done with the real `tritonclient` against a node in compat mode.
 
-The models are those of Triton's example repository, built here by their published names, types and shapes: `simple`,
-`simple_int8`, `simple_string`, `simple_identity`. `simple_sequence` needs state between calls, which is not
-offered. The examples send no key: the node is asked for none, on loopback.
+The models are those of Triton's example repository (`tests/triton_examples/models.py`). The examples send no key: the
+node is asked for none, on loopback. The examples themselves are run by `make triton-examples`.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
-import onnx
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
-from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from marketplace.settings import Settings
-from model_store.bundle import seal
 from model_store.errors import BadInput, Forbidden
-from model_store.graph_specs import read_graph_specs
-from model_store.manifest import Manifest
 from serving.keyless import check_loopback, check_own_machine
 from serving.memory_admission import FolderBundles
 from serving.protocols.triton_compat import BareNames
 from serving.settings import ServingSettings
 from tests.live import free_port
-from tests.serving.parts import FACTORY, OTHER, bundle, double, model
+from tests.serving.parts import FACTORY, OTHER, bundle, double
+from tests.triton_examples.models import MODELS
+from tests.triton_examples.node import Node, serve
 
-info, node = helper.make_tensor_value_info, helper.make_node
 ONES, COUNT = np.ones((1, 16), np.int32), np.arange(16, dtype=np.int32).reshape(1, 16)
-
-
-def sum_and_difference(kind: int) -> onnx.ModelProto:
-    """OUTPUT0 = INPUT0 + INPUT1, OUTPUT1 = INPUT0 - INPUT1, for rows of 16; texts are texts of whole numbers."""
-    inside = TensorProto.INT32 if kind != TensorProto.INT32 else kind
-    nodes = [node("Cast", [f"INPUT{i}"], [f"in{i}"], to=inside) for i in (0, 1)]
-    nodes += [node("Add", ["in0", "in1"], ["sum"]), node("Sub", ["in0", "in1"], ["difference"])]
-    nodes += [node("Cast", [name], [f"OUTPUT{i}"], to=kind) for i, name in enumerate(("sum", "difference"))]
-    tensors = [[info(f"{name}{i}", kind, ["n", 16]) for i in (0, 1)] for name in ("INPUT", "OUTPUT")]
-    return model(nodes, *tensors)
-
-
-def identity() -> onnx.ModelProto:
-    text = TensorProto.STRING
-    return model(
-        [node("Identity", ["INPUT0"], ["OUTPUT0"])],
-        [info("INPUT0", text, ["n", "k"])],
-        [info("OUTPUT0", text, ["n", "k"])],
-    )
-
-
-MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "simple": lambda: sum_and_difference(TensorProto.INT32),
-    "simple_int8": lambda: sum_and_difference(TensorProto.INT8),
-    "simple_string": lambda: sum_and_difference(TensorProto.STRING),
-    "simple_identity": identity,
-}
-
-
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "marketplace.cli", "serve", str(folder), "--home", str(folder.parent / "home")]
-    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
-    """HTTP and gRPC of a lone node over the four models, as the command line starts it."""
-    folder = tmp_path_factory.mktemp("triton") / "models"
-    for name, graph in MODELS.items():
-        own = folder / name
-        own.mkdir(parents=True)
-        onnx.save(graph(), str(own / "model.onnx"))
-        inputs, outputs = read_graph_specs(own / "model.onnx")
-        told = {"name": f"triton/{name}", "inputs": inputs, "outputs": outputs, "batching": {"max_rows": 8}}
-        seal(own, Manifest.model_validate(told))
-    port, grpc_port = free_port(), free_port()
-    process = start(
-        folder, "--port", str(port), "--grpc-port", str(grpc_port), "--trusted", "--no-key", "--triton-compat"
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", trust_env=False).status_code == 200:
-                break
-        except httpx.TransportError:
-            assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield port, grpc_port
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
-    assert "NO KEY IS ASKED" in said
+    """HTTP and gRPC of a lone node over the example models, as the command line starts it."""
+    node = Node(tmp_path_factory.mktemp("triton"))
+    node.start()
+    yield node.port, node.grpc_port
+    node.stop()
+    assert "NO KEY IS ASKED" in node.log
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -124,6 +64,13 @@ def infer(client: Any, name: str, *arrays: np.ndarray, datatype: str | None = No
     return client.infer(name, inputs, **more)
 
 
+def states(client: Any) -> dict[str, str]:
+    """Name → state of the repository's index."""
+    index = client.get_model_repository_index(**({} if client.library is triton else {"as_json": True}))
+    index = index if isinstance(index, list) else index["models"]
+    return {each["name"]: each["state"] for each in index}
+
+
 # --- health and metadata ----------------------------------------------------------------------------------------------
 
 
@@ -144,9 +91,7 @@ def test_the_server_says_it_is_triton_and_knows_its_models_by_their_bare_names(c
         "TYPE_STRING",
         [16],
     )
-    index = client.get_model_repository_index(**as_json)
-    index = index if isinstance(index, list) else index["models"]
-    assert {(each["name"], each["state"]) for each in index} == {(name, "READY") for name in MODELS}
+    assert states(client) == dict.fromkeys(MODELS, "READY")
 
 
 def test_an_unknown_model_is_refused_in_triton_s_words_with_ours_behind(client) -> None:
@@ -159,6 +104,27 @@ def test_an_unknown_model_is_refused_in_triton_s_words_with_ours_behind(client) 
     assert refused.value.message().startswith("Request for unknown model")
     with pytest.raises(InferenceServerException, match=r"^.*Request for unknown model: '\S+' version 99 is not found"):
         client.get_model_metadata("simple", model_version="99")
+
+
+def test_a_version_that_is_no_number_and_no_alias_is_refused_in_triton_s_words(client) -> None:
+    with pytest.raises(InferenceServerException) as refused:
+        infer(client, "simple", COUNT, ONES, model_version="wrong_specification")
+    told = refused.value.message()
+    assert told.startswith("failed to get model version from specified version string 'wrong_specification'")
+
+
+def test_typed_contents_beside_raw_ones_are_refused_in_triton_s_words(ports) -> None:
+    tensors = [triton_grpc.InferInput(f"INPUT{i}", [1, 16], "INT32") for i in (0, 1)]
+    for tensor in tensors:
+        tensor.set_data_from_numpy(COUNT)
+    request = triton_grpc.service_pb2.ModelInferRequest(model_name="simple")
+    request.inputs.extend(tensor._get_tensor() for tensor in tensors)
+    request.raw_input_contents.append(tensors[0]._get_content())  # as Triton's example does: for one of the two
+    request.inputs[0].contents.int_contents.extend(range(8))
+    with grpc.insecure_channel(f"localhost:{ports[1]}") as channel, pytest.raises(grpc.RpcError) as refused:
+        triton_grpc.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    told = "contents field must not be specified when using raw_input_contents for 'INPUT0' for model 'simple'"
+    assert refused.value.details().startswith(told)
 
 
 def test_a_wrong_shape_is_refused_in_triton_s_words(client) -> None:
@@ -175,10 +141,33 @@ def test_models_are_loaded_and_unloaded_by_their_bare_names(client) -> None:
     client.load_model("simple")
     assert client.is_model_ready("simple")
     client.unload_model("simple")
+    assert not client.is_model_ready("simple")
+    assert states(client)["simple"] == "UNAVAILABLE"
     infer(client, "simple", COUNT, ONES)  # here a model that is not loaded is loaded by its first call
-    if client.library is triton:
-        with pytest.raises(InferenceServerException, match="failed to load 'wrong_model_name'"):
-            client.load_model("wrong_model_name")
+    assert client.is_model_ready("simple")
+    assert states(client)["simple"] == "READY"
+    client.unload_model("simple")
+    client.load_model("simple")
+    assert client.is_model_ready("simple")
+
+
+def test_what_cannot_be_loaded_failed_to_load(client) -> None:
+    with pytest.raises(InferenceServerException, match="failed to load 'wrong_model_name'"):
+        client.load_model("wrong_model_name")
+    with pytest.raises(InferenceServerException, match=r"failed to load 'simple'.*EXTENSION_NOT_OFFERED"):
+        client.load_model("simple", config='{"max_batch_size": "16"}')
+
+
+def test_the_configuration_says_how_a_picture_lies_in_its_tensor(client) -> None:
+    as_json = {} if client.library is triton else {"as_json": True}
+
+    def told(name: str) -> str | None:
+        config = client.get_model_config(name, **as_json)
+        found: str | None = config.get("config", config)["input"][0].get("format")
+        return found
+
+    assert told("inception_onnx") == "FORMAT_NCHW"
+    assert told("simple") is None
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
@@ -309,7 +298,7 @@ def test_without_a_key_a_node_listens_on_loopback_only(host) -> None:
 
 
 def test_the_command_line_refuses_to_open_a_keyless_node_to_others(tmp_path: Path) -> None:
-    process = start(tmp_path, "--no-key", "--host", "0.0.0.0", "--port", str(free_port()))
+    process = serve(tmp_path, tmp_path / "home", "--no-key", "--host", "0.0.0.0", "--port", str(free_port()))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "NO_KEY_NEEDS_LOOPBACK" in said
