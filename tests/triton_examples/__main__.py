@@ -33,7 +33,10 @@ def main() -> int:
         for result in run_all(arguments.examples, Path(scratch)):
             print(f"{result.outcome:15} {result.name} {result.why}", flush=True)
             results.append(result)
-    Console().print(as_markdown(results) if arguments.markdown else as_table(results))
+    if arguments.markdown:
+        print(as_markdown(results))
+    else:
+        Console().print(as_table(results))
     counted = Counter(result.outcome for result in results)
     print(", ".join(f"{count} {outcome}" for outcome, count in counted.items()))
     return 1 if counted["failed"] else 0
