@@ -114,6 +114,7 @@ def _misfit(spec: TensorSpec, count: int) -> BadInput:
 
 
 def _value(array: Array, literals: bool) -> Any:
+    flat: list[Any]
     if array.dtype.kind in "OSU":
         flat = [text_of(item) for item in array.flat]
     elif array.dtype.kind == "f" and not literals and not np.isfinite(array).all():
