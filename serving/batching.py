@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Executor
 
@@ -23,13 +24,17 @@ from serving.errors import deadline_exceeded, queue_full, shutting_down, wait_to
 from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
 from serving.resident import Resident
 from serving.runs import Job, Outputs, Ran, expire, run_batch
-from serving.waiting import WaitingRoom
+from serving.waiting import LastCallers, WaitingRoom, count_down
 
 UNKNOWN_COST_MS = 100.0  # what a run is charged at most before it has shown what it takes
 MAX_RETRY_AFTER_S = 60
 # Of a call's time, how much the expected wait may take. What is over would be met by one call in so many that are run
 # too late, or dropped at the head of the queue: under overload everybody is admitted at this very limit.
 PROMISED = 0.8
+
+
+SLOTS_PER_KEPT_FREE = 4  # of so many slots one is kept from whoever has all the others
+KEPT_FREE_FOR_S = 1.0  # after another organisation's call
 
 
 class Lane:
@@ -107,6 +112,9 @@ class RunQueue:
         self._order: FairOrder[Job] = FairOrder()
         self._owners: dict[str, int] = {}
         self._room = WaitingRoom()
+        self._kept_free = slots // SLOTS_PER_KEPT_FREE
+        self._running_of: Counter[str] = Counter()  # runs, by the organisation whose turn it was; no zeros
+        self._callers = LastCallers()
         self._running: set[asyncio.Future[list[Ran | BaseException]]] = set()
         self._closing = False
         self.runs = self.rows_run = 0
@@ -147,6 +155,7 @@ class RunQueue:
         loop = asyncio.get_running_loop()
         job = Job(resident, inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
         job.timer = loop.call_later(deadline_ms / 1000, expire, job)
+        self._callers.called(tenant, job.queued_at)
         flow.jobs.append(job)
         self._room.enter(job)
         job.done.add_done_callback(lambda _: self._ended(job, lane))
@@ -225,7 +234,12 @@ class RunQueue:
 
     def _may_run(self, flow: Flow[Job]) -> bool:
         lane: Lane = flow.lane
-        return lane.running < self._per_lane and self._owners.get(lane.resident.owner, 0) < self._per_owner
+        if lane.running >= self._per_lane or self._owners.get(lane.resident.owner, 0) >= self._per_owner:
+            return False
+        # Runs are not interrupted: where one organisation's take every slot, another's next call waits for one to end.
+        if self._running_of[flow.tenant] < self._slots - self._kept_free:
+            return True
+        return not self._callers.another_since(flow.tenant, KEPT_FREE_FOR_S)
 
     def _pump(self) -> None:
         """Start runs while there is a slot and somebody whose turn it is."""
@@ -244,6 +258,7 @@ class RunQueue:
     def _start(self, lane: Lane, batch: list[Job]) -> None:
         self._free -= 1
         lane.running += 1
+        self._running_of[batch[0].flow.tenant] += 1
         for resident in _read_by(lane, batch):
             resident.references += 1
         owner = lane.resident.owner
@@ -269,6 +284,7 @@ class RunQueue:
         results = run.result() if failure is None else [failure] * len(batch)
         self._free += 1
         lane.running -= 1
+        count_down(self._running_of, batch[0].flow.tenant)
         owner = lane.resident.owner
         self._owners[owner] -= 1
         if not self._owners[owner]:

@@ -1,7 +1,8 @@
-"""Who waits for a run, for which model, and how much run time that is."""
+"""Who waits for a run, for which model, and how much run time that is; and who called last."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Hashable
 from typing import TypeVar
@@ -36,8 +37,8 @@ class WaitingRoom:
     def leave(self, job: Job) -> None:
         tenant = job.flow.tenant
         self.calls -= 1
-        _count_down(self._of, tenant)
-        _count_down(self._of_model, (tenant, job.resident.digest))
+        count_down(self._of, tenant)
+        count_down(self._of_model, (tenant, job.resident.digest))
         self._work_in_all_ms -= job.expected_ms
         self._work_ms[tenant][job.flow.priority] -= job.expected_ms
         if tenant not in self._of:
@@ -70,7 +71,29 @@ class WaitingRoom:
         return max(0.0, min(own_ms * len(self._of), self._work_in_all_ms)) / slots
 
 
-def _count_down(counter: Counter[K], key: K) -> None:
+class LastCallers:
+    """The two organisations that called last, and when."""
+
+    __slots__ = ("_at", "_before", "_before_at", "_tenant")
+
+    def __init__(self) -> None:
+        self._tenant = self._before = ""
+        self._at = self._before_at = float("-inf")
+
+    def called(self, tenant: str, at: float) -> None:
+        if tenant != self._tenant:
+            self._before, self._before_at = self._tenant, self._at
+            self._tenant = tenant
+        self._at = at
+
+    def another_since(self, tenant: str, seconds: float) -> bool:
+        """Whether another organisation than this one called within the last so many seconds."""
+        at = self._before_at if tenant == self._tenant else self._at
+        return time.monotonic() - at < seconds
+
+
+def count_down(counter: Counter[K], key: K) -> None:
+    """One less; no zero is kept."""
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model_store.errors import BadInput, DeadlineExceeded, TooMany, Unavailable, Unprocessable
 from model_store.runtime import Graph, load_graph
+from serving import batching
 from serving.batching import RunQueue
 from serving.cost import CostEstimate
 from serving.ports import ServedVersion
@@ -466,6 +467,24 @@ async def test_a_call_that_would_wait_in_vain_is_refused_before_it_waits(tmp_pat
     resident.runner.opened.set()
     await asyncio.gather(*futures)
     assert queue.waiting == 0
+
+
+async def test_of_four_slots_one_is_kept_for_whoever_else_has_just_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flooded, other = (resident_of(tmp_path, double(n), f"acme/m{n}", dynamic=False) for n in (3, 4))
+    queue = queue_of(slots=4)
+    other.runner.opened.set()
+    await submit(queue, other, rows(1, 4), tenant="quiet")
+    flood = [submit(queue, flooded, rows(1), tenant="flood") for _ in range(8)]
+    assert queue.waiting == 5  # three run
+    await submit(queue, other, rows(1, 4), tenant="quiet")  # at once, though every run of the flood goes on
+    monkeypatch.setattr(batching, "KEPT_FREE_FOR_S", 0)
+    flood.append(submit(queue, flooded, rows(1), tenant="flood"))
+    assert queue.waiting == 5  # nobody else calls any more: four run
+    flooded.runner.opened.set()
+    await asyncio.gather(*flood)
+    assert not queue._running_of
 
 
 async def test_room_is_asked_for_one_organisation_and_model(tmp_path: Path) -> None:
