@@ -2,7 +2,9 @@
 
 The server (key, lease, journal on) is pinned to the first core, the load to the second; the in-process loop, one
 session with one thread, runs on the first core between the server's rounds. 32 rows of a tiny model, and one image of a
-compute-bound convolutional model, as JSON and as binary tensors; every row is a ratio of rows a second.
+compute-bound convolutional model, as JSON and as binary tensors; 32 rows of dense models of growing cost, as binary
+tensors. Every row is a ratio of rows a second; `beside_us` is what a request takes beside its run, and
+`nine_tenths_from_us` the run from which on that leaves nine tenths of the rows.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tests.bench import conv, tiny
+from tests.bench import conv, dense, tiny
 from tests.bench.load import Target, measure
 from tests.bench.node import KEY
 from tests.bench.servers import ROOT, Server, free_port
@@ -69,6 +71,10 @@ CASES = (
     ("tiny, 32 rows, JSON, c=8", tiny.NAME, [32, tiny.FEATURES], False, 8),
     ("conv, 1 image, binary, c=4", conv.NAME, [1, 3, conv.SIDE, conv.SIDE], True, 4),
     ("conv, 1 image, JSON, c=4", conv.NAME, [1, 3, conv.SIDE, conv.SIDE], False, 4),
+    *(
+        (f"dense {width}, 32 rows, binary, c=4", dense.name_of(width), [dense.ROWS, dense.INPUTS], True, 4)
+        for width in dense.WIDTHS
+    ),
 )
 
 
@@ -76,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="of the cases, those whose names begin so")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     on_first, on_second = ["taskset", "-c", str(cores[0])], ["taskset", "-c", str(cores[-1])]
@@ -95,9 +102,10 @@ def main() -> None:
         server.launch()
         try:
             wait(server, url)
-            for target in targets.values():
+            chosen = {name: target for name, target in targets.items() if name.startswith(options.only)}
+            for target in chosen.values():
                 measure(target, server.root_pid, 1, 4, folder, on_second)
-            print(json.dumps(rounds(options, folder, server, targets, on_first, on_second), indent=1))
+            print(json.dumps(rounds(options, folder, server, chosen, on_first, on_second), indent=1))
         finally:
             server.stop()
 
@@ -129,13 +137,21 @@ def rounds(
     found: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
     for _ in range(options.rounds):
         for name, model, shape, _, connections in CASES:
-            path = folder / "node" / ("conv" if model == conv.NAME else "bundle") / "model.onnx"
+            if name not in targets:
+                continue
+            place = "bundle" if model == tiny.NAME else model.rpartition("/")[2]
+            path = folder / "node" / place / "model.onnx"
             loop = [*on_first, sys.executable, "-c", LOOP, str(path), str(shape[0]), str(options.seconds)]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             limit = float(subprocess.run(loop, check=True, capture_output=True, text=True, env=environment).stdout)
             got = measure(targets[name], server.root_pid, options.seconds, connections, folder, on_second)
+            run_us = shape[0] / limit * 1e6
+            beside_us = 1e6 / got.requests_per_s - run_us
             found[name].append(
                 {
+                    "run_us": run_us,
+                    "beside_us": beside_us,
+                    "nine_tenths_from_us": 9 * beside_us,
                     "in_process_rows_per_s": limit,
                     "rows_per_s": got.requests_per_s * shape[0],
                     "ratio": got.requests_per_s * shape[0] / limit,

@@ -26,7 +26,7 @@ import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from model_store.bundle import MANIFEST, MODEL, seal
+from model_store.bundle import MANIFEST, MODEL, Bundle, seal
 from model_store.manifest import Manifest
 from serving.node import KEY_FILE
 from tests.bench.load import Target
@@ -58,14 +58,14 @@ def mlp(hidden: tuple[int, int], seed: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def write_bundle(folder: Path, name: str, graph: onnx.ModelProto) -> None:
+def write_bundle(folder: Path, name: str, graph: onnx.ModelProto) -> Bundle:
     folder.mkdir(parents=True)
     onnx.save(graph, str(folder / MODEL))
     tensors = {
         "inputs": [{"name": "x", "dtype": "FP32", "shape": [-1, FEATURES]}],
         "outputs": [{"name": "y", "dtype": "FP32", "shape": [-1, CLASSES]}],
     }
-    seal(folder, Manifest.model_validate({"name": name, "batching": {"dynamic": True}, **tensors}))
+    return seal(folder, Manifest.model_validate({"name": name, "batching": {"dynamic": True}, **tensors}))
 
 
 def shelf(folder: Path, listed: int, hot: int) -> tuple[list[str], list[str]]:

@@ -2,14 +2,15 @@
 
 Requests are handed to the protocol class as uvloop would hand them over (32 connections, one request each a turn of the
 loop) with a transport that drops what is written. Ours has key, lease, journal on, and once more
-the access log; the reference is the bench's.
+the access log; the reference is the bench's. `--side algomart --turns N --rounds 1` is for counting instructions
+(docs/profiling.md): one side only, and so many turns.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -97,7 +98,7 @@ def connect(kind: type, config: uvicorn.Config) -> tuple[list[Any], list[Sink]]:
     return protocols, sinks
 
 
-async def main(folder: Path, rounds: int) -> None:
+async def main(folder: Path, only: str, turns: int, rounds: int) -> None:
     app, plane = open_bench_node(folder / "own")
     logged, logged_plane = open_bench_node(folder / "log", ServingSettings(access_log=str(folder / "access.log")))
     await plane.start()
@@ -116,6 +117,8 @@ async def main(folder: Path, rounds: int) -> None:
         "algomart": (*connect(ours.http_protocol_class, ours), own),
         "with log": (*connect(with_log.http_protocol_class, with_log), own),
     }
+    if only:
+        sides = {only: sides[only]}
     for protocols, sinks, sent in sides.values():
         protocols[0].data_received(sent[0])
         await asyncio.sleep(0.5)  # loads the model, opens the lease
@@ -123,16 +126,24 @@ async def main(folder: Path, rounds: int) -> None:
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, (protocols, sinks, sent) in sides.items():
-            found[name].append(await measure(protocols, sinks, sent, TURNS))
+            found[name].append(await measure(protocols, sinks, sent, turns))
     for name, values in found.items():
         print(
             f"{name:10} median {statistics.median(values):6.2f} µs  best {min(values):6.2f}  worst {max(values):6.2f}"
         )
-    print(f"ratio {statistics.median(r / a for r, a in zip(found['reference'], found['algomart'], strict=True)):.2f}")
+    if not only:
+        print(
+            f"ratio {statistics.median(r / a for r, a in zip(found['reference'], found['algomart'], strict=True)):.2f}"
+        )
     await plane.stop()
     await logged_plane.stop()
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", default="", choices=("reference", "algomart", "with log"))
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        uvloop.run(main(Path(name), int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
+        uvloop.run(main(Path(name), options.side, options.turns, options.rounds))

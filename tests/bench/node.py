@@ -17,7 +17,7 @@ from serving.metering import PriceLine
 from serving.ports import Ports, Principal
 from serving.server import server_of
 from serving.settings import ServingSettings
-from tests.bench import conv
+from tests.bench import conv, dense
 from tests.bench.conv import conv_bundle
 from tests.bench.tiny import NAME, tiny_bundle
 
@@ -31,14 +31,20 @@ class NoNative:
         return Response(404)
 
 
-def open_bench_node(folder: Path, settings: ServingSettings | None = None) -> tuple[ServingApp, DataPlane]:
-    """The application and its data plane, not started."""
+def open_bench_node(
+    folder: Path, settings: ServingSettings | None = None, *, all_models: bool = False
+) -> tuple[ServingApp, DataPlane]:
+    """The application and its data plane, not started. `all_models`: the dense ones too (a second more)."""
     bundles = FolderBundles()
-    bundles.add(tiny_bundle(folder / "bundle").path)
-    bundles.add(conv_bundle(folder / "conv").path)
+    bundles.add(tiny_bundle(folder / "bundle"))
+    bundles.add(conv_bundle(folder / "conv"))
+    names = [NAME, conv.NAME]
+    if all_models:
+        for width in dense.WIDTHS:
+            names.append(bundles.add(dense.dense_bundle(folder / f"dense-{width}", width)).name)
     admission = MemoryAdmission(
         keys={KEY: Principal("key_bench", "org_bench", "enterprise", frozenset({"use"}))},
-        prices={name: PriceLine(f"prc_{name}", name, "calls", 370_000, 1, 3) for name in (NAME, conv.NAME)},
+        prices={name: PriceLine(f"prc_{name}", name, "calls", 370_000, 1, 3) for name in names},
         purses={"org_bench": Purse(voucher_micro=10**15, own_micro=10**15, step_micro=10**13)},
     )
     ports = Ports(admission=admission, bundles=bundles)
@@ -47,7 +53,7 @@ def open_bench_node(folder: Path, settings: ServingSettings | None = None) -> tu
 
 
 def main(folder: Path, port: int, fast: bool) -> None:
-    app, _ = open_bench_node(folder)
+    app, _ = open_bench_node(folder, all_models=True)
     server_of(app, "127.0.0.1", port, log_level="warning", fast=fast).run()
 
 
