@@ -75,7 +75,7 @@ def run_market(settings: Settings) -> int:
             if settings.workers > 1:
                 workers = Workers(market, settings.workers)
                 stack.callback(workers.stop)
-                app.siblings = workers.group()
+                workers.join(app)
                 sockets = [shared_socket(settings.host, settings.port), workers.own_socket]
                 workers.start()
             print(banner(settings), flush=True)

@@ -24,6 +24,8 @@ from marketplace.market import Market
 from marketplace.nodes.registry import OWN_NODE
 from marketplace.usage.recovery import close_epoch, register_node
 from marketplace.vouchers.nodes import open_epochs
+from serving.app import ServingApp
+from serving.key_counts import KeyCounts
 from serving.remote.worker import WorkerOrder, write_order
 from serving.settings import ServingSettings
 from serving.siblings import ProcessGroup
@@ -44,6 +46,8 @@ class Workers:
         self._private = [_private_socket() for _ in self.nodes]
         self._urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in self._private]
         self._secret = secrets.token_urlsafe(32)
+        self._keys = KeyCounts.shared_memory(count)
+        self.counts = KeyCounts(count, 0, self._keys)
         self._stopping = threading.Event()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._spawning = threading.Lock()
@@ -58,9 +62,11 @@ class Workers:
         """Where the first process answers its siblings."""
         return self._private[0]
 
-    def group(self) -> ProcessGroup:
-        """What the first process passes requests on with."""
-        return ProcessGroup(0, self._urls, self.nodes, self._secret, self.stop_gently)
+    def join(self, app: ServingApp) -> None:
+        """Make the first process one of them."""
+        group = ProcessGroup(0, self._urls, self.nodes, self._secret, self.stop_gently)
+        app.siblings = app.dataplane.joined.elsewhere = group
+        app.dataplane.limits.counts = self.counts
 
     @property
     def pids(self) -> list[int]:
@@ -106,6 +112,7 @@ class Workers:
                     else:
                         process = self._processes[number] = self._spawn(number, epoch)
                 status = str(process.wait() if process is not None else 0)
+                self.counts.clear(number)
                 close_epoch(self._market.engine, self._market.journals, node, epoch)
             except Exception as error:  # the database is away, or there is no memory: the others go on
                 _log.exception("worker %s", node)
@@ -130,7 +137,9 @@ class Workers:
             epoch=epoch,
             host=settings.host,
             port=settings.port,
+            grpc_port=settings.grpc_port,
             listener=listener.fileno(),
+            keys=self._keys,
             journals=str(market.journals),
             bundles=str(settings.home / "bundles"),
             market_url=settings.url,
@@ -143,7 +152,7 @@ class Workers:
             [sys.executable, "-m", "serving.remote.worker"],
             stdin=subprocess.PIPE,
             env=kept | {"PYTHONPATH": os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH", "")]))},
-            pass_fds=[listener.fileno()],
+            pass_fds=[listener.fileno(), self._keys],
         )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

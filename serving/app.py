@@ -16,6 +16,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol, TypeVar
 
+import orjson
+
 from model_store.errors import Refusal
 from serving.access_log import AccessLog
 from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, BodyRoom, Disconnected, Message, Receive, decompress, read_body
@@ -46,6 +48,8 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("algomart.serving")
 TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 UPLOAD_PATHS = ("/v1/sample-sets",)
+ASKED = "/siblings/"  # what processes behind one port ask each other
+PASSED_RPC = "rpc"
 JOIN_IN_THREAD_BYTES = 8 << 20  # what is copied in a millisecond or two
 
 
@@ -58,6 +62,8 @@ class Companion(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+    async def answer_passed(self, headers: Mapping[bytes, bytes], content: bytes) -> Response:
+        """A call that another process has taken, and whose key of idempotency is this one's."""
 
 
 class Siblings(Protocol):
@@ -67,7 +73,15 @@ class Siblings(Protocol):
         """Who answers this request; None: this process."""
 
     def is_from_one(self, scope: Scope) -> bool:
-        """It was passed on by another of them."""
+        """Another of them asks this, for itself."""
+
+    def is_elsewhere(self, key: bytes) -> bool:
+        """This key of idempotency is another process's."""
+
+    async def ask_owner(
+        self, key: bytes, what: str, headers: Mapping[str, str], content: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Ask the process whose key of idempotency it is: status, headers and body. Raises `Unavailable`."""
 
     async def metrics(self, own: bytes) -> bytes:
         """Everybody's exposition in one, beginning with this process's `own`."""
@@ -124,6 +138,9 @@ class ServingApp:
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """To the surface that the path belongs to."""
         path = scope["path"]
+        if self.siblings is not None and path.startswith(ASKED) and self.siblings.is_from_one(scope):
+            await self._tell_sibling(path.removeprefix(ASKED), scope, receive, send)
+            return
         if path.startswith("/v2") and (len(path) == 3 or path[3] == "/"):
             await self._answer(self.oip, self.oip_error_body, scope, receive, send)
             return
@@ -147,6 +164,29 @@ class ServingApp:
             await other(scope, receive, send)
         except Refusal as refusal:
             await self._refuse(send, refusal, native_error_body, request_id_of(dict(scope["headers"])))
+
+    async def _tell_sibling(self, what: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer another process; a refusal is written for it to raise (`serving.remote.link.refusal_of`)."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        try:
+            with self._bodies.place() as take:
+                body = await self._body(headers, receive, take, is_upload=False)
+                if what == PASSED_RPC and self.companion is not None:
+                    response = await while_connected(self.companion.answer_passed(headers, body), receive)
+                else:
+                    told = self.dataplane.joined.told(what, orjson.loads(body))
+                    response = Response(404) if told is None else Response(200, told, [JSON_TYPE])
+        except Disconnected:
+            return
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                _log.exception("unexpected error, request %s", request_id)
+            refusal = error if isinstance(error, Refusal) else internal_error()
+            response = Response(refusal.status, native_error_body(refusal, request_id), [JSON_TYPE])
+        length = (b"content-length", str(len(response.body)).encode())
+        await send({"type": "http.response.start", "status": response.status, "headers": [*response.headers, length]})
+        await send({"type": "http.response.body", "body": response.body})
 
     # --- one request --------------------------------------------------------------------------------------------------
 

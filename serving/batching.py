@@ -133,8 +133,10 @@ class RunQueue:
         deadline_ms: float,
         tenant: str,
         priority: str = "normal",
+        weight: float = 0.0,
     ) -> Job:
-        """Queue a call. `tenant`: the organisation that calls; `priority` high, normal or low, among its own calls.
+        """Queue a call. `tenant`: the organisation that calls; `priority` high, normal or low, among its own calls;
+        `weight`: the organisation's among others, from now on (0: as it was, at first 1).
 
         Raises `TooMany` QUEUE_FULL, WAIT_TOO_LONG, `DeadlineExceeded`, `Unavailable` SHUTTING_DOWN.
         """
@@ -159,7 +161,7 @@ class RunQueue:
         flow.jobs.append(job)
         self._room.enter(job)
         job.done.add_done_callback(lambda _: self._ended(job, lane))
-        self._order.add(flow)
+        self._order.add(flow, weight)
         self._pump()
         return job
 

@@ -31,6 +31,7 @@ from serving.digests import digest_of_arrays, mint_usage_id
 from serving.drift import DriftBook
 from serving.errors import deadline_exceeded, internal_error, shutting_down
 from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
+from serving.joined import JoinedFigures
 from serving.journal import JournalWriter
 from serving.keycache import KeyCache
 from serving.leases import LeaseBook
@@ -74,6 +75,7 @@ class DataPlane:
         self.loop_lag = LoopLag()
         self.drift = DriftBook()
         self.shadows = ShadowBook(self)
+        self.joined = JoinedFigures(self)  # with other processes behind the same port
         self.residency = Residency(self.settings, fetch=ports.bundles.fetch)
         self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
         self._restored: asyncio.Task[None] | None = None
@@ -367,8 +369,8 @@ class DataPlane:
                 raise deadline_exceeded(limit_ms) from None
             left_ms = limit_ms - (time.monotonic() - arrived) * 1000
             queue = self.queue if resident.graph is not None else self.worker_queue
-            tenant = call.principal.organisation
-            job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority)
+            tenant, weight = call.principal.organisation, call.principal.weight
+            job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority, weight)
             call.run = job.done
         except BaseException as error:
             self._drop(call, resident, error)

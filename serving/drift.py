@@ -11,10 +11,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from model_store.manifest import FeatureReference, Manifest
@@ -111,13 +112,32 @@ class FeatureWatch:
             counts[-1 if place is None else place] += 1
         return counts, Outside(name, len(unseen), *unseen[0]) if unseen else None
 
+    def counts(self) -> FeatureCounts:
+        """Of the last rows, and of all since the watch began."""
+        seen = [int(count) for count in self.older + self.newer]
+        return FeatureCounts(self.rows, self.outside, [float(share) for share in self.expected], seen)
+
+
+class FeatureCounts(msgspec.Struct):
+    """One feature's rows as counted; of several processes they are added up. Bins as in `FeatureWatch`."""
+
+    rows: int
+    outside: int
+    expected: list[float]
+    seen: list[int]
+
+    def __add__(self, other: FeatureCounts) -> FeatureCounts:
+        if len(other.seen) != len(self.seen):
+            return self  # of another bundle: cannot be, a version has one
+        seen = [one + two for one, two in zip(self.seen, other.seen, strict=True)]
+        return FeatureCounts(self.rows + other.rows, self.outside + other.outside, self.expected, seen)
+
     def index(self) -> float | None:
         """The population stability index of the last rows; None below 200 of them."""
-        counts = self.older + self.newer
-        total = int(counts.sum())
+        total = sum(self.seen)
         if total < FEWEST_ROWS:
             return None
-        return stability_index(counts / total, self.expected)
+        return stability_index(np.asarray(self.seen) / total, np.asarray(self.expected))
 
     def as_dict(self) -> dict[str, Any]:
         index = self.index()
@@ -130,8 +150,8 @@ class FeatureWatch:
             "outside": self.outside,
             "index": None if index is None else round(index, 4),
             "level": level,
-            "expected": [round(float(share), 4) for share in self.expected],
-            "seen": [int(count) for count in self.older + self.newer],
+            "expected": [round(share, 4) for share in self.expected],
+            "seen": self.seen,
         }
 
 
@@ -159,6 +179,24 @@ class Watch:
     since_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
 
+class WatchCounts(msgspec.Struct):
+    """What one process has counted of one organisation's calls of a version. `since_ms` 0: nothing."""
+
+    since_ms: int = 0
+    features: dict[str, FeatureCounts] = {}
+
+
+def drift_report(counted: Iterable[WatchCounts]) -> dict[str, Any]:
+    """What several processes have counted, as `DriftBook.report` answers it."""
+    found = [each for each in counted if each.since_ms]
+    features: dict[str, FeatureCounts] = {}
+    for each in found:
+        for name, counts in each.features.items():
+            features[name] = features[name] + counts if name in features else counts
+    since = min((each.since_ms for each in found), default=None)
+    return {"since_ms": since, "features": {name: counts.as_dict() for name, counts in features.items()}}
+
+
 class DriftBook:
     """The watches of one node, by version and organisation; the longest unused is forgotten. From any thread."""
 
@@ -179,13 +217,17 @@ class DriftBook:
             self.rows_outside += max((each.rows for each in found), default=0)
         return found
 
-    def report(self, name: str, version: int, organisation: str) -> dict[str, Any]:
-        """`{"since_ms", "features": {name: {rows, outside, index, level, expected, seen}}}` of one's own calls."""
+    def counts(self, name: str, version: int, organisation: str) -> WatchCounts:
+        """What was counted of one organisation's own calls; nothing where it made none."""
         with self._lock:
             watch = self._watches.get((name, version, organisation))
             if watch is None:
-                return {"since_ms": None, "features": {}}
-            return {"since_ms": watch.since_ms, "features": {n: each.as_dict() for n, each in watch.features.items()}}
+                return WatchCounts()
+            return WatchCounts(watch.since_ms, {n: each.counts() for n, each in watch.features.items()})
+
+    def report(self, name: str, version: int, organisation: str) -> dict[str, Any]:
+        """`{"since_ms", "features": {name: {rows, outside, index, level, expected, seen}}}` of one's own calls here."""
+        return drift_report([self.counts(name, version, organisation)])
 
     def _watch(self, key: tuple[str, int, str], manifest: Manifest) -> Watch:
         watch = self._watches.get(key)

@@ -1,4 +1,5 @@
-"""Whose turn it is: start-time fair queueing, over organisations by run time, and within one over priorities by weight.
+"""Whose turn it is: start-time fair queueing, over organisations by run time and the weight that the operator gave each
+(1 where none), and within one over priorities by weight.
 
 Each share carries a virtual time: the run time that it was given, divided by its weight. The smallest goes next. A
 share that comes back from being idle starts at the present, so that nobody saves up turns, and one that never stops is
@@ -38,10 +39,11 @@ class _Class(Generic[J]):
 
 
 class _Tenant(Generic[J]):
-    __slots__ = ("classes", "now", "time")
+    __slots__ = ("classes", "now", "time", "weight")
 
     def __init__(self) -> None:
         self.time = self.now = 0.0
+        self.weight = 1.0
         self.classes: dict[str, _Class[J]] = {}
 
     def is_idle(self) -> bool:
@@ -55,11 +57,12 @@ class FairOrder(Generic[J]):
         self._tenants: dict[str, _Tenant[J]] = {}
         self._now = 0.0
 
-    def add(self, flow: Flow[J]) -> None:
-        """This flow waits now. Nothing changes where it did already."""
+    def add(self, flow: Flow[J], weight: float = 0.0) -> None:
+        """This flow waits now. Nothing changes where it did already, but its tenant's weight (0: as it was)."""
         tenant = self._tenants.get(flow.tenant)
         if tenant is None:
             tenant = self._tenants[flow.tenant] = _Tenant()
+        tenant.weight = weight or tenant.weight
         own = tenant.classes.get(flow.priority)
         if own is None:
             own = tenant.classes[flow.priority] = _Class(WEIGHTS[flow.priority])
@@ -106,7 +109,7 @@ class FairOrder(Generic[J]):
         known = self._tenants.get(tenant)
         if known is None:
             return
-        known.time += cost_ms
+        known.time += cost_ms / known.weight
         own = known.classes.get(priority)
         if own is not None:
             own.time += cost_ms / own.weight

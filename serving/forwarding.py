@@ -14,7 +14,8 @@ from serving.bodies import Disconnected, Message, Receive
 from serving.errors import process_away
 
 _log = logging.getLogger("algomart.forwarding")
-HOP = b"x-algomart-hop"  # the secret of this start: such a request came from a sibling
+HOP = b"x-algomart-hop"  # the secret of this start: a sibling passed this request of a caller on
+ASK = b"x-algomart-ask"  # the same, where the sibling asks for itself
 CLIENT = b"x-algomart-client"  # the address that the sibling saw
 _OWN_TO_A_CONNECTION = frozenset(
     (
@@ -26,6 +27,7 @@ _OWN_TO_A_CONNECTION = frozenset(
         b"transfer-encoding",
         b"upgrade",
         HOP,
+        ASK,
         CLIENT,
     )
 )

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import grpc.aio
 from model_store.errors import Refusal
 from serving.access_log import RUNS, AccessLog, Line, Runs, now_ms
 from serving.errors import internal_error, port_in_use, rpcs_full, shutting_down
+from serving.messages import Response
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
 from serving.protocols.grpc_service import OPEN_METHODS, GrpcInference
@@ -59,7 +60,11 @@ class Places:
 class GrpcServer:
     """The gRPC side of one node. `start` and `stop` belong to the data plane's event loop; `port` is the bound one."""
 
-    def __init__(self, app: ServingApp, host: str, port: int, drain_s: float = DRAIN_S) -> None:
+    def __init__(
+        self, app: ServingApp, host: str, port: int, drain_s: float = DRAIN_S, *, shared: bool = False
+    ) -> None:
+        """`shared`: other processes of this market answer on the port too."""
+        self._shared = shared
         self._app, self.host, self.port, self._drain_s = app, host, port, drain_s
         self._service = GrpcInference(app)
         settings = app.dataplane.settings
@@ -80,7 +85,9 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),  # outputs have their own bound
                 ("grpc.max_concurrent_streams", flood),
                 ("grpc.keepalive_time_ms", KEEP_ALIVE_MS),
-                ("grpc.so_reuseport", 0),  # a second market on this port must fail, not take half of the calls
+                # A second market on this port must fail, not take half of the calls; where processes of one market
+                # share it, `serving.server.check_port` has seen to that before.
+                ("grpc.so_reuseport", int(self._shared)),
             ],
             maximum_concurrent_rpcs=flood,
         )
@@ -106,6 +113,10 @@ class GrpcServer:
             await asyncio.sleep(self._drain_s)
         finally:
             await server.stop(GRACE_S)
+
+    async def answer_passed(self, headers: Mapping[bytes, bytes], content: bytes) -> Response:
+        """See `serving.app.Companion`. Raises `Refusal`."""
+        return await self._service.answer_passed(headers, await self._app.authenticate(headers), content)
 
     def _handler(self, service: str, method: Method) -> Any:
         answer = self._health(method) if service == HEALTH else self._inference(method)

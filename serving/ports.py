@@ -34,6 +34,7 @@ class Principal:
     member: str = ""
     expires_at_ms: int = 0  # 0: never
     limits: KeyLimits = NO_LIMITS
+    weight: int = 0  # of its organisation, where calls wait for their turn; 0: nothing is said of it
 
 
 @dataclass(frozen=True, slots=True)

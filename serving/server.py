@@ -110,11 +110,11 @@ def serve(
     Raises `NotHere` GRPC_NOT_INSTALLED.
     """
     if grpc_port:
-        app.companion = _grpc_server(app, host, grpc_port)
+        app.companion = _grpc_server(app, host, grpc_port, shared=app.siblings is not None)
     server_of(app, host, port, log_level=log_level).run(sockets)
 
 
-def _grpc_server(app: ServingApp, host: str, port: int) -> Companion:
+def _grpc_server(app: ServingApp, host: str, port: int, *, shared: bool) -> Companion:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else every caller's mistake is a line in the log
     try:
         from serving.grpc_server import GrpcServer  # only here: HTTP alone needs nothing of gRPC
@@ -122,7 +122,7 @@ def _grpc_server(app: ServingApp, host: str, port: int) -> Companion:
         if not (error.name or "").startswith(("grpc", "google")):
             raise
         raise grpc_not_installed(error.name or "grpc") from error
-    return GrpcServer(app, host, port)
+    return GrpcServer(app, host, port, shared=shared)
 
 
 def shared_socket(host: str, port: int) -> socket.socket:

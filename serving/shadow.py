@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ PASSED_OVER = frozenset({"QUEUE_FULL", "WAIT_TOO_LONG", "DEADLINE_EXCEEDED", "ME
 
 @dataclass(slots=True)
 class Comparison:
-    """What has come of shadowing one version by another, since this node began."""
+    """What has come of shadowing one version by another, since this process began."""
 
     runs: int = 0
     failed: int = 0
@@ -46,6 +46,15 @@ class Comparison:
     own_ms: float = 0.0
     shadow_ms: float = 0.0
     last_failure: str = ""
+
+    def __add__(self, other: Comparison) -> Comparison:
+        """What two processes have found."""
+        summed = {
+            each.name: getattr(self, each.name) + getattr(other, each.name)
+            for each in fields(self)
+            if each.name != "last_failure"
+        }
+        return Comparison(**summed, last_failure=self.last_failure or other.last_failure)
 
     @property
     def stopped(self) -> bool:
@@ -101,11 +110,15 @@ class ShadowBook:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def found(self, version_id: str, shadow_id: str) -> Comparison | None:
+        """What has been found so far of one version in the shadow of another; None: nothing has run."""
+        return self._found.get((version_id, shadow_id))
+
     def report(self, served: ServedVersion) -> dict[str, Any] | None:
-        """What has been found so far; None where nothing has run in its shadow."""
+        """What has been found here so far; None where nothing has run in its shadow."""
         if served.shadow is None:
             return None
-        found = self._found.get((served.version_id, served.shadow.version_id))
+        found = self.found(served.version_id, served.shadow.version_id)
         return None if found is None else found.as_dict()
 
     async def close(self) -> None:

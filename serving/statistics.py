@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # A caller's values can make a sound graph fail too; so rates are compared between versions, not taken by themselves.
@@ -17,6 +17,12 @@ BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0,
 
 BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 HISTOGRAMS = ("algomart_inference_ms", "algomart_queue_ms", "algomart_compute_ms", "algomart_batch_rows")
+
+
+SUMMED = (
+    "succeeded", "failed", "broken", "executions", "rows", "total_ns", "failed_ns", "queue_ns", "compute_ns",
+    "input_ns", "output_ns",
+)  # fmt: skip
 
 
 class VersionStatistics:
@@ -104,6 +110,22 @@ class VersionStatistics:
         if code in BROKEN_CODES:
             self.broken += 1
 
+    def told(self) -> dict[str, Any]:
+        """What `add` takes: for other processes, as JSON."""
+        counts = {name: getattr(self, name) for name in SUMMED}
+        batches = [[rows, *figures] for rows, figures in list(self.batches.items())]
+        return {"name": self.name, "version": self.version, "last_ms": self.last_ms, "batches": batches, **counts}
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        """What another process has counted of this version, but for histograms, which are told by `/metrics`."""
+        for name in SUMMED:
+            setattr(self, name, getattr(self, name) + told[name])
+        self.last_ms = max(self.last_ms, told["last_ms"])
+        for rows, *figures in told["batches"]:
+            known = self.batches.get(rows) or self._new_batch(rows)
+            for place, figure in enumerate(figures):
+                known[place] += figure
+
     def histograms(self) -> dict[str, tuple[Sequence[float], list[int], float]]:
         """By family of `HISTOGRAMS`: upper bounds, counts (one more than bounds), sum."""
         queued = [*self.queue_buckets]
@@ -173,6 +195,18 @@ class Statistics:
 
     def known(self, name: str, version: int) -> VersionStatistics | None:
         return self._versions.get((name, version))
+
+    def told(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Every version's `VersionStatistics.told`; with a name, those of that model."""
+        return [each.told() for (known, _), each in list(self._versions.items()) if name in (None, known)]
+
+    @classmethod
+    def joined(cls, told: Iterable[Mapping[str, Any]]) -> Statistics:
+        """What several processes have counted, as one."""
+        made = cls()
+        for each in told:
+            made.of(each["name"], each["version"]).add(each)
+        return made
 
     def failures(self) -> dict[str, int]:
         """Runs that failed since this node started, by model over all its versions."""

@@ -5,6 +5,7 @@ A canary that breaks too often, and more often than the stable version beside it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ from marketplace.clock import now_ms
 from marketplace.organisations import audit, notices
 from model_store.errors import BadInput, Conflict, NotFound
 from serving.dataplane import DataPlane
-from serving.statistics import VersionStatistics
 
 FEWEST_CALLS = 20  # of the canary, before it is judged
 WORSE = 2.0  # a canary breaks at least this many times as often as the stable version
@@ -128,24 +128,37 @@ def roll_back(session: Session, listing: Listing, row: Rollout, canary: Tally) -
     )
 
 
+NOTHING = Tally(0, 0)
+Seen = dict[int, Tally]  # by version number
+
+
 class RolloutWatch:
-    """What each version has done since its rollout began, from the node's own counters."""
+    """What each version has done since its rollout began, from the counters of the processes behind the port."""
 
     def __init__(self) -> None:
-        self._began: dict[str, tuple[int, dict[int, Tally]]] = {}
+        self._began: dict[str, tuple[int, dict[str, tuple[Seen, Seen]]]] = {}  # by process: at first, and at last
 
     def tallies(self, plane: DataPlane, listing: Listing, row: Rollout) -> dict[int, Tally]:
-        """By version number. Counters from before the rollout (or before this node began to look) are left out."""
+        """By version number. Counters from before the rollout (or before it was looked at first) are left out; what a
+        process had counted when it was last asked stays counted after its end. Blocking: not on the event loop."""
         numbers = [number for number in (row.stable, row.canary) if number is not None]
-        now = {number: _tally(plane.statistics.of(listing.name, number)) for number in numbers}
         known = self._began.get(listing.id)
         if known is None or known[0] != row.started_at_ms:
-            known = self._began[listing.id] = (row.started_at_ms, now)
-        before = known[1]
-        return {
-            number: Tally(each.answered - before[number].answered, each.broken - before[number].broken)
-            for number, each in now.items()
-        }
+            known = self._began[listing.id] = (row.started_at_ms, {})
+        processes = known[1]
+        for told in plane.joined.tallies_now(listing.name):
+            now = {number: Tally(*told.versions.get(number, (0, 0))) for number in numbers}
+            first = {} if told.started_ms > row.started_at_ms else now
+            processes[told.process] = (processes.get(told.process, (first, now))[0], now)
+        return {number: _since_then(processes.values(), number) for number in numbers}
+
+
+def _since_then(processes: Iterable[tuple[Seen, Seen]], number: int) -> Tally:
+    answered = broken = 0
+    for first, last in processes:
+        before, now = first.get(number, NOTHING), last.get(number, NOTHING)
+        answered, broken = answered + now.answered - before.answered, broken + now.broken - before.broken
+    return Tally(answered, broken)
 
 
 def rollout_view(row: Rollout, tallies: dict[int, Tally], shadow: dict[str, Any] | None) -> dict[str, Any]:
@@ -156,10 +169,6 @@ def rollout_view(row: Rollout, tallies: dict[int, Tally], shadow: dict[str, Any]
         for number, each in tallies.items()
     }
     return {name: getattr(row, name) for name in fields} | {"calls": measured, "comparison": shadow}
-
-
-def _tally(statistics: VersionStatistics) -> Tally:
-    return Tally(statistics.succeeded, statistics.broken)
 
 
 def _record(session: Session, listing: Listing, action: str, actor: str, **details: int | None) -> None:

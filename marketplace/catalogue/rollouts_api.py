@@ -74,5 +74,5 @@ def rollout_of(session: Session, market: Market, listing: Listing) -> dict[str, 
     if plane is None:
         return rollouts.rollout_view(row, {}, None)
     split = market.bundles.split(listing.name)
-    comparison = None if split is None else plane.shadows.report(split.stable)
+    comparison = None if split is None else plane.joined.comparison_now(split.stable)
     return rollouts.rollout_view(row, market.rollouts.tallies(plane, listing, row), comparison)

@@ -26,4 +26,5 @@ def authenticate(engine: Engine, token: str) -> Principal:
         member=key.member_id,
         expires_at_ms=key.expires_at_ms or 0,
         limits=limits_of(key),
+        weight=organisation.run_weight,
     )

@@ -11,6 +11,7 @@ from marketplace.access import SESSION_COOKIE, Actor, check_same_site, current_a
 from marketplace.body import Body
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
+from marketplace.keys.service import list_keys
 from marketplace.market import Market
 from marketplace.organisations import audit, members, notices, registration
 from marketplace.organisations.tables import Member, Organisation
@@ -63,8 +64,22 @@ class ReadNotices(Body):
 
 def organisation_view(row: Organisation) -> dict[str, Any]:
     """An organisation as its own members and the operator see it."""
-    fields = ("id", "kind", "name_zh", "name_en", "slug", "uscc", "status", "legal_person", "controllers", "town")
-    return {name: getattr(row, name) for name in fields} | {"is_demo": row.is_demo, "created_at_ms": row.created_at_ms}
+    fields = (
+        "id",
+        "kind",
+        "name_zh",
+        "name_en",
+        "slug",
+        "uscc",
+        "status",
+        "legal_person",
+        "controllers",
+        "town",
+        "run_weight",
+        "is_demo",
+        "created_at_ms",
+    )
+    return {name: getattr(row, name) for name in fields}
 
 
 def member_view(row: Member) -> dict[str, Any]:
@@ -128,6 +143,26 @@ def reject(
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     return _decide(market, actor, organisation_id, "reject", body.reason if body else "")
+
+
+class Weight(Body):
+    weight: int = Field(ge=1, le=100, description="Of run time where calls wait: 3 gets three times what 1 gets")
+
+
+@router.put("/organisations/{organisation_id}/weight")
+def weigh(
+    organisation_id: str,
+    body: Weight,
+    actor: Actor = Depends(require("operator", scope="admin")),
+    market: Market = Depends(market_of),
+) -> dict[str, Any]:
+    """Set an organisation's weight where calls wait for their turn, at nodes elsewhere too; within a second."""
+    with transaction(market.engine) as session:
+        row = registration.weigh_organisation(session, organisation_id, body.weight, actor=actor.id)
+        view = organisation_view(row)
+        keys = [key.id for key in list_keys(session, row.id)]
+    market.keys_changed(*keys)
+    return view
 
 
 @router.post("/organisations/{organisation_id}/suspend")

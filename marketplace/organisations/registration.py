@@ -178,6 +178,23 @@ def decide_organisation(
     return organisation
 
 
+def weigh_organisation(session: Session, organisation_id: str, weight: int, *, actor: str) -> Organisation:
+    """Set its weight where calls wait. After the commit the caller tells the nodes (`Market.keys_changed`)."""
+    organisation = get_organisation(session, organisation_id)
+    before, organisation.run_weight = organisation.run_weight, weight
+    session.add(organisation)
+    audit.record(
+        session,
+        actor=actor,
+        organisation_id=organisation.id,
+        action="organisation.weigh",
+        subject=organisation.id,
+        before=before,
+        weight=weight,
+    )
+    return organisation
+
+
 def get_organisation(session: Session, organisation_id: str) -> Organisation:
     organisation = session.get(Organisation, organisation_id)
     if organisation is None:

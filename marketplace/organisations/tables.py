@@ -22,6 +22,7 @@ class Organisation(SQLModel, table=True):
     legal_person: str = ""
     controllers: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  # USCCs or person ids
     town: str = ""
+    run_weight: int = Field(default=1, sa_column_kwargs={"server_default": "1"})  # of run time, where calls wait
     is_demo: bool = False
     created_at_ms: int = Field(default_factory=now_ms)
 

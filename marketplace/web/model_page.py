@@ -120,7 +120,7 @@ def _drift(detail: dict[str, Any], actor: Actor | None, market: Market) -> dict[
     """How the member's own organisation's latest calls compare with the training data, by feature."""
     if actor is None or market.dataplane is None:
         return {}
-    features: dict[str, Any] = market.dataplane.drift.report(
+    features: dict[str, Any] = market.dataplane.joined.drift_now(
         detail["name"], detail["version"] or 0, actor.organisation_id
     )["features"]
     return {name: found for name, found in features.items() if found["rows"]}

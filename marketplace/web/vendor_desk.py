@@ -58,10 +58,10 @@ def desk(request: Request, actor: Actor = Depends(VENDOR), market: Market = Depe
 
 
 def _errors(market: Market, names: set[str]) -> dict[str, int]:
-    """Failed runs since this process started, by model."""
+    """Failed runs since the market started, by model."""
     if market.dataplane is None:
         return {}
-    return {name: count for name, count in market.dataplane.statistics.failures().items() if name in names}
+    return {name: count for name, count in market.dataplane.joined.statistics_now().failures().items() if name in names}
 
 
 @router.get("/vendor/publish")

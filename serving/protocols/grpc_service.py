@@ -6,7 +6,7 @@ A model is `vendor--name` or `vendor/name`; a version is a number or an alias.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,18 +14,27 @@ from google.protobuf import json_format
 
 from model_store.errors import NotFound, NotHere, Refusal
 from model_store.manifest import Manifest
+from serving.app import PASSED_RPC, Siblings
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
 from serving.errors import no_such_path
+from serving.messages import Response
 from serving.ports import Principal
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_codec import decode_infer, encode_inference, parse
-from serving.protocols.grpc_messages import INFERENCE, Method, ModelInferRequest, ModelStreamInferResponse
+from serving.protocols.grpc_messages import (
+    INFERENCE,
+    Method,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
 from serving.protocols.oip import deadline_of
 from serving.protocols.oip_about import check_scope
 from serving.protocols.oip_classification import check_classes, classified
 from serving.protocols.oip_codec import InferRequest, priority_of
 from serving.protocols.oip_extensions import check_load_parameters
+from serving.remote.link import refusal_of
 
 if TYPE_CHECKING:
     from serving.app import ServingApp
@@ -35,7 +44,16 @@ ENCODE_IN_THREAD_ELEMENTS = 32_768
 ENCODE_IN_THREAD_BYTES = 1 << 20
 WATCH_S = 1.0
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})  # as /v2/health/*: without a key
+PASSED_ON = (b"authorization", b"x-api-key", b"idempotency-key", b"x-priority")
 Document = dict[str, Any]
+
+
+class Answered(msgspec.Struct):
+    """A request that was run: `content` is the message to send."""
+
+    usage_id: str
+    amount_micro: int
+    content: bytes
 
 
 class GrpcInference:
@@ -58,9 +76,9 @@ class GrpcInference:
 
     async def infer(self, call: GrpcCall, principal: Principal) -> None:
         """ModelInfer: one request, one answer; usage id and amount in the trailing metadata too. Raises `Refusal`."""
-        inference, content = await self._answer(call, principal, await call.read(), _whole)
-        call.tell(x_usage_id=inference.usage_id, x_amount_micro=str(inference.amount_micro))
-        await call.write(content)
+        answered = await self._answer(call, principal, await call.read(), _whole)
+        call.tell(x_usage_id=answered.usage_id, x_amount_micro=str(answered.amount_micro))
+        await call.write(answered.content)
 
     async def stream(self, call: GrpcCall, principal: Principal) -> None:
         """ModelStreamInfer: one after the other, answered in their order. A refused request is an `error_message`, and
@@ -68,22 +86,55 @@ class GrpcInference:
         while (content := await call.next()) is not None:
             principal = await self._app.authenticate(call.headers)
             try:
-                _, answer = await self._answer(call, principal, content, _streamed)
+                answer = (await self._answer(call, principal, content, _streamed)).content
             except Refusal as refusal:
                 self._dataplane.statistics.refused(refusal.code)
                 self._dataplane.statistics.answered(refusal.status)
                 answer = await self._dataplane.in_thread(_refused, content, refusal, self._app.refusal_text(refusal))
             await call.write(answer)
 
+    async def answer_passed(self, headers: Mapping[bytes, bytes], principal: Principal, content: bytes) -> Response:
+        """The request of a call that another process has taken (`_elsewhere`). Raises `Refusal`."""
+        done = await self._infer(headers, None, principal, content, _whole)
+        told = [(b"x-usage-id", done.usage_id.encode()), (b"x-amount-micro", str(done.amount_micro).encode())]
+        return Response(200, done.content, told)
+
     async def _answer(
+        self, call: GrpcCall, principal: Principal, content: bytes, wrap: Callable[[Any], bytes]
+    ) -> Answered:
+        """Here, or where the call's key of idempotency belongs."""
+        key, siblings = call.headers.get(b"idempotency-key"), self._app.siblings
+        if key and siblings is not None and siblings.is_elsewhere(key):
+            return await self._elsewhere(siblings, key, call, content, wrap)
+        return await self._infer(call.headers, call.time_left_ms(), principal, content, wrap)
+
+    async def _elsewhere(
+        self, siblings: Siblings, key: bytes, call: GrpcCall, content: bytes, wrap: Callable[[Any], bytes]
+    ) -> Answered:
+        left, asked = call.time_left_ms(), deadline_of(call.headers.get(b"x-deadline-ms"))
+        deadline = min((each for each in (left, asked) if each is not None), default=None)
+        headers = {
+            name.decode(): call.headers[name].decode("latin-1") for name in PASSED_ON if name in call.headers
+        } | {"x-request-id": call.request_id}
+        if deadline is not None:
+            headers["x-deadline-ms"] = str(max(0, int(deadline)))
+        status, told, answer = await siblings.ask_owner(key, PASSED_RPC, headers, content)
+        if status != 200:
+            raise refusal_of(status, answer)
+        if wrap is not _whole:
+            answer = wrap(parse(ModelInferResponse, answer))
+        return Answered(told["x-usage-id"], int(told["x-amount-micro"]), answer)
+
+    async def _infer(
         self,
-        call: GrpcCall,
+        headers: Mapping[bytes, bytes],
+        time_left_ms: float | None,
         principal: Principal,
         content: bytes,
         wrap: Callable[[Any], bytes],
-    ) -> tuple[Inference, bytes]:
+    ) -> Answered:
         check_scope(principal, "use")
-        plane, key = self._dataplane, call.headers.get(b"idempotency-key")
+        plane, key = self._dataplane, headers.get(b"idempotency-key")
         if len(content) > DECODE_IN_THREAD_BYTES:
             model, request, digest = await plane.in_thread(_decode, content, bool(key))
         else:
@@ -92,7 +143,7 @@ class GrpcInference:
         manifest = await plane.manifest_of(served) if request.classes else None
         if request.classes and manifest is not None:
             check_classes(request.classes, manifest, request.inputs)
-        limits = (call.time_left_ms(), deadline_of(call.headers.get(b"x-deadline-ms")), request.timeout_ms)
+        limits = (time_left_ms, deadline_of(headers.get(b"x-deadline-ms")), request.timeout_ms)
         inference = await plane.infer(
             principal,
             served,
@@ -101,7 +152,7 @@ class GrpcInference:
             deadline_ms=min((limit for limit in limits if limit is not None), default=None),
             idempotency_key=key.decode("latin-1") if key else None,
             digest=digest,
-            priority=request.priority or priority_of(call.headers.get(b"x-priority")) or "normal",
+            priority=request.priority or priority_of(headers.get(b"x-priority")) or "normal",
         )
         shown = self._about.shown(principal, served)
         if manifest is not None or _is_large(inference):
@@ -109,7 +160,7 @@ class GrpcInference:
         else:
             encoded = _encode(shown, served.version, request, inference, manifest, wrap)
         plane.statistics.answered(200)
-        return inference, encoded
+        return Answered(inference.usage_id, inference.amount_micro, encoded)
 
     # --- about --------------------------------------------------------------------------------------------------------
 
@@ -143,8 +194,9 @@ class GrpcInference:
 
     async def _model_statistics(self, principal: Principal, request: Any) -> Document:
         if request.name:
-            return self._about.statistics(principal, request.name, request.version or None)
-        return await self._dataplane.in_thread(self._about.all_statistics, principal)
+            return await self._about.statistics(principal, request.name, request.version or None)
+        known = await self._dataplane.joined.statistics()
+        return await self._dataplane.in_thread(self._about.all_statistics, principal, known)
 
     async def _repository_index(self, principal: Principal, request: Any) -> Document:
         return {"models": await self._dataplane.in_thread(self._about.index, principal)}

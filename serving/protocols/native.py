@@ -38,7 +38,7 @@ class NativeProtocol:
                 return await self._using.answer(request, "/".join(name))
             case ["drift", *name] if name:
                 _method(request, "GET")
-                return self._using.drift(request, "/".join(name))
+                return await self._using.drift(request, "/".join(name))
             case ["sample-sets"]:
                 _method(request, "POST")
                 return await self._create_samples(request)

@@ -110,7 +110,8 @@ class OpenInference:
             return json_response(self.about.server())
         if path == "/v2/models/stats":
             check_method(method, "GET")
-            return await self._in_thread(self.about.all_statistics, request.principal)
+            known = await self._dataplane.joined.statistics()
+            return await self._in_thread(lambda asker: self.about.all_statistics(asker, known), request.principal)
         if path == "/v2/repository/index":
             check_method(method, "POST")
             _check_index_body(request.body)
@@ -258,7 +259,7 @@ class OpenInference:
             self.about.check_ready(principal, name, selector)
             return Response(200)
         if target.verb == "stats":
-            return json_response(self.about.statistics(principal, name, selector))
+            return json_response(await self.about.statistics(principal, name, selector))
         tell = self.about.config if target.verb else self.about.metadata
         return json_response(await tell(principal, name, selector))
 

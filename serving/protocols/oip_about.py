@@ -18,6 +18,7 @@ from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols import triton_compat
 from serving.protocols.oip_classification import is_batched
 from serving.protocols.triton_compat import BareNames
+from serving.statistics import Statistics
 
 SERVER = "algomart"
 EXTENSIONS = [
@@ -68,9 +69,10 @@ class About:
         document = model_config(served, await self._dataplane.manifest_of(served))
         return self._named(principal, served, document)
 
-    def statistics(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
+    async def statistics(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
         """`{"model_stats": […]}`: the version named; with none, the latest and what else was called and may be seen."""
-        served, known = self.resolve(principal, name, selector), self._dataplane.statistics
+        served = self.resolve(principal, name, selector)
+        known = await self._dataplane.joined.statistics(served.name)
         versions = {served.version}
         if not selector:
             for version in known.called(served.name):
@@ -79,13 +81,14 @@ class About:
         told = [known.of(served.name, version).as_triton() for version in sorted(versions)]
         return {"model_stats": [self._named(principal, served, entry) for entry in told]}
 
-    def all_statistics(self, principal: Principal) -> dict[str, Any]:
-        """`{"model_stats": […]}` of every visible version that was called. Thousands of models take milliseconds."""
+    def all_statistics(self, principal: Principal, known: Statistics) -> dict[str, Any]:
+        """`{"model_stats": […]}` of every visible version that was called, of those that `JoinedFigures.statistics`
+        answers. Thousands of models take milliseconds."""
         served = self._ports.bundles.visible(principal)
-        known = [(each, self._dataplane.statistics.known(each.name, each.version)) for each in served]
+        called = [(each, known.known(each.name, each.version)) for each in served]
         return {
             "model_stats": [
-                self._named(principal, each, found.as_triton()) for each, found in known if found is not None
+                self._named(principal, each, found.as_triton()) for each, found in called if found is not None
             ]
         }
 

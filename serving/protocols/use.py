@@ -79,13 +79,13 @@ class Using:
             return await self._dataplane.in_thread(_render, served, asked, ran, as_csv)
         return _render(served, asked, ran, as_csv)
 
-    def drift(self, request: Request, path: str) -> Response:
+    async def drift(self, request: Request, path: str) -> Response:
         """How far one's own calls of a version have moved from its training data, since this node started."""
         if "use" not in request.principal.scopes:
             raise scope_missing("use")
         name, _, selector = path.partition("@")
         served = self._ports.bundles.resolve(name, selector or None, request.principal)
-        found = self._dataplane.drift.report(served.name, served.version, request.principal.organisation)
+        found = await self._dataplane.joined.drift(served.name, served.version, request.principal.organisation)
         return json_response({"model": served.name, "version": served.version, **found})
 
     async def _run(

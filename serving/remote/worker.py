@@ -18,6 +18,7 @@ from model_store.errors import Unavailable
 from serving.app import ServingApp
 from serving.dataplane import DataPlane
 from serving.journal import JournalWriter
+from serving.key_counts import KeyCounts
 from serving.parent import die_with_parent
 from serving.ports import Ports
 from serving.remote.admission import RemoteAdmission
@@ -32,7 +33,8 @@ MARKET_WAIT_S = 120.0  # for the first process to answer; it starts meanwhile
 
 
 class WorkerOrder(msgspec.Struct):
-    """`urls`: of all processes, privately, the first one's first; `listener`: descriptor of this one's own socket."""
+    """`urls`: of all processes, privately, the first one's first; `listener`: descriptor of this one's own socket;
+    `keys`: of the memory in which they count what keys have called."""
 
     parent: int
     number: int
@@ -43,7 +45,9 @@ class WorkerOrder(msgspec.Struct):
     epoch: int
     host: str
     port: int
+    grpc_port: int  # 0: none
     listener: int
+    keys: int
     journals: str
     bundles: str
     market_url: str
@@ -74,9 +78,18 @@ def main() -> None:
         ports, order.settings, JournalWriter(Path(order.journals), order.nodes[order.number], order.epoch)
     )
     app = ServingApp(plane, ports, inner=MarketTies(plane, catalogue, link))
-    app.siblings = ProcessGroup(order.number, order.urls, order.nodes, order.secret)
+    group = ProcessGroup(order.number, order.urls, order.nodes, order.secret)
+    app.siblings = plane.joined.elsewhere = group
+    plane.limits.counts = KeyCounts(len(order.nodes), order.number, order.keys)
     own = socket.socket(fileno=order.listener)
-    serve(app, log_level=order.log_level, sockets=[shared_socket(order.host, order.port), own])
+    serve(
+        app,
+        order.host,
+        order.port,
+        grpc_port=order.grpc_port,
+        log_level=order.log_level,
+        sockets=[shared_socket(order.host, order.port), own],
+    )
 
 
 def _read_when_up(catalogue: RemoteCatalogue) -> None:

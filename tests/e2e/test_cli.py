@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.live import LiveMarket
@@ -82,6 +83,26 @@ def test_evidence_is_attached_fetched_and_handed_in_from_the_command_line(
     assert application in {row["id"] for row in algomart(live_market, "application", "list")[1]["items"]}
     status, refused = algomart(live_market, "application", "attach", application, "contract", str(contract))
     assert (status, refused["error"]["code"]) == (1, "APPLICATION_STATE")
+
+
+def test_a_key_gets_its_limits_by_the_command_line_and_they_hold(live_market: LiveMarket) -> None:
+    limits = ("--rate", "1", "--burst", "2", "--concurrency", "7")
+    status, made = algomart(live_market, "keys", "--create", "line 3", *limits)
+    assert status == 0, made
+    assert [made[name] for name in ("rate_per_s", "burst", "concurrency")] == [1, 2, 7]
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    with httpx.Client(base_url=live_market.url, headers=headers, trust_env=False, timeout=60) as client:
+        calls = [client.post("/v1/use/dongzhi/plant-load-boosting", content=f'{{"inputs": {ROW}}}') for _ in range(12)]
+        assert {call.status_code for call in calls} == {200, 429}
+        refused = next(call for call in calls if call.status_code == 429)
+        assert refused.json()["error"]["code"] == "RATE_LIMITED"
+        assert refused.headers["ratelimit-limit"] == "2"
+    status, _ = algomart(live_market, "keys", "--limit", made["id"], "--rate", "40")
+    assert status == 0
+    listed = next(row for row in algomart(live_market, "keys")[1] if row["id"] == made["id"])
+    assert [listed[name] for name in ("rate_per_s", "burst", "concurrency")] == [40, 0, 0]
+    status, said = algomart(live_market, "keys", "--limit", made["id"], "--rate", "-1")
+    assert (status, said["error"]["code"]) == (1, "LIMIT_INVALID")
 
 
 def test_a_refusal_is_json_with_its_code_and_remedy_and_status_one(live_market: LiveMarket) -> None:

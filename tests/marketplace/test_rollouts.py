@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,47 @@ async def test_a_canary_that_breaks_is_taken_back_and_the_vendor_is_told(
         assert [notice["code"] for notice in notices] == ["CANARY_ROLLED_BACK"]
         with reading(market.engine) as session:
             assert session.get_one(Rollout, "lst_acme/wheel").state == "rolled_back"
+
+
+class Beside:
+    """`serving.joined.Elsewhere`: another process, here in this one."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self.plane, self.is_up = plane, True
+
+    async def ask(self, what: str, query: Mapping[str, Any]) -> list[bytes]:
+        return self.ask_now(what, query)
+
+    def ask_now(self, what: str, query: Mapping[str, Any]) -> list[bytes]:
+        told = self.plane.joined.told(what, query)
+        return [told] if told is not None and self.is_up else []
+
+
+async def test_a_canary_is_judged_by_what_all_processes_have_seen(
+    market: Market, client: TestClient, key: dict[str, str], tmp_path: Path
+) -> None:
+    async with running_node(tmp_path / "one") as one, running_node(tmp_path / "two", epoch=2) as two:
+        market.dataplane = one.dataplane
+        beside = one.dataplane.joined.elsewhere = Beside(two.dataplane)
+        assert put(client, key, stable=1, canary=3, canary_percent=50, shadow=2).status_code == 200
+        split = market.bundles.split("acme/wheel")
+        assert split is not None
+        for node in (one, two):
+            for seed in range(FEWEST_CALLS - 5):  # too few for either alone
+                for version in (split.stable, split.canary):
+                    assert version is not None
+                    with contextlib.suppress(Refusal):
+                        await node.dataplane.infer(FACTORY, version, {"x": rows(2, seed=seed)})
+        headers = {"Authorization": key["acme"]}
+        await until(lambda: all(node.dataplane.shadows.report(split.stable) for node in (one, two)))
+        await until(lambda: (one.dataplane.joined.comparison_now(split.stable) or {})["runs"] == 2 * FEWEST_CALLS - 10)
+        view = client.get(ROLLOUT, headers=headers).json()["rollout"]
+        assert [view["calls"][number]["answered"] for number in "13"] == [2 * FEWEST_CALLS - 10, 0]
+        assert view["calls"]["3"]["broken"] == 2 * FEWEST_CALLS - 10
+        assert view["comparison"]["runs"] == 2 * FEWEST_CALLS - 10
+        beside.is_up = False  # what it had counted when it was asked last is not forgotten
+        await asyncio.to_thread(Housekeeping(market).go_round)
+        assert set(served(market)) == {1}
 
 
 async def test_a_sound_canary_stays_and_a_shadow_is_compared(

@@ -64,8 +64,9 @@ def submit(
     deadline_ms: float = 20_000,
     tenant: str = "org",
     priority: str = "normal",
+    weight: float = 0.0,
 ) -> asyncio.Future[Ran]:
-    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms, tenant, priority).done
+    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms, tenant, priority, weight).done
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,6 +102,34 @@ async def test_other_shapes_and_graphs_without_batching_never_share_a_run(tmp_pa
     fixed.runner.opened.set()
     await asyncio.gather(*futures)
     assert fixed.runner.runs == [2, 2, 2]
+
+
+async def test_two_organisations_get_run_time_by_their_weights(tmp_path: Path) -> None:
+    """To a few of the longest runs, as start-time fair queueing has it, however long each takes on this machine."""
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    charge = queue._order.charge
+    charged: list[tuple[str, float]] = []
+
+    def count(tenant: str, priority: str, cost_ms: float) -> None:
+        charged.append((tenant, cost_ms))  # at the start of a run as expected, at its end the rest
+        charge(tenant, priority, cost_ms)
+
+    queue._order.charge = count  # type: ignore[method-assign]
+    sent = [
+        submit(queue, resident, rows(1), tenant=tenant, weight=weight)
+        for _ in range(150)
+        for tenant, weight in (("three", 3.0), ("one", 1.0))
+    ]
+    resident.runner.opened.set()
+    await until(lambda: len(charged) >= 300)
+    runs = [
+        (tenant, begun + rest) for (tenant, begun), (_, rest) in zip(charged[:300:2], charged[1:300:2], strict=True)
+    ]
+    spent = {name: sum(cost for tenant, cost in runs if tenant == name) for name in ("three", "one")}
+    assert abs(spent["three"] / 3 - spent["one"]) <= 3 * max(cost for _, cost in runs)
+    await queue.close()
+    await asyncio.gather(*sent, return_exceptions=True)
 
 
 async def test_a_call_that_fails_does_not_spoil_the_others(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ class Simulation:
         self.ran: list[tuple[str, str, str]] = []
         self.spent: Counter[str] = Counter()
 
-    def send(self, tenant: str, cost_ms: float, priority: str = "normal", lane: str = "lane") -> None:
+    def send(
+        self, tenant: str, cost_ms: float, priority: str = "normal", lane: str = "lane", weight: float = 0.0
+    ) -> None:
         flow = self.flows.setdefault((tenant, priority, lane), Flow(tenant, priority, lane))
         flow.jobs.append(cost_ms)
-        self.order.add(flow)
+        self.order.add(flow, weight)
 
     def run(self, may_run: Any = lambda flow: True) -> Flow[float] | None:
         flow = self.order.choose(may_run)
@@ -47,6 +49,22 @@ def test_run_time_and_not_calls_is_shared() -> None:
     for _ in range(110):
         simulation.run()
     assert abs(simulation.spent["long"] - simulation.spent["short"]) <= 10
+
+
+def test_run_time_is_shared_by_weight() -> None:
+    simulation = Simulation()
+    for _ in range(200):
+        simulation.send("heavy", 2, weight=3)
+        simulation.send("light", 5)
+    while simulation.spent.total() < 400:
+        simulation.run()
+    assert abs(simulation.spent["heavy"] - 3 * simulation.spent["light"]) <= 15
+    simulation.send("heavy", 2, weight=1)  # from now on alike
+    before = simulation.spent.copy()
+    while simulation.spent.total() < 500:
+        simulation.run()
+    gained = simulation.spent - before
+    assert abs(gained["heavy"] - gained["light"]) <= 15
 
 
 def test_more_lanes_give_no_more_turns() -> None:

@@ -13,8 +13,10 @@ from serving.statistics import MAX_BATCH_SIZES, Statistics, VersionStatistics
 from tests.serving.parts import FACTORY, OPERATOR, Node, double, rows, running_node
 
 
-def told(node: Node, selector: str | None = None, principal: Any = FACTORY) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = node.app.oip.about.statistics(principal, "acme--double", selector)["model_stats"]
+async def told(node: Node, selector: str | None = None, principal: Any = FACTORY) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await node.app.oip.about.statistics(principal, "acme--double", selector))[
+        "model_stats"
+    ]
     return found
 
 
@@ -34,7 +36,7 @@ async def test_runs_are_counted_by_their_rows(tmp_path: Path) -> None:
         served = node.add("acme/double", double())
         for count in (1, 3, 3, 7):
             await node.dataplane.infer(FACTORY, served, {"x": rows(count)})
-        (entry,) = told(node)
+        (entry,) = await told(node)
     check_sums(entry)
     counts = {each["batch_size"]: each["compute_infer"]["count"] for each in entry["batch_stats"]}
     assert counts == {1: 1, 3: 2, 7: 1}
@@ -52,7 +54,7 @@ async def test_a_run_that_calls_share_is_one_execution(tmp_path: Path) -> None:
         ]
         for each, answer in zip(inputs, await asyncio.gather(*calls), strict=True):
             np.testing.assert_array_equal(answer.outputs["y"], 2 * each)
-        (entry,) = told(node)
+        (entry,) = await told(node)
     check_sums(entry)
     assert entry["inference_count"] == 80
     assert entry["execution_count"] < 40
@@ -67,9 +69,9 @@ async def test_without_a_version_every_version_that_was_called_is_told(tmp_path:
         versions = [node.add("acme/double", double()) for _ in range(3)]
         for served in versions[:2]:
             await node.dataplane.infer(FACTORY, served, {"x": rows(1)})
-        assert [entry["version"] for entry in told(node)] == ["1", "2", "3"]  # the latest, called or not
-        assert [entry["version"] for entry in told(node, "2")] == ["2"]
-        assert [entry["inference_count"] for entry in told(node, principal=OPERATOR)] == [1, 1, 0]
+        assert [entry["version"] for entry in await told(node)] == ["1", "2", "3"]  # the latest, called or not
+        assert [entry["version"] for entry in await told(node, "2")] == ["2"]
+        assert [entry["inference_count"] for entry in await told(node, principal=OPERATOR)] == [1, 1, 0]
 
 
 async def test_a_failed_call_is_no_execution(tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ async def test_a_failed_call_is_no_execution(tmp_path: Path) -> None:
         served = node.add("acme/double", double())
         with pytest.raises(Exception, match="TENSOR_SHAPE"):
             await node.dataplane.infer(FACTORY, served, {"x": rows(1, 4)})
-        (entry,) = told(node)
+        (entry,) = await told(node)
     assert (entry["execution_count"], entry["batch_stats"]) == (0, [])
     assert entry["inference_stats"]["fail"]["count"] == 1
 
@@ -133,7 +135,7 @@ async def test_waiting_running_and_rows_a_run_are_histograms_of_their_own(tmp_pa
         await asyncio.gather(*calls)
         for seed in range(3):
             await node.dataplane.infer(FACTORY, served, {"x": rows(1, 64, seed)})
-        (entry,) = told(node)
+        (entry,) = await told(node)
         text = node.dataplane.statistics.prometheus({}).decode()
     for name, count in (("queue", 43), ("inference", 43), ("compute", entry["execution_count"])):
         buckets, total, told_count = histogram(text, f"algomart_{name}_ms")
