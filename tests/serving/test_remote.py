@@ -104,5 +104,5 @@ async def test_a_sibling_that_is_away_is_told_and_counted(tmp_path: Path) -> Non
         code = answer.json()["error"]["code"]
         assert (answer.status_code, answer.headers["x-request-id"]) == (503, "req-7")
         assert int(answer.headers["retry-after"]) > 0
-        metrics = await refused(node, "/metrics", **{"x-algomart-hop": "secret"})
+        metrics = await refused(node, "/metrics", **{"x-algomart-ask": "secret"})
         assert f'algomart_refusals_total{{code="{code}"}} 1' in metrics.text
