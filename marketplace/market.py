@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,7 @@ class Market:
     ports: Ports | None = None
     mlflow: MlflowChild | None = None  # None where a foreign MLflow is used
     registry_settled: threading.Event = field(default_factory=_set)  # what a crash left half-published is settled
+    opened_s: float = field(default_factory=time.time)  # what lies among the blobs since before it may be a leftover
     feed: Feed = field(default_factory=Feed)
     rollouts: RolloutWatch = field(default_factory=RolloutWatch)
     extra: dict[str, Any] = field(default_factory=dict)

@@ -58,7 +58,9 @@ class FolderBlobs:
                 os.fsync(writer.fileno())
             sha256 = digest.hexdigest()
             target = self._target(sha256)
-            if not target.exists():
+            if target.exists():
+                os.utime(target)  # wanted again: whoever sweeps leftovers looks at the age
+            else:
                 target.parent.mkdir(exist_ok=True)
                 partial.chmod(0o444)
                 os.replace(partial, target)

@@ -118,11 +118,13 @@ def _confirm(market: Market, name: str, number: int) -> None:
 
 def _sweep(market: Market) -> None:
     home = market.settings.home
+    hashes = list(market.blobs.hashes())
     with reading(market.engine) as session:
         blobs = kept_blobs(session)
         digests = set(session.exec(select(ModelVersion.digest)))
-    for sha256 in list(market.blobs.hashes()):
-        if sha256 not in blobs:
+    for sha256 in hashes:
+        # The market answers already: a file that came in since it was opened may be named in a moment.
+        if sha256 not in blobs and market.blobs.path(sha256).stat().st_mtime < market.opened_s:
             _log.info("removing blob %s, which nothing names", sha256)
             market.blobs.delete(sha256)
     bundles, scratch = home / "bundles", home / "tmp"

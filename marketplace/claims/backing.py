@@ -48,6 +48,8 @@ def invoices_of_contract(session: Session, subscription_id: str) -> list[Invoice
     """Oldest day first; locked, with every other entry of the same invoices: two claims at once must not share one."""
     query = select(Invoice).where(Invoice.subscription_id == subscription_id)
     rows = list(session.exec(query.order_by(col(Invoice.issued_on), col(Invoice.id))))
+    if not rows:
+        return []
     same = select(Invoice.id).where(
         col(Invoice.number).in_({row.number for row in rows}),
         col(Invoice.provider_id).in_({row.provider_id for row in rows}),

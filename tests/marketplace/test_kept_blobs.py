@@ -1,5 +1,7 @@
 """What is kept under its hash stays, however often the market starts again, and comes back from a backup."""
 
+import os
+
 import pytest
 from sqlmodel import SQLModel
 
@@ -11,6 +13,7 @@ from marketplace.claims.tables import ClaimBatch
 from marketplace.clock import policy_date
 from marketplace.db import transaction
 from marketplace.kept_blobs import COLUMNS
+from model_store.blobs import FolderBlobs
 from tests.marketplace.town import CHEN, Town
 
 NOT_KEPT = {
@@ -41,6 +44,19 @@ def test_a_frozen_claim_s_document_outlives_a_start(market, town):
     reconcile(market)
     assert market.blobs.has(sha256)
     assert town.get(ClaimBatch, batch.id).sha256 == sha256
+
+
+def test_a_start_sweeps_leftovers_and_no_file_that_comes_in_beside_it(market, tmp_path):
+    """The market answers while it settles what a crash left: an upload's row follows its content."""
+    market.blobs = FolderBlobs(tmp_path / "blobs")
+    for name in ("leftover", "again", "new"):
+        (tmp_path / name).write_text(name)
+    leftover, again, new = (market.blobs.put(tmp_path / name) for name in ("leftover", "again", "new"))
+    for sha256 in (leftover, again):
+        os.utime(market.blobs.path(sha256), (0, 0))
+    market.blobs.put(tmp_path / "again")
+    reconcile(market)
+    assert [market.blobs.has(sha256) for sha256 in (leftover, again, new)] == [False, True, True]
 
 
 def test_every_column_that_holds_a_blob_s_hash_is_known_to_the_sweep():

@@ -1,0 +1,137 @@
+"""The pages of case files, other subsidies, invoices and public notices: what each person sees and may do."""
+
+from __future__ import annotations
+
+import html
+
+import pytest
+from fastapi.testclient import TestClient
+
+from marketplace.access import SESSION_COOKIE
+from marketplace.catalogue.tables import Filing
+from marketplace.clock import now_ms
+from marketplace.db import transaction
+from marketplace.vouchers import objections
+from tests.marketplace.test_case_files import OBJECTION, PDF, People, apply, in_state, step
+from tests.marketplace.town import Town
+
+
+@pytest.fixture
+def town(market, tmp_path) -> Town:
+    town = Town(market.engine, tmp_path / "journal", now=now_ms())
+    market.catalogue_changed()
+    return town
+
+
+class Visitors(People):
+    """The same people at the pages."""
+
+    def see(self, who: str, path: str, language: str = "zh", status: int = 200) -> str:
+        self._client.cookies.clear()
+        if who:
+            self._client.cookies.set(SESSION_COOKIE, self._sessions[who])
+        answer = self._client.get(path, params={"lang": language})
+        assert answer.status_code == status, answer.text
+        return html.unescape(answer.text)
+
+    def press(self, who: str, action: str, status: int = 303, **fields: str) -> str:
+        self._client.cookies.clear()
+        if who:
+            self._client.cookies.set(SESSION_COOKIE, self._sessions[who])
+        sent = fields | {"confirmed": "1"}
+        answer = self._client.post(f"/do/{action}", data=sent, follow_redirects=False)
+        assert answer.status_code == status, html.unescape(answer.text)
+        return str(answer.headers.get("location", ""))
+
+
+@pytest.fixture
+def people(town: Town, client: TestClient, monkeypatch) -> Visitors:
+    monkeypatch.setattr(objections, "THROTTLE", objections.AddressThrottle())
+    return Visitors(town, client)
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_file_is_uploaded_on_the_application_s_page_and_its_hash_is_shown_to_owner_and_operator(
+    town, people, client, language
+):
+    application = apply(town, people)
+    client.cookies.set(SESSION_COOKIE, people._sessions["wang"])
+    sent = {"files": {"file": ("a.pdf", PDF)}, "data": {"code": "contract"}, "follow_redirects": False}
+    answer = client.post(f"/console/applications/{application}/evidence", **sent)
+    assert answer.headers["location"] == f"/console/applications/{application}#evidence"
+    sha256 = people.ask("wang", "GET", f"/applications/{application}").json()["files"][0]["sha256"]
+    for who, path in (("wang", "console"), ("chen", "city")):
+        assert sha256 in people.see(who, f"/{path}/applications/{application}", language)
+    people.see("rival", f"/console/applications/{application}", language, status=404)
+    people.see("wang", f"/city/applications/{application}", language, status=403)
+    refused = client.post(f"/console/applications/{application}/evidence", **sent)  # as the rival of the last look
+    assert refused.status_code in (403, 404, 409)
+
+
+def test_the_operator_asks_for_named_pieces_and_the_applicant_sees_which(town, people):
+    application = apply(town, people)
+    people.attach(application, PDF)
+    step(people, application, "submit", "check")
+    where = people.press("chen", "decide-application", application_id=application, decision="supplement", asked="plan")
+    assert where == f"/city/applications/{application}"
+    assert "请补正以下材料" in people.see("wang", f"/console/applications/{application}")
+    change = {"application_id": application, "requested_yuan": "10", "evidence.plan": "二期"}
+    people.press("wang", "change-application", **change)
+    people.press("wang", "submit-application", application_id=application)
+    assert people.ask("wang", "GET", f"/applications/{application}").json()["state"] == "submitted"
+
+
+def test_a_stranger_objects_on_the_public_page_and_two_of_the_city_decide(town, people):
+    application = in_state(town, "check", "approve", "publish", notice_days=5)
+    for language in ("zh", "en"):
+        assert "¥10.00" in people.see("", "/notices/vouchers", language)
+        people.see("", f"/notices/vouchers/{application}", language)
+    where = people.press("", "object", application_id=application, **OBJECTION)
+    assert "✓" in people.see("", where)
+    assert OBJECTION["name"] not in people.see("", "/notices/vouchers") + people.see("", where)
+    assert OBJECTION["reason"] in people.see("chen", f"/city/applications/{application}")
+    objection = people.ask("chen", "GET", f"/applications/{application}/objections").json()["items"][0]["id"]
+    people.press("chen", "dismiss-objection", objection_id=objection, application_id=application, reason="不实")
+    assert "不成立" in people.see("chen", f"/city/applications/{application}")
+
+
+def test_an_override_shows_whose_turn_it_is(town, people):
+    with transaction(town.engine) as session:
+        session.get_one(Filing, "flg_1").valid_until = "2026-01-02"
+    application = in_state(town, "check", checks=[{"code": "pool"}, {"code": "filing"}])
+    page = f"/city/applications/{application}"
+    assert "提出放行" in people.see("chen", page)
+    fields = {"application_id": application, "code": "filing", "reason": "续期办理中"}
+    people.press("chen", "propose-override", **fields)
+    assert "须由另一人批准" in people.see("chen", page)
+    text = people.see("lin", page)
+    override = text.partition('name="override_id" value="')[2].partition('"')[0]
+    people.press("chen", "approve-override", 403, override_id=override, application_id=application)
+    people.press("lin", "approve-override", override_id=override, application_id=application)
+    people.press("lin", "decide-application", application_id=application, decision="approve")
+    assert people.ask("wang", "GET", f"/applications/{application}").json()["state"] == "approved"
+
+
+def test_subsidies_are_declared_and_invoices_entered_with_their_originals(town, people, client):
+    town.voucher(1_000)
+    contract = town.subscribe(contract_fen=90_000)
+    fields = {"subscription_id": contract, "programme": "技改补贴", "authority": "工信局", "amount_yuan": "12.50"}
+    people.press("wang", "declare-subsidy", **fields)
+    subsidy = people.ask("wang", "GET", "/subsidies").json()["items"][0]
+    assert subsidy["amount_fen"] == 1_250
+    invoice = {"subscription_id": contract, "number": "A1", "amount_yuan": "9.00", "issued_on": "2027-01-10"}
+    people.press("wang", "enter-own-invoice", **invoice)
+    number = people.ask("wang", "GET", "/invoices").json()["items"][0]["id"]
+    client.cookies.set(SESSION_COOKIE, people._sessions["wang"])
+    for path in (f"/console/subsidies/{subsidy['id']}/evidence", f"/console/invoices/{number}/file"):
+        answer = client.post(path, files={"file": ("原件.pdf", PDF)}, follow_redirects=False)
+        assert answer.status_code == 303, answer.text
+    for path in ("/console/subsidies", "/console/invoices"):
+        for language in ("zh", "en"):
+            assert "原件.pdf" in people.see("wang", path, language)
+    assert "原件.pdf" not in people.see("rival", "/console/subsidies") + people.see("rival", "/console/invoices")
+    fixed = people.ask("wang", "GET", "/subsidies").json()["items"][0]["files"][0]["id"]
+    assert people.ask("wang", "POST", f"/evidence/{fixed}/withdraw", 409).json()["error"]["code"] == "EVIDENCE_FIXED"
+    people.press("wang", "withdraw-subsidy", 403, subsidy_id=subsidy["id"], reason="x")
+    people.press("chen", "withdraw-subsidy", subsidy_id=subsidy["id"], reason="登记有误")
+    assert "登记有误" in people.see("chen", "/city/subsidies") + people.see("wang", "/console/subsidies")
