@@ -30,7 +30,7 @@ class Visitors(People):
         self._client.cookies.clear()
         if who:
             self._client.cookies.set(SESSION_COOKIE, self._sessions[who])
-        answer = self._client.get(path, params={"lang": language})
+        answer = self._client.get(f"{path}{'&' if '?' in path else '?'}lang={language}")
         assert answer.status_code == status, answer.text
         return html.unescape(answer.text)
 
