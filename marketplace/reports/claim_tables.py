@@ -37,7 +37,8 @@ def _claims(facts: Facts) -> Iterator[Row]:
             head = (key, document["programme"]["code"], step, frozen.details["sha256"], line["line"], state,
                     line["enterprise"]["id"], line["enterprise"]["name_zh"], line["enterprise"]["uscc"],
                     line["provider"]["id"], line["contract"], line["voucher"])  # fmt: skip
-            tail = (" ".join(sorted(invoices[line["contract"]])), payment.get("reference", ""), payment.get("paid_on"))
+            backing = [each["number"] for each in line.get("invoices", ())] or invoices[line["contract"]]
+            tail = (" ".join(sorted(backing)), payment.get("reference", ""), payment.get("paid_on"))
             for transfer in line["transfers"]:
                 charge = (transfer["id"], transfer["kind"], transfer["occurred_at_ms"])
                 first = (transfer["gross_fen"], transfer["subsidy_fen"])  # once a charge, so that columns sum up

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import html
+import re
 
 import pytest
 from fastapi.testclient import TestClient
 
+import serving.leases
 from marketplace.access import SESSION_COOKIE
 from marketplace.catalogue.tables import Filing
-from marketplace.clock import now_ms
+from marketplace.claims import batches
+from marketplace.clock import now_ms, policy_date
 from marketplace.db import transaction
 from marketplace.vouchers import objections
 from tests.marketplace.test_case_files import OBJECTION, PDF, People, apply, in_state, step
-from tests.marketplace.town import Town
+from tests.marketplace.town import CHEN, Town
 
 
 @pytest.fixture
@@ -135,3 +138,28 @@ def test_subsidies_are_declared_and_invoices_entered_with_their_originals(town, 
     people.press("wang", "withdraw-subsidy", 403, subsidy_id=subsidy["id"], reason="x")
     people.press("chen", "withdraw-subsidy", subsidy_id=subsidy["id"], reason="登记有误")
     assert "登记有误" in people.see("chen", "/city/subsidies") + people.see("wang", "/console/subsidies")
+
+
+def test_a_claimed_line_shows_which_invoice_backs_it_and_a_batch_what_other_subsidies_hold_back(
+    town, people, client, market, monkeypatch
+):
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    town.voucher(1_000, stacking="cap_total_ratio", stacking_max={"num": 1, "den": 2})
+    contract = town.subscribe(contract_fen=90_000)
+    for _ in range(3):
+        node = town.node()
+        node.call(count=81)
+        node.stop()
+    people.press(
+        "wang", "declare-subsidy", subscription_id=contract, programme="技改", authority="局", amount_yuan="0.30"
+    )
+    invoice = {"subscription_id": contract, "number": "A1", "amount_yuan": "9.00", "issued_on": "2027-01-10"}
+    people.press("wang", "enter-own-invoice", **invoice)
+    today = policy_date(town.now).isoformat()
+    with transaction(town.engine) as session:
+        batch = batches.create(session, "town", today, today, member=CHEN).id
+    assert "因其他补贴暂不列入 ¥0.20" in people.see("chen", f"/city/claims/{batch}")
+    with transaction(town.engine) as session:
+        batches.freeze(session, batches.get_batch(session, batch), market.blobs, member=CHEN, at_ms=town.now)
+        line = batches.lines_of(session, batches.get_batch(session, batch))[0].id
+    assert "支持本行 ¥0.29" in re.sub(r"<[^>]*>", "", people.see("chen", f"/city/claims/{batch}/{line}"))
