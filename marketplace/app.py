@@ -17,11 +17,13 @@ from marketplace.body_limit import BodyLimit
 from marketplace.catalogue import api as catalogue_api
 from marketplace.catalogue import publishing_api, rollouts_api
 from marketplace.claims import api as claims_api
+from marketplace.clock import now_ms
 from marketplace.errors import add_error_handlers
 from marketplace.keys import api as keys_api
 from marketplace.ledger import api as ledger_api
 from marketplace.market import Market
 from marketplace.nodes import api as nodes_api
+from marketplace.nodes import write_off_api
 from marketplace.organisations import api as organisations_api
 from marketplace.reports import api as reports_api
 from marketplace.review import api as review_api
@@ -44,6 +46,8 @@ from marketplace.web import (
     vendor_desk,
 )
 from serving.app import ServingApp
+from serving.remote.clock import NOW_HEADER
+from serving.remote.wire import PREFIX
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -125,6 +129,8 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
                 message["headers"] = [*headers, (b"x-request-id", request_id.encode())]
+                if scope["path"].startswith(PREFIX):  # a node learns from it what its own clock is off
+                    message["headers"].append((NOW_HEADER.encode(), str(now_ms()).encode()))
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -132,5 +138,5 @@ class RequestIds:
 
 def _routers() -> list[APIRouter]:
     shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
-    money = [vouchers_api, usage_api, ledger_api, claims_api, reports_api, nodes_api]
+    money = [vouchers_api, usage_api, ledger_api, claims_api, reports_api, nodes_api, write_off_api]
     return [module.router for module in (*shop, *money)]

@@ -210,18 +210,27 @@ def restore(archive: Path, home: Path, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(
-    pack: Annotated[Path, typer.Argument(help="A claim's pack: GET /api/v1/claims/{id}/pack")], as_json: AsJson = False
+    pack: Annotated[Path, typer.Argument(help="A claim's pack: GET /api/v1/claims/{id}/pack")],
+    journals: Annotated[
+        Path | None, typer.Option(help="节点日志文件夹: 逐条核对 · Folder of journals, to hold each record against")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Judge a claim batch's pack by itself, without a market · 离线核验申报包; status 1 where anything does not hold.
 
-    Hashes, document, postings, usage × price, shares, proofs and the chain of days. What nobody can forge is a chain
-    that was kept elsewhere: compare the one shown last with yours.
+    Hashes, document, postings, usage × price, shares, journal segments, proofs and the chain of days; with --journals
+    also the journals' own bytes and records. What nobody can forge is a chain that was kept elsewhere: compare the one
+    shown last with yours.
     """
     from dataclasses import asdict
 
     from marketplace.integrity.verify import verify_pack
 
     report = verify_pack(pack)
+    if journals is not None:
+        from marketplace.integrity.verify_journals import verify_journals
+
+        verify_journals(pack, journals, report)
     if as_json:
         typer.echo(json.dumps({"holds": report.holds, **asdict(report)}, ensure_ascii=False))
     else:

@@ -123,6 +123,8 @@ def _print_replay(found: Replay) -> None:
         typer.echo(word("  该期尚未封存: 可能还未入账", "  the epoch is open: ingest may not have come so far"))
     if found.seal_agrees is False:
         typer.echo(word("  ✗ 封存哈希与账本记录不符", "  ✗ the seal's hash is not the one the market keeps"))
+    if found.prefixes_differ:
+        typer.echo(word("  ✗ 与逐日存证的哈希不符", "  ✗ not the bytes whose hashes were recorded day by day"))
     for what, ids in found.examples.items():
         typer.echo(f"    {what}: {', '.join(ids[:5])}{' …' if len(ids) > 5 else ''}")
 

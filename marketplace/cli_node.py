@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from marketplace.cli_client import Json, Key, Url, open_client, show, told
 from marketplace.cli_operator import AsJson, Home, database
 from marketplace.settings import Settings
 
@@ -82,6 +83,47 @@ def list_all(home: Home = None, as_json: AsJson = False) -> None:
         return
     for each in items:
         typer.echo(f"{each['name']}  {each['organisation_id'] or '*'}  {each['state']}  {each['open_epochs']}")
+
+
+@node.command("write-off")
+def write_off(
+    name: Name,
+    epoch: Annotated[int, typer.Argument(help="期号 · The epoch whose journal is lost")],
+    reason: Annotated[str, typer.Option(help="原因 · Why nobody will ever bring it")],
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """提出核销 · Propose to give back what a lost node's leases hold; another operator approves it."""
+    with told(as_json), open_client(url, key) as market:
+        made = market.post(f"/api/v1/nodes/{name}/epochs/{epoch}/write-off", {"reason": reason})
+        show(made, as_json, _print_write_off)
+
+
+@node.command("write-offs")
+def write_offs(
+    approve: Annotated[str, typer.Option(help="批准 (须另一人) · Approve this one; takes another person")] = "",
+    decline: Annotated[str, typer.Option(help="不予核销 · Decline this one")] = "",
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """核销台账 · The register of write-offs; with --approve or --decline, decide one."""
+    with told(as_json), open_client(url, key) as market:
+        for decision, row_id in (("approve", approve), ("decline", decline)):
+            if row_id:
+                show(market.post(f"/api/v1/write-offs/{row_id}/{decision}"), as_json, _print_write_off)
+        if not approve and not decline:
+            show(market.get("/api/v1/write-offs"), as_json, _print_write_offs)
+
+
+def _print_write_offs(found: dict[str, Any]) -> None:
+    for row in found["items"]:
+        _print_write_off(row)
+
+
+def _print_write_off(row: dict[str, Any]) -> None:
+    typer.echo(f"{row['id']}  {row['node']}-{row['epoch']}  {row['state']}  {row['released_fen']} fen  {row['reason']}")
 
 
 def _print_token(name: str, token: str, as_json: bool) -> None:

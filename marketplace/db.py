@@ -2,7 +2,7 @@
 
 `with transaction(engine) as session:` is the only way to write: it begins (IMMEDIATE on SQLite, so that a writer queues
 instead of failing at upgrade), commits at the end and rolls back on any exception. Nothing commits inside it, and no
-outbound call happens in it. `with reading(engine) as session:` never writes.
+outbound call happens in it. `with reading(engine) as session:` never writes; nor does `snapshot`, one state throughout.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ def reading(engine: Engine) -> Iterator[Session]:
             yield session
         finally:
             session.expunge_all()  # a rollback expires what the session holds; rows read stay usable after it
+            session.rollback()
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Session]:
+    """As `reading`, and all of it sees the database as it stood at the first read, whatever is written meanwhile.
+
+    SQLite's transactions do so by themselves; PostgreSQL's only at this level.
+    """
+    options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+    with engine.connect().execution_options(**options) as connection, Session(bind=connection) as session:
+        try:
+            yield session
+        finally:
+            session.expunge_all()
             session.rollback()
 
 

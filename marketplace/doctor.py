@@ -15,13 +15,17 @@ from sqlalchemy import Engine, text
 from sqlmodel import select
 
 from marketplace.catalogue.tables import Listing, ModelVersion
-from marketplace.db import open_database, reading
+from marketplace.clock import instant, now_ms
+from marketplace.db import open_database, reading, snapshot
+from marketplace.integrity.books import compare, list_checks
 from marketplace.kept_blobs import kept_blobs
+from marketplace.ledger.tables import LedgerTransfer
 from marketplace.migrations.upgrade import current_revision, differences, newest_revision
 from marketplace.settings import Settings
 from model_store.names import path_name
 
 MIN_FREE_BYTES = 1 << 30
+NIGHTLY_LATE_MS = 2 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def examine(settings: Settings) -> list[Finding]:
     if not home.exists() or (not settings.database_url and not (home / "market.db").exists()):
         return findings
     engine = open_database(settings.sql_url)
-    checks: list[Callable[[Engine, Path], Finding]] = [_schema, _integrity, _ledger, _blobs, _registry]
+    checks: list[Callable[[Engine, Path], Finding]] = [_schema, _integrity, _ledger, _nightly, _blobs, _registry]
     try:
         for check in checks:
             findings.append(_guarded(check, engine, home))
@@ -147,31 +151,55 @@ def _integrity(engine: Engine, _home: Path) -> Finding:
 
 
 def _ledger(engine: Engine, _home: Path) -> Finding:
-    """Rebuild every balance from the entries and compare; every transfer must sum to zero in each ledger."""
-    rebuilt = text(
-        "SELECT a.code, a.balance_fen, COALESCE(SUM(e.amount_fen), 0) FROM ledger_account a"
-        " LEFT JOIN ledger_entry e ON e.account = a.code GROUP BY a.code, a.balance_fen"
-        " HAVING a.balance_fen <> COALESCE(SUM(e.amount_fen), 0)"
-    )
-    lopsided = text(
-        "SELECT e.transfer_id, a.ledger, SUM(e.amount_fen) FROM ledger_entry e"
-        " JOIN ledger_account a ON a.code = e.account"
-        " GROUP BY e.transfer_id, a.ledger HAVING SUM(e.amount_fen) <> 0"
-    )
-    with engine.connect() as connection:
-        wrong = [row[0] for row in connection.execute(rebuilt)]
-        unequal = [row[0] for row in connection.execute(lopsided)]
-        entries = connection.execute(text("SELECT COUNT(*) FROM ledger_entry")).scalar_one()
-    if wrong or unequal:
+    """Every balance and cap counter rebuilt from the entries; every transfer must sum to zero in each ledger."""
+    with snapshot(engine) as session:
+        found = compare(session)
+    if not found.sound:
+        first = [str(each["of"]) for each in found.wrong[:5]]
         return Finding(
             "ledger",
             "error",
-            f"账本不平: 账户 {wrong[:5]}, 分录 {unequal[:5]}",
-            f"the ledger does not balance: accounts {wrong[:5]}, transfers {unequal[:5]}",
+            f"账本不平, {found.wrong_count} 处不符: {first}",
+            f"the ledger does not balance: {found.wrong_count} accounts, caps or transfers differ: {first}",
             "请停止市场并从备份恢复",
             "stop the market and restore from a backup",
         )
-    return Finding("ledger", "ok", f"账本平衡, {entries} 条分录", f"the ledger balances over {entries} entries")
+    entries, caps = found.replayed.entries, found.caps
+    return Finding(
+        "ledger",
+        "ok",
+        f"账本平衡, {entries} 条分录, {caps} 个上限计数",
+        f"the ledger balances over {entries} entries and {caps} cap counters",
+    )
+
+
+def _nightly(engine: Engine, _home: Path) -> Finding:
+    """What the market's own last nightly check of the ledger said, and whether there was one lately."""
+    with reading(engine) as session:
+        last = next(iter(list_checks(session, 1)), None)
+        posted = session.exec(select(LedgerTransfer.id).limit(1)).first() is not None
+    if last is None and not posted:
+        return Finding("nightly", "ok", "尚无入账, 无需夜间核对", "nothing is posted yet that a night could check")
+    if last is None or now_ms() - last.at_ms > NIGHTLY_LATE_MS:
+        return Finding(
+            "nightly",
+            "warning",
+            "账本近两日没有夜间核对",
+            "the ledger had no nightly check for two days",
+            "市场运行时每日自动核对; 也可在 /city/ledger 立即核对",
+            "a running market checks it every day; /city/ledger does so at once",
+        )
+    when = f"{instant(last.at_ms):%Y-%m-%d %H:%M}"
+    if not last.sound:
+        return Finding(
+            "nightly",
+            "error",
+            f"{when} 的夜间核对有 {last.wrong_count} 处不符",
+            f"the nightly check of {when} found {last.wrong_count} differences",
+            "详见 /city/ledger",
+            "see /city/ledger",
+        )
+    return Finding("nightly", "ok", f"{when} 夜间核对相符", f"the nightly check of {when} agreed")
 
 
 def _blobs(engine: Engine, home: Path) -> Finding:

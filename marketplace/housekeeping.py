@@ -11,12 +11,12 @@ from sqlmodel import select
 from marketplace.catalogue.rollouts import decide_rollback, roll_back
 from marketplace.catalogue.tables import Listing, PriceVersion, Rollout
 from marketplace.choosing.samples import purge_expired
-from marketplace.clock import now_ms, policy_date
+from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
-from marketplace.integrity.days import close_days
-from marketplace.ledger.rebuild import rebuild
+from marketplace.integrity.books import check_books, is_check_due
+from marketplace.integrity.days import close_days, is_due
+from marketplace.integrity.segments import record_prefixes
 from marketplace.market import Market
-from marketplace.organisations.notices import notify_operators
 from marketplace.vouchers.closing import expire_vouchers
 
 INTERVAL_S = 30.0
@@ -30,7 +30,6 @@ class Housekeeping:
         self._market = market
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
-        self._replayed = policy_date(now_ms())
         self._looked_ms = now_ms()
 
     def start(self) -> None:
@@ -86,7 +85,12 @@ class Housekeeping:
                 _log.info("voucher %s has lapsed", voucher.id)
 
     def _close_days(self) -> None:
-        """The Merkle roots of days that are over."""
+        """The Merkle roots of days that are over; before them the hashes of what the open journals held."""
+        with reading(self._market.engine) as session:
+            due = is_due(session, now_ms())
+        if not due:
+            return
+        record_prefixes(self._market.engine, self._market.journals, now_ms())
         with transaction(self._market.engine) as session:
             for row in close_days(session, now_ms()):
                 _log.info("day %s is closed: %d transfers, chain %s", row.day, row.transfers, row.chain)
@@ -106,20 +110,11 @@ class Housekeeping:
             self._market.catalogue_changed(listing_id)
 
     def _replay(self) -> None:
-        """Once a day: every balance again from its entries. A difference is told to the operators."""
-        today = policy_date(now_ms())
-        if today == self._replayed:
+        """Once a policy day: every balance and cap counter again from the entries, recorded."""
+        if not is_check_due(self._market.engine, now_ms()):
             return
-        self._replayed = today
-        with reading(self._market.engine) as session:
-            result = rebuild(session)
-        if not result.sound:
-            _log.error("the ledger's balances differ from its entries: %s", result.wrong)
-            with transaction(self._market.engine) as session:
-                notify_operators(
-                    session,
-                    "LEDGER_UNSOUND",
-                    zh=f"账本核对不符: {', '.join(list(result.wrong)[:5])}",
-                    en=f"the ledger's balances differ from its entries: {', '.join(list(result.wrong)[:5])}",
-                    link="/city/ledger",
-                )
+        result = check_books(self._market.engine)
+        if result.sound:
+            _log.info("the ledger agrees: %d entries, state %s", result.entries, result.sha256)
+        else:
+            _log.error("%d balances or caps differ from the entries: %s", result.wrong_count, result.wrong)

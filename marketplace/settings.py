@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     max_output_bytes: int = Field(default=64 << 20, description="Largest answer of one call")
     worker_memory_bytes: int = Field(default=1 << 30, description="Memory limit of the worker for unlisted graphs")
     lease_seconds: int = Field(default=600, description="Life of a lease before it must be renewed")
+    max_clock_skew_seconds: int = Field(
+        default=300, ge=1, le=3600, description="How far the clock of a node elsewhere may be off this machine's"
+    )
     trial_runs_per_day: int = Field(default=20_000, description="Free trial rows per organisation and day")
     sample_ttl_hours: int = Field(default=24, description="Hours a sample set is kept")
     evidence_file_bytes: int = Field(default=20 << 20, description="Largest file of evidence")

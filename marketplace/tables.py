@@ -23,7 +23,7 @@ from marketplace.claims.tables import (
     InvoiceBacking,
 )
 from marketplace.evidence.tables import EvidenceFile
-from marketplace.integrity.tables import DayRoot
+from marketplace.integrity.tables import DayRoot, JournalSegment, LedgerCheck
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
 from marketplace.nodes.tables import ServingNode
@@ -33,6 +33,7 @@ from marketplace.usage.tables import SelfPayMeter, TrialCount, Usage
 from marketplace.vouchers.tables import (
     Application,
     CheckOverride,
+    EpochWriteOff,
     LeaseRow,
     NodeEpoch,
     Objection,
@@ -44,12 +45,12 @@ from marketplace.vouchers.tables import (
 )
 
 __all__ = [
-    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "CheckOverride", "Choice", "ClaimBatch",
-    "ClaimLine", "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "EvidenceFile", "Filing", "Invoice",
-    "InvoiceBacking", "Job", "LeaseRow", "LedgerAccount", "LedgerEntry", "LedgerTransfer", "Listing", "Member",
-    "ModelVersion", "NodeEpoch", "Notice", "Objection", "OneTimeToken", "Organisation", "OtherSubsidy",
-    "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet", "SelfPayMeter", "ServingNode",
-    "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
+    "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "CheckOverride", "Choice", "ClaimBatch", "ClaimLine",
+    "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "EpochWriteOff", "EvidenceFile", "Filing", "Invoice",
+    "InvoiceBacking", "Job", "JournalSegment", "LeaseRow", "LedgerAccount", "LedgerCheck", "LedgerEntry",
+    "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice", "Objection", "OneTimeToken",
+    "Organisation", "OtherSubsidy", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
+    "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
 ]  # fmt: skip
 
 # SQLModel maps int to a 32-bit INTEGER, which PostgreSQL takes at its word: an instant in milliseconds needs 64 bits.

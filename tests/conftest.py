@@ -20,17 +20,29 @@ if TYPE_CHECKING:
 
     from marketplace.market import Market
     from tests.live import LiveMarket
+    from tests.marketplace.stores import PostgresMarket
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """An empty SQLite database with every table."""
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An empty database with every table: SQLite, or what `stores.on_both_stores` says."""
     from marketplace.db import create_tables, open_database
 
-    engine = open_database(f"sqlite:///{tmp_path / 'market.db'}")
-    create_tables(engine)
+    if getattr(request, "param", "sqlite") == "postgresql":
+        engine = request.getfixturevalue("postgres_market").empty()
+    else:
+        engine = open_database(f"sqlite:///{tmp_path / 'market.db'}")
+        create_tables(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres_market() -> Iterator[PostgresMarket]:
+    """A PostgreSQL of the session's own."""
+    from tests.marketplace.stores import postgres_market
+
+    yield from postgres_market()
 
 
 @pytest.fixture

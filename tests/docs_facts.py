@@ -17,9 +17,13 @@ CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 STATUS = {
     name: leaf.status for name, leaf in vars(errors).items() if isinstance(leaf, type) and issubclass(leaf, Refusal)
 }
+STATUS["correction_refused"] = 409
 STATUS["error_of"] = 200  # the error of a job, inside the job's own document
 # Modules whose refusals are looked up by code in a table: each code is a key or a first argument there.
-TABLES = ("marketplace/vouchers/refusals.py", "marketplace/keys/authentication.py")
+TABLES = (
+    "marketplace/vouchers/refusals.py", "marketplace/vouchers/write_off_refusals.py",
+    "marketplace/keys/authentication.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def _raised(tree: ast.AST) -> Iterator[Code]:
         if called not in STATUS:
             continue
         texts = {each.arg: _text(each.value) for each in node.keywords}
-        if called == "error_of":
+        if called in ("error_of", "correction_refused"):
             texts |= dict(zip(("zh", "en"), map(_text, node.args[1:3]), strict=False))
         for part in ast.walk(node.args[0]):
             if isinstance(part, ast.Constant) and isinstance(part.value, str) and CODE.fullmatch(part.value):

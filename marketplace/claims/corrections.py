@@ -30,7 +30,8 @@ from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Vouche
 
 
 def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Correction:
-    """`NotFound` CLAIM_NOT_FOUND; `Conflict` CORRECTION_NOTHING, CORRECTION_TWICE, CORRECTION_CLAIMED."""
+    """`NotFound` CLAIM_NOT_FOUND; `Conflict` CORRECTION_NOTHING, CORRECTION_TWICE, CORRECTION_CLAIMED (the
+    record's own charge stands in a batch), CORRECTION_CARRIED (the fen that it would take back do)."""
     person(member)
     reason = reason_of(reason)
     usage = session.get(Usage, usage_id)
@@ -45,6 +46,8 @@ def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Cor
             "请查看更正台账",
             "see the register of corrections",
         )
+    if usage.reservation_id:
+        _reversal(session, usage, session.get_one(Reservation, usage.reservation_id))
     row = Correction(
         id=new_id("cor"),
         usage_id=usage_id,
@@ -115,14 +118,7 @@ def _of_reservation(session: Session, row: Correction, usage: Usage, at_ms: int)
     reservation = session.exec(query).one()
     voucher = session.get_one(Voucher, reservation.voucher_id)
     rules = rules_of(session.get_one(Programme, voucher.programme_id))
-    before = Meter(
-        reservation.cum_gross_micro,
-        reservation.cum_eligible_micro,
-        reservation.posted_gross_fen,
-        reservation.posted_subsidy_fen,
-    )
-    eligible = usage.amount_micro if usage.lease_kind == "subsidised" else 0
-    taken = decide_reversal(before, usage.amount_micro, eligible, reservation.ratio_num, reservation.ratio_den)
+    before, eligible, taken = _reversal(session, usage, reservation)
     after = taken.meter
     reservation.cum_gross_micro, reservation.cum_eligible_micro = after.gross_micro, after.eligible_micro
     reservation.posted_gross_fen, reservation.posted_subsidy_fen = after.posted_gross_fen, after.posted_subsidy_fen
@@ -146,6 +142,32 @@ def _of_reservation(session: Session, row: Correction, usage: Usage, at_ms: int)
         lease=lease.id,
         mode=rules.settlement_mode or "reimburse",
     )
+
+
+def _reversal(session: Session, usage: Usage, reservation: Reservation) -> tuple[Meter, int, Reversal]:
+    """The reservation's meter, what of the record the voucher paid its share of, and what taking it back comes to.
+
+    A fen of subsidy waits for the gross fen that carries it, so a later charge may have carried this record's: where
+    that stands in a batch, nothing is left to take back from. `Conflict` CORRECTION_CARRIED.
+    """
+    before = Meter(
+        reservation.cum_gross_micro,
+        reservation.cum_eligible_micro,
+        reservation.posted_gross_fen,
+        reservation.posted_subsidy_fen,
+    )
+    eligible = usage.amount_micro if usage.lease_kind == "subsidised" else 0
+    taken = decide_reversal(before, usage.amount_micro, eligible, reservation.ratio_num, reservation.ratio_den)
+    unclaimed = balance(session, accounts.used(reservation.id)) if taken.subsidy_fen else 0
+    if taken.subsidy_fen > unclaimed:
+        raise correction_refused(
+            "CORRECTION_CARRIED",
+            "该记录的补贴随后一笔扣费入账, 该笔扣费已列入申报批次",
+            "this record's subsidy was posted with a later charge, and that one stands in a claim batch",
+            "请先退回含该合同后续扣费的行; 已支付的请发起追回",
+            "return the line that has the contract's later charges, or claw back what was paid",
+        )
+    return before, eligible, taken
 
 
 def _of_own(session: Session, row: Correction, usage: Usage, at_ms: int) -> Posting | None:

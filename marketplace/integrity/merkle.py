@@ -24,14 +24,27 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
 
 def proof_of(leaves: Sequence[bytes], index: int) -> list[bytes]:
     """The siblings from a leaf up to the root. Raises IndexError."""
-    if not 0 <= index < len(leaves):
+    return path_in(levels_of(leaves), index)
+
+
+def levels_of(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """All levels of the tree, the leaves first: for many proofs of one tree."""
+    levels = [list(leaves)]
+    while len(levels[-1]) > 1:
+        levels.append(_up(levels[-1]))
+    return levels
+
+
+def path_in(levels: Sequence[Sequence[bytes]], index: int) -> list[bytes]:
+    """As `proof_of`, of a tree whose levels are known."""
+    if not 0 <= index < len(levels[0]):
         raise IndexError(index)
-    path, level = [], list(leaves)
-    while len(level) > 1:
+    path = []
+    for level in levels[:-1]:
         sibling = index ^ 1
         if sibling < len(level):
             path.append(level[sibling])
-        level, index = _up(level), index // 2
+        index //= 2
     return path
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import zipfile
+from collections import defaultdict
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -15,7 +15,10 @@ from marketplace.catalogue.tables import PriceVersion
 from marketplace.claims.batches import lines_of
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer
 from marketplace.clock import now_ms
-from marketplace.integrity.days import leaf_of, list_days, proofs_of
+from marketplace.integrity.chain import canonical, segment_leaf
+from marketplace.integrity.days import Prover, day_facts, facts_of, leaf_of, list_days
+from marketplace.integrity.segments import segments_of
+from marketplace.integrity.tables import JournalSegment
 from marketplace.integrity.verify import COLUMNS, FORMAT
 from marketplace.ledger.tables import LedgerEntry, LedgerTransfer
 from marketplace.usage.tables import Usage
@@ -25,23 +28,22 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # in the archive: the same pack has the same byt
 
 
 def write_pack(session: Session, batch: ClaimBatch, blobs: Blobs) -> bytes:
-    """A zip of the frozen document, its transfers, their usage, their proofs, the chain of days, and a manifest.
+    """A zip of the frozen document, its transfers, their usage, the journal segments that this was written down in,
+    the proofs of both, the chain of days, and a manifest.
 
     A line that came back since is not in it: its transfers may stand in another batch by now.
     """
     claim = blobs.path(batch.sha256).read_bytes()
     transfers = _claimed(session, batch)
+    usage, prover = _usage(session, transfers), Prover(session)
+    proofs = {str(key): prover.transfer(session.get_one(LedgerTransfer, key)) for key in transfers}
     files = {
         "claim.json": claim,
         "transfers.jsonl": b"".join(leaf + b"\n" for leaf in _leaves(session, transfers)),
-        "usage.csv": _usage(session, transfers),
-        "proofs.json": _json({str(key): each for key, each in proofs_of(session, transfers).items()}),
-        "days.json": _json(
-            [
-                {"day": row.day, "transfers": row.transfers, "root": row.root, "chain": row.chain}
-                for row in list_days(session)
-            ]
-        ),
+        "usage.csv": _csv(usage),
+        "proofs.json": canonical(proofs),
+        "segments.json": canonical(_segments(session, prover, [row for row, _ in usage])),
+        "days.json": canonical([day_facts(row) for row in list_days(session)]),
     }
     manifest = {
         "format": FORMAT,
@@ -55,7 +57,7 @@ def write_pack(session: Session, batch: ClaimBatch, blobs: Blobs) -> bytes:
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in (("manifest.json", _json(manifest)), *sorted(files.items())):
+        for name, content in (("manifest.json", canonical(manifest)), *sorted(files.items())):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
@@ -75,7 +77,7 @@ def _leaves(session: Session, transfers: list[int]) -> list[bytes]:
     return found
 
 
-def _usage(session: Session, transfers: list[int]) -> bytes:
+def _usage(session: Session, transfers: list[int]) -> list[tuple[Usage, PriceVersion | None]]:
     """The usage that these transfers carry, with the price it was rated by, in id order."""
     rows: list[tuple[Usage, PriceVersion | None]] = []
     for start in range(0, len(transfers), 1_000):
@@ -83,10 +85,14 @@ def _usage(session: Session, transfers: list[int]) -> bytes:
             PriceVersion, col(PriceVersion.id) == col(Usage.price_version), isouter=True
         )
         rows += session.exec(query.where(col(Usage.transfer_id).in_(transfers[start : start + 1_000]))).all()
+    return sorted(rows, key=lambda row: row[0].usage_id)
+
+
+def _csv(rows: list[tuple[Usage, PriceVersion | None]]) -> bytes:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for usage, price in sorted(rows, key=lambda row: row[0].usage_id):
+    for usage, price in rows:
         unit, micro = (price.unit, price.micro_per_unit) if price else ("calls", 0)
         writer.writerow(
             (usage.usage_id, usage.transfer_id, usage.reservation_id, usage.occurred_at_ms, usage.organisation_id,
@@ -96,5 +102,21 @@ def _usage(session: Session, transfers: list[int]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _json(document: Any) -> bytes:
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+def _segments(session: Session, prover: Prover, usage: list[Usage]) -> list[dict[str, Any]]:
+    """The shortest recorded segment that has each record, a proved one where there is one: leaf and proof."""
+    seqs: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for row in usage:
+        seqs[row.node, row.epoch].append(row.seq)
+    found: list[dict[str, Any]] = []
+    for (node, epoch), wanted in sorted(seqs.items()):
+        known = [(each, prover.segment(each)) for each in segments_of(session, node, epoch)]
+        # stable: among the proved ones, and among the others, the shortest stays first
+        known.sort(key=lambda each: each[1] is None)
+        taken: dict[int, tuple[JournalSegment, dict[str, Any] | None]] = {}
+        for seq in wanted:
+            at = next((at for at, (each, _) in enumerate(known) if each.first_seq <= seq <= each.last_seq), None)
+            if at is not None:
+                taken[at] = known[at]
+        for _, (segment, proof) in sorted(taken.items()):
+            found.append({"leaf": segment_leaf(facts_of(segment)).decode(), "proof": proof})
+    return found

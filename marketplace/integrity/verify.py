@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from marketplace.integrity.chain import GENESIS, SEGMENT, SEGMENT_FIELDS, chain_of, leaf_count
 from marketplace.integrity.merkle import leaf_hash, root_by
 
-FORMAT = "algomart-pack/1"
+FORMAT = "algomart-pack/2"
+FORMATS = ("algomart-pack/1", FORMAT)  # 1: without the segments of journals
 COLUMNS = (
     "usage_id", "transfer_id", "reservation_id", "occurred_at_ms", "organisation_id", "model", "price_version", "unit",
     "units", "micro_per_unit", "amount_micro", "lease_kind", "node", "epoch", "seq", "request_digest",
@@ -26,7 +28,6 @@ COLUMNS = (
 )  # fmt: skip
 MICRO = 1_000_000
 MAX_BYTES = 4 << 30
-_GENESIS = "0" * 64
 
 
 @dataclass
@@ -49,13 +50,14 @@ def verify_pack(path: Path) -> Report:
     """Never raises for what is in the pack: whatever is wrong with it stands in the report."""
     report = Report()
     try:
-        _verify(_read(path), report)
+        _verify(read_pack(path), report)
     except (KeyError, ValueError, TypeError, IndexError, OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         report.wrong.append(f"the pack cannot be read: {type(error).__name__}: {error}")
     return report
 
 
-def _read(path: Path) -> dict[str, bytes]:
+def read_pack(path: Path) -> dict[str, bytes]:
+    """A pack's files by name. Raises ValueError, OSError, `zipfile.BadZipFile`."""
     with zipfile.ZipFile(path) as archive:
         if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
             raise ValueError("larger than a pack may be")
@@ -64,7 +66,7 @@ def _read(path: Path) -> dict[str, bytes]:
 
 def _verify(files: dict[str, bytes], report: Report) -> None:
     manifest = json.loads(files["manifest.json"])
-    report.check(manifest["format"] == FORMAT, f"manifest.json: format {manifest['format']!r}, expected {FORMAT!r}")
+    report.check(manifest["format"] in FORMATS, f"manifest.json: format {manifest['format']!r}, expected {FORMAT!r}")
     named = manifest["files"]
     report.check(set(named) == set(files) - {"manifest.json"}, "manifest.json: names other files than the pack has")
     for name, sha256 in named.items():
@@ -82,8 +84,11 @@ def _verify(files: dict[str, bytes], report: Report) -> None:
     report.check(total == manifest["total_fen"], f"the lines are {total} fen, the batch {manifest['total_fen']}")
     _verify_lines(lines, leaves, rows, report)
     _verify_usage(rows, report)
-    anchored = _verify_proofs(leaves, json.loads(files["proofs.json"]), json.loads(files["days.json"]), report)
     days = json.loads(files["days.json"])
+    roots = _verify_days(days, report)
+    anchored = _verify_proofs(leaves, json.loads(files["proofs.json"]), roots, report)
+    segments = json.loads(files["segments.json"]) if manifest["format"] != FORMATS[0] else []
+    proved, covered = _verify_segments(segments, rows, roots, report)
     report.facts = {
         "batch": manifest["batch"],
         "claim_sha256": claim_sha256,
@@ -92,6 +97,9 @@ def _verify(files: dict[str, bytes], report: Report) -> None:
         "transfers": len(leaves),
         "usage_records": len(rows),
         "transfers_in_closed_days": anchored,
+        "journal_segments": len(segments),
+        "journal_segments_in_closed_days": proved,
+        "usage_in_proved_journals": covered,
         "last_day": days[-1]["day"] if days else "",
         "last_chain": days[-1]["chain"] if days else "",
     }
@@ -169,22 +177,56 @@ def _verify_usage(rows: list[dict[str, str]], report: Report) -> None:
         report.check(amount == int(row["amount_micro"]), f"usage.csv: {row['usage_id']} is not units × price")
 
 
-def _verify_proofs(leaves: dict[int, bytes], proofs: dict[str, Any], days: list[dict[str, Any]], report: Report) -> int:
-    """Every transfer of a closed day leads to its root, and every day to the one before; answers how many do."""
-    chain = _GENESIS
+def _verify_days(days: list[dict[str, Any]], report: Report) -> dict[str, tuple[str, int]]:
+    """The chain; answers each day's root and how many leaves it is over."""
+    chain = GENESIS
     for day in days:
-        chain = hashlib.sha256(f"{chain}\n{day['day']}\n{day['transfers']}\n{day['root']}\n".encode()).hexdigest()
+        chain = chain_of(chain, day)
         report.check(chain == day["chain"], f"days.json: {day['day']} does not follow the day before")
         chain = day["chain"]
-    roots = {day["day"]: (day["root"], day["transfers"]) for day in days}
+    return {day["day"]: (day["root"], leaf_count(day)) for day in days}
+
+
+def _leads_to(leaf: bytes, proof: dict[str, Any], roots: dict[str, tuple[str, int]]) -> bool:
+    path = [bytes.fromhex(each) for each in proof["path"]]
+    root = root_by(leaf_hash(leaf), proof["index"], proof["size"], path).hex()
+    return roots.get(proof["day"]) == (root, proof["size"])
+
+
+def _verify_proofs(
+    leaves: dict[int, bytes], proofs: dict[str, Any], roots: dict[str, tuple[str, int]], report: Report
+) -> int:
+    """Every transfer of a closed day leads to its root; answers how many do."""
     anchored = 0
     for transfer, leaf in leaves.items():
         proof = proofs[str(transfer)]
         if proof is None:
             continue
-        path = [bytes.fromhex(each) for each in proof["path"]]
-        root = root_by(leaf_hash(leaf), proof["index"], proof["size"], path).hex()
-        same = roots.get(proof["day"]) == (root, proof["size"])
+        same = _leads_to(leaf, proof, roots)
         report.check(same, f"transfer {transfer} is not what {proof['day']} was closed with")
         anchored += same
     return anchored
+
+
+def _verify_segments(
+    segments: list[dict[str, Any]], rows: list[dict[str, str]], roots: dict[str, tuple[str, int]], report: Report
+) -> tuple[int, int]:
+    """Every journal segment of a closed day leads to its root; answers how many do, and of how many usage records the
+    bytes that they were written down in are thereby fixed."""
+    proved = 0
+    spans: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+    for each in segments:
+        segment, proof = json.loads(each["leaf"]), each["proof"]
+        name = f"segments.json: {segment['node']}-{segment['epoch']} up to {segment['last_seq']}"
+        report.check(set(segment) == {"leaf", *SEGMENT_FIELDS} and segment["leaf"] == SEGMENT, f"{name}: no segment")
+        counted = segment["last_seq"] - segment["first_seq"] + 1 == segment["count"]
+        report.check(counted, f"{name}: {segment['count']} records is not what its numbers span")
+        if proof is None:
+            continue
+        same = _leads_to(each["leaf"].encode(), proof, roots)
+        report.check(same, f"{name} is not what {proof['day']} was closed with")
+        if same:
+            proved += 1
+            spans[segment["node"], segment["epoch"]].append((segment["first_seq"], segment["last_seq"]))
+    of_journal = [(int(row["seq"]), spans[row["node"], int(row["epoch"])]) for row in rows]
+    return proved, sum(any(first <= seq <= last for first, last in known) for seq, known in of_journal)

@@ -9,6 +9,7 @@ from sqlmodel import col, func, select
 
 from marketplace.access import Actor, market_of, require
 from marketplace.db import reading
+from marketplace.integrity.books import check_books, list_checks
 from marketplace.integrity.days import check_days, list_days
 from marketplace.ledger.posting import entries_of
 from marketplace.ledger.rebuild import rebuild, trial_balance
@@ -42,6 +43,20 @@ def get_rebuild(actor: Actor = Depends(OPERATOR), market: Market = Depends(marke
             "wrong": [{"account": code, "kept_fen": a, "replayed_fen": b} for code, (a, b) in rebuilt.wrong.items()],
             "lopsided_transfers": list(rebuilt.lopsided),
         }
+
+
+@router.get("/checks")
+def list_ledger_checks(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
+    """The nightly rebuilds of every balance and cap counter, newest first: `sound`, both hashes, what differed."""
+    with reading(market.engine) as session:
+        items = [row.model_dump() for row in list_checks(session)]
+        return {"items": items, "total": len(items)}
+
+
+@router.post("/checks", status_code=201)
+def check_ledger(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
+    """Rebuild every balance and cap counter now, compare, keep the result; a difference is told to all operators."""
+    return check_books(market.engine).model_dump()
 
 
 @router.get("/days")

@@ -11,7 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, event, inspect
 from sqlmodel import SQLModel
 
-APPEND_ONLY = ("ledger_transfer", "ledger_entry", "audit_event", "price_version")
+APPEND_ONLY = (
+    "ledger_transfer", "ledger_entry", "audit_event", "price_version", "day_root", "journal_segment", "ledger_check",
+)  # fmt: skip
 USAGE_FROZEN = (
     "usage_id", "key_id", "organisation_id", "listing_id", "model", "adapter", "price_version", "lease_id",
     "lease_kind", "subscription_id", "reservation_id", "provider_id", "units", "amount_micro", "occurred_at_ms",

@@ -103,6 +103,21 @@ def p6_sealed(reservation: str, lease: str, fen: int, returned_after_fen: int, a
     return Posting("P6", f"P6:{lease}:{returned_after_fen}", entries, at_ms)
 
 
+def p6_written_off(
+    reservation: str, lease: str, fen: int, returned_after_fen: int, write_off: str, at_ms: int
+) -> Posting:
+    """As P6, of a lease whose journal is lost: its event says so, and the memo names the two persons' decision."""
+    entries = move(accounts.leased(lease), accounts.reserved(reservation), fen)
+    event = f"P6:{lease}:{returned_after_fen}:written-off"
+    return Posting("P6", event, entries, at_ms, memo=f"write-off {write_off}")
+
+
+def p4_restored(reservation: str, lease: str, fen: int, granted_after_fen: int, write_off: str, at_ms: int) -> Posting:
+    """As P4, to a lease that was written off and whose journal has turned up."""
+    entries = move(accounts.reserved(reservation), accounts.leased(lease), fen)
+    return Posting("P4", f"P4:{lease}:{granted_after_fen}", entries, at_ms, memo=f"late journal of {write_off}")
+
+
 def p7_contract_ended(voucher: str, reservation: str, fen: int, released_after_fen: int, at_ms: int) -> Posting:
     """`released_after_fen`: all that the reservation ever gave back to its voucher, this included."""
     entries = move(accounts.reserved(reservation), accounts.available(voucher), fen)

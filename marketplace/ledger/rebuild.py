@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import case, func
 from sqlmodel import Session, col, select
 
+from marketplace.ledger.replay import replay
 from marketplace.ledger.tables import LedgerAccount, LedgerEntry
 
 
@@ -23,7 +24,7 @@ class Rebuilt:
     sha256: str
     kept_sha256: str
     wrong: dict[str, tuple[int, int]]
-    lopsided: tuple[int, ...]  # transfers that do not sum to zero in some ledger
+    lopsided: tuple[int, ...]  # the first transfers that do not sum to zero in some ledger
 
     @property
     def sound(self) -> bool:
@@ -39,29 +40,22 @@ def hash_state(balances: dict[str, int]) -> str:
 
 
 def rebuild(session: Session) -> Rebuilt:
-    """Replay every entry in order and compare with the balances kept beside them. Changes nothing."""
-    replayed: dict[str, int] = defaultdict(int)
-    sums: dict[tuple[int, str], int] = defaultdict(int)
-    count = 0
-    query = select(LedgerEntry.transfer_id, LedgerEntry.account, LedgerEntry.amount_fen)
-    ordered = query.order_by(col(LedgerEntry.transfer_id), col(LedgerEntry.line))
-    for transfer_id, account, fen in session.exec(ordered.execution_options(yield_per=10_000)):
-        replayed[account] += fen
-        sums[transfer_id, account[0]] += fen
-        count += 1
+    """Replay every entry and compare with the balances kept beside them. Changes nothing."""
+    replayed = replay(session)
+    balances = replayed.balances
     kept = dict(session.exec(select(LedgerAccount.code, LedgerAccount.balance_fen)).all())
     for code in kept:
-        replayed[code] += 0  # an account that was opened and never posted to stands at zero in both
+        balances[code] += 0  # an account that was opened and never posted to stands at zero in both
     wrong = {
-        code: (kept.get(code, 0), fen) for code, fen in replayed.items() if kept.get(code, 0) != fen or code not in kept
+        code: (kept.get(code, 0), fen) for code, fen in balances.items() if kept.get(code, 0) != fen or code not in kept
     }
     return Rebuilt(
-        balances=dict(replayed),
-        entries=count,
-        sha256=hash_state(replayed),
+        balances=dict(balances),
+        entries=replayed.entries,
+        sha256=hash_state(balances),
         kept_sha256=hash_state(kept),
         wrong=wrong,
-        lopsided=tuple(sorted({transfer for (transfer, _), fen in sums.items() if fen})),
+        lopsided=tuple(replayed.lopsided),
     )
 
 

@@ -29,7 +29,8 @@ class LedgerTransfer(SQLModel, table=True):
     kind: str = Field(index=True)  # P1 … P14
     event_key: str = Field(unique=True)
     occurred_at_ms: int = Field(sa_column=Column(BigInteger, nullable=False))
-    posted_at_ms: int = Field(default_factory=now_ms, sa_column=Column(BigInteger, nullable=False))
+    # a day's leaves are found by it
+    posted_at_ms: int = Field(default_factory=now_ms, sa_column=Column(BigInteger, nullable=False, index=True))
     memo: str = ""
 
 

@@ -17,15 +17,19 @@ from fastapi.responses import FileResponse, Response
 from sqlmodel import col, select
 
 from marketplace.access import Actor, market_of, require, token_of
-from marketplace.catalogue.tables import ModelVersion
+from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.market import Market
 from marketplace.nodes import journals
+from marketplace.nodes.clocks import clock_skewed, decide_skew, note_skew
 from marketplace.nodes.registry import CallingNode, list_nodes
 from marketplace.organisations.tables import Organisation
-from marketplace.usage.recovery import close_epoch
-from marketplace.vouchers.nodes import check_epoch, new_epoch, open_epochs
+from marketplace.usage.recovery import close_epoch, take_late
+from marketplace.vouchers.nodes import LATE, check_journal, new_epoch, unsealed_epochs
+from marketplace.vouchers.sale import find_sale
+from marketplace.vouchers.tables import NodeEpoch
+from marketplace.vouchers.write_offs import held_fen
 from model_store.errors import BadInput, Conflict, NotFound
 from serving.catalogue import Entry
 from serving.errors import model_not_found
@@ -46,11 +50,12 @@ def node_of(request: Request) -> CallingNode:
 
 @router.get("/nodes")
 def get_nodes(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """Every admitted node: whose it is, its open epochs with the bytes of journal here, when it was heard of last."""
+    """Every admitted node: whose it is, when it was heard of last, its epochs that are not sealed with the bytes of
+    journal here and what their leases hold."""
     with reading(market.engine) as session:
-        epochs: dict[str, list[int]] = {}
-        for row in open_epochs(session):
-            epochs.setdefault(row.node, []).append(row.epoch)
+        epochs: dict[str, list[NodeEpoch]] = {}
+        for row in unsealed_epochs(session):
+            epochs.setdefault(row.node, []).append(row)
         items = [
             {
                 "name": row.name,
@@ -58,7 +63,14 @@ def get_nodes(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_
                 "state": "admitted" if row.revoked_at_ms is None else "revoked",
                 "seen_at_ms": market.nodes.seen_at_ms.get(row.name),
                 "epochs": [
-                    {"epoch": each, "bytes": journals.size_of(market.journals, row.name, each)}
+                    {
+                        "epoch": each.epoch,
+                        "state": each.state,
+                        "bytes": journals.size_of(market.journals, row.name, each.epoch),
+                        "opened_at_ms": each.opened_at_ms,
+                        "held_fen": held_fen(session, each),
+                        "skew_ms": each.skew_ms,
+                    }
                     for each in epochs.get(row.name, [])
                 ],
             }
@@ -74,7 +86,7 @@ def get_nodes(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_
 def get_epochs(node: CallingNode = Depends(node_of), market: Market = Depends(market_of)) -> dict[str, Any]:
     """The caller's open epochs, oldest first, with the bytes of their journals that are here."""
     with reading(market.engine) as session:
-        found = [row.epoch for row in open_epochs(session, node.name)]
+        found = [row.epoch for row in unsealed_epochs(session, node.name)]
     items = [{"epoch": each, "bytes": journals.size_of(market.journals, node.name, each)} for each in found]
     return {"node": node.name, "items": items, "now_ms": now_ms()}
 
@@ -92,10 +104,15 @@ async def put_journal(
     request: Request,
     offset: int = Query(ge=0),
     crc32c: int = Query(ge=0, lt=1 << 32),
+    clock_ms: int = Query(0, ge=0, lt=1 << 53),
     node: CallingNode = Depends(node_of),
     market: Market = Depends(market_of),
 ) -> dict[str, int]:
-    """Append a portion (at most 1 MiB) of the journal that begins at `offset`; answers the bytes that are safe here."""
+    """Append a portion (at most 1 MiB) of the journal that begins at `offset`; answers the bytes that are safe here.
+
+    `clock_ms`: what the node's clock says; far off, the portion's paid usage is quarantined (`clocks`).
+    """
+    skew = decide_skew(clock_ms, now_ms(), market.settings.max_clock_skew_seconds * 1000)
     content = await request.body()
     if not 0 < len(content) <= PORTION_BYTES:
         raise BadInput(
@@ -110,7 +127,8 @@ async def put_journal(
     def take() -> int:
         with market.nodes.journal(node.name):
             with reading(market.engine) as session:
-                check_epoch(session, node.name, epoch)
+                check_journal(session, node.name, epoch)
+            note_skew(market.engine, market.journals, node.name, epoch, skew)
             return journals.append(market.journals, node.name, epoch, offset, crc32c, content)
 
     return {"size": await anyio.to_thread.run_sync(take)}
@@ -137,8 +155,10 @@ def post_close(
                 details={"size": here},
             )
         with reading(market.engine) as session:
-            is_open = epoch in {row.epoch for row in open_epochs(session, node.name)}
-        if is_open:
+            states = {row.epoch: row.state for row in unsealed_epochs(session, node.name)}
+        if states.get(epoch) in LATE:
+            take_late(market.engine, market.journals, node.name, epoch)
+        elif epoch in states:
             close_epoch(market.engine, market.journals, node.name, epoch)
     return {"epoch": epoch, "state": "sealed"}
 
@@ -179,6 +199,9 @@ async def post_lease(
     if entry is None:
         raise model_not_found(ask.listing_id)
     principal = await anyio.to_thread.run_sync(_principal, market, ask)
+    skew = decide_skew(ask.clock_ms, now_ms(), market.settings.max_clock_skew_seconds * 1000)
+    if skew and not await anyio.to_thread.run_sync(_costs_nothing, market, ask):
+        raise clock_skewed(skew)
     served = next((served for _, served in entry.versions.values()), None)
     if served is None:
         raise model_not_found(entry.name)
@@ -201,6 +224,14 @@ def _principal(market: Market, ask: LeaseAsk) -> Principal:
     if organisation is None:
         raise model_not_found(ask.listing_id)
     return Principal(ask.key_id, organisation.id, organisation.kind, frozenset({"use"}))
+
+
+def _costs_nothing(market: Market, ask: LeaseAsk) -> bool:
+    if ask.purpose == "trial":
+        return True
+    with reading(market.engine) as session:
+        listing = session.get_one(Listing, ask.listing_id)
+        return bool(find_sale(session, listing, ask.organisation, now_ms()).free)
 
 
 # --- catalogue and bundles --------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from sqlmodel import Session, col, select
 from marketplace.clock import now_ms, policy_date
 from marketplace.ledger.posting import QUERY_CHUNK, insert_ignoring
 from marketplace.usage.charges import Sum, charge, meter_of
-from marketplace.usage.rating import LeaseBasis, Rated, rate
+from marketplace.usage.rating import Late, LeaseBasis, Rated, rate
 from marketplace.usage.tables import TrialCount, Usage
 from marketplace.vouchers.lease_rows import month_of
 from marketplace.vouchers.tables import LeaseRow, NodeEpoch, Reservation, Subscription, Voucher
 from marketplace.vouchers.warnings import warn_of_cap
+from marketplace.vouchers.write_offs import leases_of_write_off
 from serving.metering import UsageRecord
 
 _USAGE: sa.Table = Usage.__table__  # type: ignore[attr-defined]
@@ -56,7 +57,7 @@ def ingest_batch(session: Session, epoch: NodeEpoch, records: Sequence[tuple[int
     outcome.duplicates = len(records) - len(fresh)
     if not fresh:
         return outcome
-    bases = _load_leases(session, {record.lease_id for _, record in fresh})
+    bases = _load_leases(session, epoch, {record.lease_id for _, record in fresh})
     sums: dict[tuple[str, str], Sum] = defaultdict(Sum)  # (reservation or "", subscription)
     months: dict[tuple[str, str], int] = defaultdict(int)
     trials: dict[tuple[str, str], int] = defaultdict(int)
@@ -118,8 +119,9 @@ def _is_postgresql(session: Session) -> bool:
     return session.get_bind().dialect.name == "postgresql"
 
 
-def _load_leases(session: Session, lease_ids: Iterable[str]) -> dict[str, LeaseBasis]:
+def _load_leases(session: Session, epoch: NodeEpoch, lease_ids: Iterable[str]) -> dict[str, LeaseBasis]:
     """The leases of a batch with their reservations and vouchers; reservations and leases locked, in that order."""
+    written_off = leases_of_write_off(session, epoch) if epoch.state == "late" else {}
     wanted = sorted(lease_ids)
     reservation_ids = sorted(
         set(session.exec(select(LeaseRow.reservation_id).where(col(LeaseRow.id).in_(wanted)))) - {""}
@@ -133,7 +135,11 @@ def _load_leases(session: Session, lease_ids: Iterable[str]) -> dict[str, LeaseB
     for row in session.exec(leases):
         reservation = reservations.get(row.reservation_id)
         voucher = vouchers[reservation.voucher_id] if reservation else None
-        bases[row.id] = LeaseBasis.of(row, reservation, voucher)
+        late = None
+        if row.id in written_off and row.kind != "free":
+            known = written_off[row.id]
+            late = Late(known["eligible_micro"], known["restored_fen"], row.credit_micro)
+        bases[row.id] = LeaseBasis.of(row, reservation, voucher, late, skewed=bool(epoch.skew_ms))
     return bases
 
 

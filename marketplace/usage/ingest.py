@@ -161,8 +161,8 @@ class Ingest:
     def _take(self, node: str, epoch: int, offset: int, segment: Segment) -> None:
         with transaction(self._engine) as session:
             row = session.get_one(NodeEpoch, (node, epoch), with_for_update=True)
-            if row.state != "open" or row.offset_bytes != offset:
-                return  # another process has ingested it meanwhile
+            if row.state not in ("open", "late") or row.offset_bytes != offset:
+                return  # another process has ingested it meanwhile, or two persons wrote it off
             records = finished(segment.entries, row.last_seq)
             row.last_seq, row.offset_bytes = segment.entries[-1].seq, segment.next_offset
             session.add(row)

@@ -13,6 +13,18 @@ from serving.metering import PriceLine, UsageRecord, rate_usage
 
 LINE_FIELDS = PriceLine.__struct_fields__
 _NEVER = 1 << 62
+CLOCK_MS = 300_000  # a node's clock may be so far off the market's
+RUN_MS = 600_000  # and a run that a lease admitted may end so much later
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A lease that was written off and whose journal turned up: what the voucher may still pay under it is what could
+    be set aside again, beyond the gross it had paid its share of by then; and what the enterprise may still owe."""
+
+    eligible_micro: int
+    restored_fen: int
+    credit_micro: int
 
 
 @dataclass(slots=True)
@@ -31,10 +43,17 @@ class LeaseBasis:
     last_use_ms: int = _NEVER
     eligible_micro: int = 0
     own_micro: int = 0
+    late: Late | None = None
+    skewed: bool = False  # its node's clock was measured off, further than is allowed
+    first_ms: int = 0  # a clock that is right says an instant between these two for whatever is used under the lease
+    last_ms: int = _NEVER
     lines: dict[tuple[str, str], tuple[PriceLine, dict[str, Any], int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: LeaseRow, reservation: Reservation | None, voucher: Voucher | None) -> LeaseBasis:
+    def of(
+        cls, row: LeaseRow, reservation: Reservation | None, voucher: Voucher | None, late: Late | None = None,
+        *, skewed: bool = False,
+    ) -> LeaseBasis:  # fmt: skip
         basis = cls(
             row,
             reservation,
@@ -44,6 +63,10 @@ class LeaseBasis:
             granted_fen=row.granted_fen,
             eligible_micro=row.eligible_micro,
             own_micro=row.own_micro,
+            late=late,
+            skewed=skewed,
+            first_ms=row.opened_at_ms - CLOCK_MS,
+            last_ms=row.expires_at_ms + RUN_MS + CLOCK_MS,
         )
         if voucher is not None:
             basis.last_use_ms = end_of_day_ms(date.fromisoformat(voucher.use_by))
@@ -67,7 +90,9 @@ def rate(record: UsageRecord, basis: LeaseBasis | None, node: str, epoch: int) -
     """Judge one record; a good one is added to its lease's running totals.
 
     Use-by and filing are judged on the instant of use. Reasons: LEASE_UNKNOWN, LEASE_FOREIGN (of another node, epoch or
-    organisation), PRICE_UNKNOWN, AMOUNT_MISMATCH.
+    organisation), PRICE_UNKNOWN, AMOUNT_MISMATCH, LEASE_WRITTEN_OFF (the lease was given back by two persons, and
+    nothing is left that could carry this record: it is charged to nobody), CLOCK_SKEWED (the instant of use cannot be
+    right, or the node's clock was measured off: by it use-by, filing and month would be judged).
     """
     if basis is None:
         return Rated("LEASE_UNKNOWN")
@@ -88,19 +113,27 @@ def rate(record: UsageRecord, basis: LeaseBasis | None, node: str, epoch: int) -
         amount = -1
     if amount != record.amount_micro:
         return Rated("AMOUNT_MISMATCH", False, line["listing_id"], line["provider_id"])
-    eligible = (
-        basis.reservation is not None
-        and price.ratio_num > 0
-        and record.occurred_at_ms <= min(lapse, basis.last_use_ms)
-        and is_covered(basis.eligible_micro, amount, price.ratio_num, price.ratio_den, basis.granted_fen)
+    if basis.skewed or not basis.first_ms <= record.occurred_at_ms <= basis.last_ms:
+        return Rated("CLOCK_SKEWED", False, line["listing_id"], line["provider_id"])
+    payable = (
+        basis.reservation is not None and price.ratio_num > 0 and record.occurred_at_ms <= min(lapse, basis.last_use_ms)
     )
-    if eligible:
-        basis.eligible_micro += amount
-        # rounded down, so that what is ingested never passes the credit that the node counted exactly
-        basis.own_micro += amount + (-amount * price.ratio_num // price.ratio_den)
-    else:
-        basis.own_micro += amount
+    eligible = payable and _is_covered(basis, amount, price)
+    # rounded down, so that what is ingested never passes the credit that the node counted exactly
+    own = amount + (-amount * price.ratio_num // price.ratio_den) if eligible else amount
+    late = basis.late
+    if late is not None and (payable != eligible or basis.own_micro + own > late.credit_micro):
+        return Rated("LEASE_WRITTEN_OFF", False, line["listing_id"], line["provider_id"])
+    basis.eligible_micro += amount if eligible else 0
+    basis.own_micro += own
     return Rated("", eligible, line["listing_id"], line["provider_id"])
+
+
+def _is_covered(basis: LeaseBasis, amount: int, price: PriceLine) -> bool:
+    used, granted = basis.eligible_micro, basis.granted_fen
+    if basis.late is not None:
+        used, granted = used - basis.late.eligible_micro, basis.late.restored_fen
+    return is_covered(used, amount, price.ratio_num, price.ratio_den, granted)
 
 
 def _lapse_ms(text: str) -> int:

@@ -11,8 +11,9 @@ from sqlalchemy import Engine
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.usage.ingest import Ingest
-from marketplace.vouchers.nodes import new_epoch, open_epochs, seal_epoch
+from marketplace.vouchers.nodes import Sealed, new_epoch, open_epochs, seal_epoch
 from marketplace.vouchers.tables import NodeEpoch
+from marketplace.vouchers.write_offs import note_recovered, note_turned_up, restore
 from serving.journal import (
     EndEntry,
     Entry,
@@ -23,6 +24,7 @@ from serving.journal import (
     seal_segment,
     segment_path,
 )
+from serving.journal_format import frame_of
 from serving.metering import UsageRecord
 
 SCAN_ENTRIES = 10_000
@@ -44,19 +46,32 @@ def register_node(engine: Engine, journal_folder: Path, node: str) -> int:
 def close_epoch(engine: Engine, journal_folder: Path, node: str, epoch: int) -> None:
     """Seal a journal that nobody writes any more, ingest it to its end, settle its leases (P6). Safe to repeat."""
     path = segment_path(journal_folder, node, epoch)
-    sha256, torn = "", False
+    sealed, torn = None, False
     if path.exists():
         try:
             segment = seal_segment(path)
         except JournalUnreadable:
             torn = True  # it died while it wrote the header: nothing was ever recorded in it
         else:
-            assert segment.seal is not None
-            sha256 = segment.seal.sha256
+            seal = segment.seal
+            assert seal is not None
+            size = segment.next_offset - len(frame_of(seal))
+            sealed = Sealed(segment.header.first_seq, seal.last_seq, seal.count, size, seal.sha256)
             torn = segment.torn is not None or path.with_name(f"{path.name}.torn").exists()
-            _ingest_rest(engine, journal_folder, node, epoch, segment.seal.last_seq)
+            _ingest_rest(engine, journal_folder, node, epoch, seal.last_seq)
     with transaction(engine) as session:
-        seal_epoch(session, node, epoch, sha256=sha256, torn=torn, at_ms=now_ms())
+        seal_epoch(session, node, epoch, sealed=sealed, torn=torn, at_ms=now_ms())
+        note_recovered(session, node, epoch, now_ms())
+
+
+def take_late(engine: Engine, journal_folder: Path, node: str, epoch: int) -> None:
+    """The whole journal of an epoch that was written off is here after all: set aside again what can be, ingest what
+    that covers, quarantine the rest, settle. Safe to repeat, from wherever it was interrupted."""
+    with transaction(engine) as session:
+        restore(session, node, epoch, now_ms())
+    close_epoch(engine, journal_folder, node, epoch)
+    with transaction(engine) as session:
+        note_turned_up(session, node, epoch, now_ms())
 
 
 def _ingest_rest(engine: Engine, journal_folder: Path, node: str, epoch: int, last_seq: int) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import msgspec
 from sqlmodel import Session, col, func, select
 
+from marketplace.integrity.segments import segments_of
 from marketplace.usage.ingest import finished
 from marketplace.usage.rating import LINE_FIELDS
 from marketplace.usage.recovery import RunningStreams
 from marketplace.usage.tables import Usage
 from marketplace.vouchers.tables import LeaseRow, NodeEpoch
+from serving.journal_format import sha256_of_prefix
 from serving.journal_summary import Summary, portions, summarise
 from serving.metering import PriceLine, UsageRecord, rate_usage
 
@@ -36,11 +38,14 @@ class Replay(msgspec.Struct):
     misrated: int = 0  # the amount is not what the lease's price gives
     epoch_state: str = "unknown"
     seal_agrees: bool | None = None  # None: not sealed on one of the two sides
+    prefixes: int = 0  # recorded hashes of its beginnings that agree
+    prefixes_differ: int = 0
     examples: dict[str, list[str]] = {}
 
     @property
     def agrees(self) -> bool:
         wrong = self.differing + self.foreign + self.misrated + (self.missing if self.epoch_state == "sealed" else 0)
+        wrong += self.prefixes_differ
         return not wrong and self.seal_agrees is not False and self.summary.state in ("sealed", "open")
 
     def note(self, what: str, usage_id: str) -> None:
@@ -59,6 +64,12 @@ def replay(session: Session, path: Path) -> Replay:
         found.epoch_state = epoch.state
         if summary.sha256 and epoch.sha256:
             found.seal_agrees = summary.sha256 == epoch.sha256
+    for segment in segments_of(session, summary.node, summary.epoch):
+        whole = path.stat().st_size >= segment.bytes
+        if whole and sha256_of_prefix(path, segment.bytes) == segment.sha256:
+            found.prefixes += 1
+        else:
+            found.prefixes_differ += 1
     seen: set[str] = set()
     prices: dict[str, dict[tuple[str, str], PriceLine]] = {}
     for records in _charged(path, sealed=summary.state == "sealed"):

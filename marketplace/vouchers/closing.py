@@ -7,6 +7,7 @@ sealing of an epoch only, and an open lease's entitlement is never touched.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 
 from sqlmodel import Session, col, select
@@ -25,6 +26,15 @@ SEALED = ("sealed", "settled")
 DAY_MS = 86_400_000
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An epoch that two persons wrote off, and their decision."""
+
+    node: str
+    epoch: int
+    write_off: str
+
+
 def decide_returnable(leases: Sequence[LeaseRow], num: int, den: int) -> int:
     """Fen that the sealed leases of one reservation may still give back, together.
 
@@ -37,8 +47,9 @@ def decide_returnable(leases: Sequence[LeaseRow], num: int, den: int) -> int:
     return max(0, sum(lease.granted_fen - lease.returned_fen for lease in sealed) - keep)
 
 
-def settle_leases(session: Session, node: str, epoch: int, at_ms: int) -> None:
-    """P6 for every lease of a sealed epoch. The caller has ingested the epoch's journal to its end."""
+def settle_leases(session: Session, node: str, epoch: int, at_ms: int, write_off: str = "") -> None:
+    """P6 for every lease of a sealed epoch. The caller has ingested the epoch's journal to its end; or two persons have
+    written it off (`write_off`: their decision), and it is fenced."""
     query = select(LeaseRow).where(LeaseRow.node == node, LeaseRow.epoch == epoch, col(LeaseRow.state).in_(OPEN))
     reservations = sorted({row.reservation_id for row in session.exec(query)} - {""})
     locked = {each: _lock_reservation(session, each) for each in reservations}
@@ -46,17 +57,18 @@ def settle_leases(session: Session, node: str, epoch: int, at_ms: int) -> None:
         lease.state = "sealed" if lease.reservation_id else "settled"
         session.add(lease)
     session.flush()
+    lost = Lost(node, epoch, write_off) if write_off else None
     for reservation in locked.values():
-        return_remainders(session, reservation, at_ms)
+        return_remainders(session, reservation, at_ms, lost)
 
 
-def return_remainders(session: Session, reservation: Reservation, at_ms: int) -> None:
+def return_remainders(session: Session, reservation: Reservation, at_ms: int, lost: Lost | None = None) -> None:
     """P6 for the sealed leases of a reservation; the last one of a contract or voucher that is over completes it."""
     leases = _leases(session, reservation.id)
     voucher = session.get_one(Voucher, reservation.voucher_id)
     ended = session.get_one(Subscription, reservation.subscription_id).state == "ended"
     over = (ended or voucher.state == "expired") and not any(lease.state in OPEN for lease in leases)
-    _give_back(session, reservation, leases, at_ms, everything=over)
+    _give_back(session, reservation, leases, at_ms, everything=over, lost=lost)
     if not over:
         return
     if voucher.state == "expired":
@@ -68,7 +80,13 @@ def return_remainders(session: Session, reservation: Reservation, at_ms: int) ->
 
 
 def _give_back(
-    session: Session, reservation: Reservation, leases: Sequence[LeaseRow], at_ms: int, *, everything: bool
+    session: Session,
+    reservation: Reservation,
+    leases: Sequence[LeaseRow],
+    at_ms: int,
+    *,
+    everything: bool,
+    lost: Lost | None = None,
 ) -> None:
     left = balances(session, [accounts.leased(lease.id) for lease in leases])
     allowed = decide_returnable(leases, reservation.ratio_num, reservation.ratio_den)
@@ -81,7 +99,11 @@ def _give_back(
         if fen:
             allowed -= fen
             lease.returned_fen += fen
-            moves.append(postings.p6_sealed(reservation.id, lease.id, fen, lease.returned_fen, at_ms))
+            facts = (reservation.id, lease.id, fen, lease.returned_fen)
+            if lost is not None and (lease.node, lease.epoch) == (lost.node, lost.epoch):
+                moves.append(postings.p6_written_off(*facts, lost.write_off, at_ms))
+            else:
+                moves.append(postings.p6_sealed(*facts, at_ms))
         lease.state = "settled" if fen == held else "sealed"
         session.add(lease)
     post_all(session, moves)

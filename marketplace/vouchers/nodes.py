@@ -5,17 +5,42 @@ Recovery at a start is in `marketplace.usage.recovery`: it ingests and seals eve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlmodel import Session, col, func, select
 
+from marketplace.integrity.segments import record_segment
+from marketplace.integrity.tables import JournalSegment
 from marketplace.organisations import audit
 from marketplace.vouchers.closing import settle_leases
 from marketplace.vouchers.tables import NodeEpoch
 from model_store.errors import Conflict
 
+LATE = ("written_off", "late")
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a seal says of its journal: `bytes` before the seal's frame, and the SHA-256 of them."""
+
+    first_seq: int
+    last_seq: int
+    count: int
+    bytes: int
+    sha256: str
+
 
 def open_epochs(session: Session, node: str | None = None) -> list[NodeEpoch]:
     """Epochs whose journals are not sealed yet, oldest first; of one node or of all."""
     query = select(NodeEpoch).where(NodeEpoch.state == "open")
+    if node is not None:
+        query = query.where(NodeEpoch.node == node)
+    return list(session.exec(query.order_by(col(NodeEpoch.node), col(NodeEpoch.epoch))))
+
+
+def unsealed_epochs(session: Session, node: str | None = None) -> list[NodeEpoch]:
+    """Epochs whose journals may still come: the open ones, and those that were written off."""
+    query = select(NodeEpoch).where(NodeEpoch.state != "sealed")
     if node is not None:
         query = query.where(NodeEpoch.node == node)
     return list(session.exec(query.order_by(col(NodeEpoch.node), col(NodeEpoch.epoch))))
@@ -56,19 +81,34 @@ def check_epoch(session: Session, node: str, epoch: int) -> None:
         )
 
 
+def check_journal(session: Session, node: str, epoch: int) -> None:
+    """`Conflict` EPOCH_FENCED unless bytes of this epoch's journal may come: as `check_epoch`, or after a write-off,
+    when they are kept until the journal is whole."""
+    row = session.get(NodeEpoch, (node, epoch))
+    if row is None or row.state not in LATE:
+        check_epoch(session, node, epoch)
+
+
 def node_count(session: Session) -> int:
     """How many nodes share what there is to lease; at least 1."""
     distinct = select(func.count(func.distinct(NodeEpoch.node))).where(NodeEpoch.state == "open")
     return max(1, session.exec(distinct).one())
 
 
-def seal_epoch(session: Session, node: str, epoch: int, *, sha256: str, torn: bool, at_ms: int) -> None:
-    """Seal an epoch whose journal is ingested to its end, then settle its leases (P6): never the other way round."""
+def seal_epoch(session: Session, node: str, epoch: int, *, sealed: Sealed | None, torn: bool, at_ms: int) -> None:
+    """Seal an epoch whose journal is ingested to its end, then settle its leases (P6): never the other way round.
+
+    `sealed` None: nothing was ever written. Else its hash is kept, and becomes a leaf of this day's tree.
+    """
     row = session.get_one(NodeEpoch, (node, epoch), with_for_update=True)
     if row.state == "sealed":
         return
+    sha256 = "" if sealed is None else sealed.sha256
     row.state, row.sha256, row.torn_tail = "sealed", sha256, torn
     session.add(row)
     session.flush()
+    if sealed is not None:
+        facts = {name: getattr(sealed, name) for name in Sealed.__slots__}
+        record_segment(session, JournalSegment(node=node, epoch=epoch, kind="sealed", recorded_at_ms=at_ms, **facts))
     settle_leases(session, node, epoch, at_ms)
     audit.record(session, actor="system", action="epoch.seal", subject=f"{node}-{epoch}", sha256=sha256, torn=torn)

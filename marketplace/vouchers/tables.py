@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column
+from sqlalchemy import JSON, BigInteger, Column, Index, text
 from sqlmodel import Field, SQLModel
 
 from marketplace.clock import now_ms
+
+_LIVE_WRITE_OFF = "state IN ('proposed', 'approved')"
 
 
 def _fen() -> Column:  # type: ignore[type-arg]
@@ -185,9 +187,42 @@ class NodeEpoch(SQLModel, table=True):
     __tablename__ = "node_epoch"
     node: str = Field(primary_key=True)
     epoch: int = Field(primary_key=True)
-    state: str = "open"  # open | sealed
+    state: str = "open"  # open | written_off (two persons, its journal away) | late (that has turned up) | sealed
     last_seq: int = Field(default=0, sa_column=_fen())  # ingested up to here
     offset_bytes: int = Field(default=0, sa_column=_fen())
     sha256: str = ""
     torn_tail: bool = False
+    # what the node's clock is off the market's, where that is more than is allowed; 0 where it is not
+    skew_ms: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
     opened_at_ms: int = Field(default_factory=now_ms)
+
+
+class EpochWriteOff(SQLModel, table=True):
+    """The leases of a lost node's epoch given back without its journal: `proposed_by` and `decided_by` differ.
+
+    `leases`: lease → {granted_fen, eligible_micro, exposed_fen, restored_fen}: what was ingested under it by then, what
+    its node may have used beyond that, and what of it was set aside again when the journal turned up after all.
+    """
+
+    __tablename__ = "epoch_write_off"
+    __table_args__ = (
+        Index(
+            "epoch_write_off_live", "node", "epoch", unique=True,
+            sqlite_where=text(_LIVE_WRITE_OFF), postgresql_where=text(_LIVE_WRITE_OFF),
+        ),
+    )  # fmt: skip
+    id: str = Field(primary_key=True)
+    node: str
+    epoch: int
+    state: str = "proposed"  # proposed | declined | recovered (the journal came first) | approved | turned_up
+    reason: str
+    proposed_by: str
+    decided_by: str = ""
+    created_at_ms: int = Field(default_factory=now_ms)
+    decided_at_ms: int | None = None
+    last_seq: int = Field(default=0, sa_column=_fen())  # ingested up to here when it was approved
+    released_fen: int = Field(default=0, sa_column=_fen())  # went back to its reservations at the approval
+    leases: dict[str, dict[str, int]] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    turned_up_at_ms: int | None = None
+    late_records: int = 0
+    late_quarantined: int = 0  # of them not covered by anything any more: charged to nobody

@@ -18,12 +18,15 @@ from marketplace.clock import now_ms
 from marketplace.db import reading
 from marketplace.ledger import api as ledger
 from marketplace.market import Market
+from marketplace.nodes import api as nodes_api
+from marketplace.nodes import write_off_api as write_offs
 from marketplace.organisations import api as organisations
 from marketplace.organisations.tables import Organisation
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import applications_api
 from marketplace.vouchers.tables import Application, Voucher
+from marketplace.web.claims_desk import names_of
 from marketplace.web.rendering import PageRoute, page
 from marketplace.web.vendor_desk import written
 
@@ -102,8 +105,19 @@ def filings(request: Request, actor: Actor = Depends(OPERATOR), market: Market =
 
 @router.get("/city/ledger")
 def trial_balance(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
-    """The trial balance: both ledgers sum to nothing."""
-    return page(request, "city_ledger.html", balance=ledger.get_trial_balance(actor, market))
+    """The trial balance: both ledgers sum to nothing; and the nightly checks."""
+    checks = ledger.list_ledger_checks(actor, market)["items"]
+    return page(request, "city_ledger.html", balance=ledger.get_trial_balance(actor, market), checks=checks)
+
+
+@router.get("/city/nodes")
+def serving_nodes(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
+    """Nodes elsewhere, what their unsealed epochs hold, and the register of write-offs."""
+    found = write_offs.get_write_offs(actor, market)["items"]
+    with reading(market.engine) as session:
+        people = names_of(session, *(row[name] for row in found for name in ("proposed_by", "decided_by")))
+    nodes = nodes_api.get_nodes(actor, market)["items"]
+    return page(request, "city_nodes.html", nodes=nodes, write_offs=found, people=people, own=actor.member_id)
 
 
 @router.get("/city/audit")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from marketplace.claims import api as claims
+from marketplace.ledger import api as ledger
+from marketplace.nodes import write_off_api as write_offs
 from marketplace.web.action import Action
 
 _BATCH = "/city/claims/{claim_id}"
@@ -22,6 +24,10 @@ def _correction(decision: str, zh: str, en: str) -> Action:
 
 def _clawback(decision: str, zh: str, en: str) -> Action:
     return Action(claims.decide_clawback, "/city/clawbacks", fixed={"decision": decision}, ask=(zh, en))
+
+
+def _write_off(decision: str, zh: str, en: str) -> Action:
+    return Action(write_offs.decide_write_off, "/city/nodes", fixed={"decision": decision}, ask=(zh, en))
 
 
 CLAIM_ACTIONS = {
@@ -64,4 +70,11 @@ CLAIM_ACTIONS = {
     "recover-clawback": _clawback("recover", "款项已收回?", "Has the money come back?"),
     "write-off-clawback": _clawback("write-off", "核销该笔追回? 须两人先后提出。",
                                     "Write this clawback off? It takes two persons, one after the other."),
+    "propose-write-off": Action(write_offs.propose_write_off, "/city/nodes",
+                                ask=("提出核销该期? 须由另一人批准。",
+                                     "Propose to write this epoch off? Another person has to approve it.")),
+    "approve-write-off": _write_off("approve", "批准核销? 额度随即退回, 该期不能再领额度。",
+                                    "Approve the write-off? What its leases hold goes back at once, and it gets none."),
+    "decline-write-off": _write_off("decline", "不予核销?", "Decline the write-off?"),
+    "check-ledger": Action(ledger.check_ledger, "/city/ledger"),
 }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from serving.leases import now_ms
 from serving.metering import Lease
 from serving.ports import Principal, ServedVersion
 from serving.remote.link import MarketLink
@@ -40,5 +41,6 @@ class RemoteAdmission:
             need_micro,
             purpose,
             dict(held),
+            clock_ms=now_ms(),
         )
         return lease_of(await self._link.call("POST", f"{PREFIX}/leases", content=msgspec.json.encode(ask)))

@@ -10,6 +10,8 @@ import httpx
 import orjson
 
 from model_store.errors import Refusal, Unavailable
+from serving.leases import now_ms
+from serving.remote.clock import NOW_HEADER, ClockOffset
 
 _log = logging.getLogger("algomart.link")
 CONNECT_S = 5.0
@@ -26,19 +28,26 @@ class MarketLink:
         headers = {"Authorization": f"Bearer {token}"}
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
         self.http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self.clock = ClockOffset()
         self._now = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     async def call(self, method: str, path: str, **given: Any) -> bytes:
         """The body of the answer. Raises the market's own `Refusal`, and `Unavailable` MARKET_UNREACHABLE."""
+        sent = now_ms()
         try:
-            return _content(await self.http.request(method, path, **given))
+            answer = await self.http.request(method, path, **given)
+            self.clock.learn(sent, now_ms(), answer.headers.get(NOW_HEADER, ""))
+            return _content(answer)
         except httpx.HTTPError as error:
             raise market_unreachable(self.url, error) from error
 
     def call_now(self, method: str, path: str, **given: Any) -> bytes:
         """As `call`, blocking."""
+        sent = now_ms()
         try:
-            return _content(self._now.request(method, path, **given))
+            answer = self._now.request(method, path, **given)
+            self.clock.learn(sent, now_ms(), answer.headers.get(NOW_HEADER, ""))
+            return _content(answer)
         except httpx.HTTPError as error:
             raise market_unreachable(self.url, error) from error
 

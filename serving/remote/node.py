@@ -50,8 +50,15 @@ def open_market_node(link: MarketLink, home: Path, settings: ServingSettings, st
     plane = DataPlane(ports, settings, journal)
     shipper = Shipper(link, journal)
     app = ServingApp(plane, ports, inner=MarketTies(plane, catalogue, link, shipper))
-    app.gauges = lambda: {"algomart_journal_unshipped_bytes": float(journal.size_bytes - shipper.shipped_bytes)}
-    app.standing = lambda: {"market": link.url, "unshipped_bytes": journal.size_bytes - shipper.shipped_bytes}
+    app.gauges = lambda: {
+        "algomart_journal_unshipped_bytes": float(journal.size_bytes - shipper.shipped_bytes),
+        "algomart_clock_offset_ms": float(link.clock.offset_ms),
+    }
+    app.standing = lambda: {
+        "market": link.url,
+        "unshipped_bytes": journal.size_bytes - shipper.shipped_bytes,
+        "clock_offset_ms": link.clock.offset_ms,
+    }
     return app
 
 
@@ -69,6 +76,7 @@ class MarketTies:
         self._tasks: list[asyncio.Task[None]] = []
         catalogue.on_terms = lambda listing_id: plane.expire_leases(listing_id=listing_id)
         catalogue.on_keys = plane.forget_keys
+        link.clock.on_skew = plane.expire_leases
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -16,6 +16,7 @@ import orjson
 
 from model_store.errors import Conflict, Refusal
 from serving.journal import JournalUnreadable, JournalWriter, seal_segment, segment_path
+from serving.leases import now_ms
 from serving.remote.link import MarketLink
 from serving.remote.wire import PREFIX
 
@@ -121,7 +122,7 @@ def _portions(path: Path, offset: int, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _put(epoch: int, offset: int, content: bytes) -> str:
-    return f"{PREFIX}/epochs/{epoch}/journal?offset={offset}&crc32c={google_crc32c.value(content)}"
+    return f"{PREFIX}/epochs/{epoch}/journal?offset={offset}&crc32c={google_crc32c.value(content)}&clock_ms={now_ms()}"
 
 
 def _read(path: Path, offset: int, end: int) -> bytes:

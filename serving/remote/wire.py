@@ -64,6 +64,7 @@ class LeaseAsk(msgspec.Struct, forbid_unknown_fields=True):
     need_micro: int
     purpose: str
     held: dict[str, int]
+    clock_ms: int = 0  # what the node's clock says; 0: not told
 
 
 def encode_catalogue(start: str, number: int, entries: Iterable[Entry]) -> bytes:

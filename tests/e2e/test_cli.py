@@ -45,6 +45,16 @@ def test_a_command_prints_json_for_scripts(
     assert said[holds] is not None
 
 
+def test_a_lost_node_is_written_off_from_the_command_line_too(live_market: LiveMarket) -> None:
+    status, said = algomart(live_market, "node", "write-offs", who="operator")
+    assert (status, said["items"]) == (0, [])
+    lost = ("node", "write-off", "no-such-node", "3", "--reason", "it burnt down")
+    status, said = algomart(live_market, *lost, who="operator")
+    assert (status, said["error"]["code"]) == (1, "WRITE_OFF_NOT_FOUND")
+    assert algomart(live_market, "node", "write-offs", "--approve", "wof_1", who="operator")[0] == 1
+    assert algomart(live_market, *lost)[1]["error"]["code"] == "ROLE_NOT_ALLOWED"
+
+
 @pytest.mark.parametrize("words", [("voucher",), ("keys",)])
 def test_a_list_is_printed_as_one(live_market: LiveMarket, words: tuple[str, ...]) -> None:
     status, said = algomart(live_market, *words)

@@ -17,6 +17,7 @@ from marketplace.claims.assembly import Candidate
 from marketplace.claims.document import sha256_of
 from marketplace.claims.states import BATCH, decide_reversal
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction
+from marketplace.claims.tracing import claim_of, line_trace
 from marketplace.clock import policy_date
 from marketplace.db import reading, transaction
 from marketplace.ledger import accounts
@@ -27,7 +28,12 @@ from marketplace.vouchers import closing, issuing
 from marketplace.vouchers.tables import Programme, Reservation, Subscription, Voucher
 from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
-from tests.marketplace.town import CHEN, LIN, Node, Town
+from tests.marketplace.stores import on_both_stores
+from tests.marketplace.town import CHEN, DAY, LIN, Node, Town
+
+
+def pytest_generate_tests(metafunc):
+    on_both_stores(metafunc)
 
 
 @pytest.fixture
@@ -230,6 +236,27 @@ def test_two_persons_freeze_and_approve_and_the_notice_runs_its_days(town, blobs
         new_batch(town, member="")
 
 
+def test_invariant_5_each_claimed_fen_leads_to_usage_price_filing_contract_invoice_and_payment(town, blobs):
+    trade(town)
+    contract = town.rows(Subscription)[0].id
+    enter_invoice(town, contract, "26440000000001", 37)
+    batch = paid(town, blobs)
+    (line,) = lines(town, batch)
+    with reading(town.engine) as session:
+        traced = line_trace(session, session.get_one(ClaimBatch, batch), session.get_one(ClaimLine, line.id))
+        up = claim_of(session, traced["usage"][0]["transfer_id"], to_operator=True)
+    assert line.subsidy_fen == town.balance(accounts.paid(town.rows(Programme)[0].id)) == 12
+    carried = [row for row in traced["usage"] if row["transfer_id"] in {each["id"] for each in traced["transfers"]}]
+    assert sum(row["amount_micro"] for row in carried) * 1 // 3_000_000 == line.subsidy_fen
+    for row in carried:
+        assert row["amount_micro"] == row["units"] * row["micro_per_unit"] > 0
+        assert row["price_version"]
+        assert row["filing"]["valid_at_use"]
+    assert traced["contract"]["id"] == contract
+    assert [each["number"] for each in traced["invoices"]] == ["26440000000001"]
+    assert (up["line_id"], up["payment"]["reference"]) == (line.id, "国库 1")
+
+
 def test_a_payment_of_another_amount_is_refused(town, blobs):
     trade(town)
     batch = approved(town, blobs)
@@ -389,6 +416,29 @@ def test_a_record_is_corrected_once_by_two_persons_and_not_under_a_batch(town, b
         correct(town, second)
     with pytest.raises(NotFound, match="CLAIM_NOT_FOUND"):
         correct(town, "no-such-usage")
+
+
+def test_a_correction_whose_subsidy_a_later_claimed_charge_carried_says_so(town, blobs):
+    """0.37 fen a call at one third: seven calls post 2 fen and no subsidy; two more post the third fen, and with it the
+    subsidy of all nine."""
+    node = trade(town, calls=7)
+    assert (town.balance("M.recv.ent[org_factory]"), town.total("Q.used")) == (2, 0)
+    town.now += DAY
+    later = town.node("n2")
+    later.call(count=2)
+    later.stop()
+    assert town.total("Q.used") == 1
+    with transaction(town.engine) as session:
+        programme = session.exec(select(Programme)).one().id
+        batch = batches.create(session, programme, today(town), today(town), member=CHEN).id
+    freeze(town, blobs, batch)
+    with pytest.raises(Conflict, match="CORRECTION_CARRIED") as refused:
+        correct(town, node.acknowledged[0].usage_id)
+    assert refused.value.field == "usage_id"
+    advance(town, batch, "submit", "return")
+    correct(town, node.acknowledged[0].usage_id)
+    assert town.total("Q.used") == 0
+    town.check()
 
 
 def test_a_correction_after_the_contract_s_end_goes_back_to_the_voucher_and_after_its_lapse_to_the_pool(town):

@@ -37,6 +37,11 @@ def town(market, tmp_path, monkeypatch) -> Town:
 
 @pytest.fixture
 def desk(town: Town, client: TestClient) -> Desk:
+    return operators_desk(town, client)
+
+
+def operators_desk(town: Town, client: TestClient) -> Desk:
+    """Everybody of `PEOPLE`, logged in."""
     sessions = {}
     with transaction(town.engine) as session:
         for who, (organisation_id, name) in PEOPLE.items():

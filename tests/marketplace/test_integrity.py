@@ -13,18 +13,25 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
 
 import serving.leases
 from marketplace.claims.tables import ClaimBatch
+from marketplace.clock import policy_date
 from marketplace.db import reading, transaction
-from marketplace.integrity.days import check_days, close_days
+from marketplace.integrity.days import PATIENCE_MS, check_days, close_days, is_due, leaves_of
 from marketplace.integrity.merkle import leaf_hash, proof_of, root_by, root_of
 from marketplace.integrity.pack import write_pack
-from marketplace.integrity.tables import DayRoot
+from marketplace.integrity.segments import record_prefixes
+from marketplace.integrity.tables import DayRoot, JournalSegment
 from marketplace.integrity.verify import Report, verify_pack
+from marketplace.integrity.verify_journals import verify_journals
 from marketplace.ledger import posting
+from marketplace.usage import recovery
+from marketplace.usage.replay import replay
+from marketplace.vouchers.tables import NodeEpoch
 from model_store.blobs import FolderBlobs
+from serving.journal import segment_path
+from tests.marketplace.stores import on_both_stores, unguarded
 from tests.marketplace.test_claims import advance, freeze, new_batch, trade
 from tests.marketplace.town import DAY, Town
 
@@ -47,11 +54,16 @@ def test_a_leaf_is_no_inner_node() -> None:
     assert root_of([]) == hashlib.sha256(b"").digest()
 
 
+def pytest_generate_tests(metafunc):
+    on_both_stores(metafunc, only_sqlite=("pack",))
+
+
 @pytest.fixture
 def town(engine, tmp_path, monkeypatch):
     town = Town(engine, tmp_path / "journal")
     monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
     monkeypatch.setattr(posting, "now_ms", lambda: town.now)  # postings are of the town's day
+    monkeypatch.setattr(recovery, "now_ms", lambda: town.now)  # and journals are sealed on it
     return town
 
 
@@ -61,6 +73,11 @@ def blobs(tmp_path):
 
 
 def close(town: Town) -> list[DayRoot]:
+    """As housekeeping does it."""
+    with reading(town.engine) as session:
+        due = is_due(session, town.now)
+    if due:
+        record_prefixes(town.engine, town.folder, town.now)
     with transaction(town.engine) as session:
         return close_days(session, town.now)
 
@@ -86,16 +103,16 @@ def test_days_are_closed_in_a_row_and_none_before_it_is_over(town):
         "UPDATE ledger_transfer SET occurred_at_ms = occurred_at_ms + 1 WHERE id = 1",
         "DELETE FROM ledger_entry WHERE transfer_id = 2",
         "UPDATE day_root SET transfers = transfers + 1",
+        "UPDATE day_root SET layout = 1, segments = 0",
+        "UPDATE journal_segment SET sha256 = '00'",
+        "DELETE FROM journal_segment",
     ],
 )
 def test_a_ledger_changed_behind_its_triggers_no_longer_fits_its_days(town, forgery):
     trade(town)
     town.pass_days(2)
     close(town)
-    with town.engine.begin() as connection:
-        for (name,) in connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).all():
-            connection.execute(text(f"DROP TRIGGER {name}"))  # as whoever owns the database could
-        connection.execute(text(forgery))
+    unguarded(town.engine, forgery)
     with reading(town.engine) as session:
         assert check_days(session)
 
@@ -159,9 +176,13 @@ def test_a_pack_holds_by_itself(pack):
     assert report.facts["usage_records"] == 150
     assert report.facts["total_fen"] == 18
     assert report.facts["transfers"] == report.facts["transfers_in_closed_days"] == 2
+    assert report.facts["journal_segments"] == report.facts["journal_segments_in_closed_days"] == 2
+    assert report.facts["usage_in_proved_journals"] == 150
 
 
-@pytest.mark.parametrize("name", ["claim.json", "transfers.jsonl", "usage.csv", "proofs.json", "days.json"])
+@pytest.mark.parametrize(
+    "name", ["claim.json", "transfers.jsonl", "usage.csv", "proofs.json", "segments.json", "days.json"]
+)
 def test_one_flipped_byte_is_seen(pack, name):
     with zipfile.ZipFile(pack) as archive:
         size = len(archive.read(name))
@@ -183,6 +204,17 @@ def test_one_flipped_byte_is_seen(pack, name):
         ("days.json", as_json(lambda days: days[0].update(root="0" * 64))),
         ("days.json", as_json(lambda days: days.pop(0))),
         ("proofs.json", as_json(lambda proofs: next(iter(proofs.values())).update(index=1, size=2))),
+        (
+            "segments.json",
+            as_json(lambda segments: segments[0].update(leaf=segments[0]["leaf"].replace('"sha256":"', '"sha256":"0'))),
+        ),
+        (
+            "segments.json",
+            as_json(lambda segments: segments[0].update(leaf=segments[0]["leaf"].replace("segment/1", "segment/2"))),
+        ),
+        ("segments.json", as_json(lambda segments: segments[0]["proof"].update(day=segments[1]["proof"]["day"]))),
+        ("days.json", as_json(lambda days: days[0].update(layout=1))),
+        ("days.json", as_json(lambda days: days[0].update(layout=9))),
         ("manifest.json", as_json(lambda manifest: manifest.update(total_fen=19))),
     ],
 )
@@ -208,3 +240,121 @@ def test_a_returned_line_is_in_no_pack_any_more(town, blobs, tmp_path):
     report = verify_pack(path)
     assert report.wrong == []
     assert (report.facts["lines"], report.facts["total_fen"]) == (0, 0)
+
+
+# --- the journals under it --------------------------------------------------------------------------------------------
+
+
+def test_a_sealed_journal_is_a_leaf_of_the_day_it_was_sealed_on(town):
+    trade(town)
+    (segment,) = town.rows(JournalSegment)
+    day = policy_date(town.now)
+    assert (segment.kind, segment.count, segment.last_seq) == ("sealed", 100, 100)
+    assert segment.sha256 == town.rows(NodeEpoch)[0].sha256
+    town.pass_days(2)
+    closed = close(town)
+    assert (closed[0].day, closed[0].layout, closed[0].segments) == (day.isoformat(), 2, 1)
+    with reading(town.engine) as session:
+        assert len(leaves_of(session, day).hashes) == closed[0].transfers + 1
+
+
+def test_a_journal_that_is_still_written_is_proved_up_to_each_closing(town, blobs, tmp_path):
+    """A market that runs for months seals its journal once in months."""
+    town.voucher(5_000)
+    town.subscribe()
+    node = town.node()
+    node.call(count=60)
+    node.flush()
+    town.pass_days(1)
+    node.call(count=40)
+    node.flush()
+    town.now += 2 * PATIENCE_MS + DAY
+    assert len(close(town)) == 2
+    (prefix,) = town.rows(JournalSegment)
+    assert (prefix.kind, prefix.last_seq) == ("prefix", 100)
+    town.now += DAY
+    close(town)  # the day that the prefix was recorded on
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    path = tmp_path / "pack.zip"
+    with reading(town.engine) as session:
+        path.write_bytes(write_pack(session, session.get_one(ClaimBatch, batch), blobs))
+    node.call(count=5)  # what is written since changes nothing of what was recorded
+    report = verify_pack(path)
+    verify_journals(path, town.folder, report)
+    assert report.wrong == []
+    assert report.facts["usage_in_proved_journals"] == report.facts["usage_found_in_journals"] == 100
+    with reading(town.engine) as session:
+        assert (
+            replay(session, segment_path(town.folder, "n1", node.epoch)).prefixes == 1
+        )  # nothing new by the second closing
+        assert check_days(session) == []
+    node.journal.close()
+
+
+def test_a_day_of_the_first_layout_still_fits_and_goes_on_in_the_chain(town):
+    """Closed before segments were leaves: its root is over its transfers alone, and so is its line in the chain."""
+    trade(town)
+    day = policy_date(town.now)
+    with transaction(town.engine) as session:
+        root = root_of(leaves_of(session, day, layout=1).hashes).hex()
+        transfers = len(leaves_of(session, day, layout=1).transfers)
+        chain = hashlib.sha256(f"{'0' * 64}\n{day}\n{transfers}\n{root}\n".encode()).hexdigest()
+        session.add(DayRoot(day=day.isoformat(), transfers=transfers, root=root, chain=chain, closed_at_ms=town.now))
+    town.pass_days(3)
+    assert [row.layout for row in close(town)] == [2, 2]
+    with reading(town.engine) as session:
+        assert check_days(session) == []
+
+
+def as_first_format(pack: Path) -> Path:
+    """What a market of the first format would have written: no segments, days of layout 1."""
+    with zipfile.ZipFile(pack) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist() if info.filename != "segments.json"}
+    leaves, days, proofs, chain = files["transfers.jsonl"].splitlines(), [], {}, "0" * 64
+    for leaf in leaves:
+        day = policy_date(json.loads(leaf)["posted_at_ms"]).isoformat()
+        root = leaf_hash(leaf).hex()
+        chain = hashlib.sha256(f"{chain}\n{day}\n1\n{root}\n".encode()).hexdigest()
+        days.append({"day": day, "transfers": 1, "root": root, "chain": chain})
+        proofs[str(json.loads(leaf)["id"])] = {"day": day, "index": 0, "size": 1, "path": []}
+    files |= {"days.json": json.dumps(days).encode(), "proofs.json": json.dumps(proofs).encode()}
+    manifest = json.loads(files.pop("manifest.json"))
+    manifest |= {"format": "algomart-pack/1", "files": {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}}
+    path = pack.with_name("old.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("manifest.json", json.dumps(manifest).encode()), *files.items()):
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_pack_of_the_first_format_still_holds(pack):
+    report = verify_pack(as_first_format(pack))
+    assert report.wrong == []
+    assert report.facts["transfers_in_closed_days"] == 2
+    assert report.facts["journal_segments"] == 0
+
+
+def test_the_journals_own_bytes_are_held_against_the_pack(pack, town):
+    report = verify_pack(pack)
+    verify_journals(pack, town.folder, report)
+    assert report.wrong == []
+    assert (report.facts["journal_files_held"], report.facts["usage_found_in_journals"]) == (2, 150)
+
+
+def test_a_journal_that_was_changed_after_its_hash_was_taken_is_named(pack, town):
+    path = sorted(town.folder.glob("*.alj"))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    report = verify_pack(pack)
+    verify_journals(pack, town.folder, report)
+    assert any(path.name in wrong for wrong in report.wrong)
+
+
+def test_a_usage_record_that_its_journal_does_not_have_is_named(pack, town):
+    """By a forger who seals the pack again: amount and digests of one record, in document and manifest too."""
+    changed(pack, "usage.csv", lambda content: content.replace(b",1,", b",9,", 1))
+    report = Report()
+    verify_journals(pack.with_name("changed.zip"), town.folder, report)
+    assert not report.holds

@@ -207,6 +207,16 @@ def test_invariant_2_caps_hold(either):
         session.get_one(CapCounter, "C.ent[p,o,2026]").held_fen = 80  # refused when the transaction flushes
 
 
+def test_invariant_11_a_standing_counter_is_never_seeded_again(either):
+    """A market that starts anew finds its counters as they stood, whatever limit it opens them with."""
+    code = accounts.cap_enterprise("p", "o", "2026")
+    with transaction(either) as session:
+        caps.hold(session, caps.open_cap(session, code, 100), 70)
+    with transaction(either) as session:
+        cap = caps.open_cap(session, code, 100)
+        assert (cap.used_fen, cap.held_fen, caps.room(cap)) == (0, 70, 30)
+
+
 @pytest.mark.parametrize("table", ["ledger_transfer", "ledger_entry", "audit_event", "price_version", "usage"])
 @pytest.mark.parametrize("verb", ["update", "delete"])
 def test_invariant_9_written_rows_are_never_changed(either, table, verb):

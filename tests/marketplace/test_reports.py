@@ -36,8 +36,13 @@ from marketplace.vouchers import closing, subscriptions
 from marketplace.vouchers.tables import Programme, Subscription
 from model_store.errors import BadInput, NotFound
 from tests.marketplace import test_claims as claims
+from tests.marketplace.stores import on_both_stores
 from tests.marketplace.test_claims import approved, trade
 from tests.marketplace.town import CHEN, LIN, Town
+
+
+def pytest_generate_tests(metafunc):
+    on_both_stores(metafunc, only_sqlite=("test_the_command_line_packs_what_the_market_would_and_names_its_hash",))
 
 
 @pytest.fixture

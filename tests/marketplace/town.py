@@ -20,6 +20,7 @@ from marketplace.catalogue.prices import add_price
 from marketplace.catalogue.tables import Filing, Listing, PriceVersion
 from marketplace.clock import end_of_day_ms
 from marketplace.db import reading, transaction
+from marketplace.integrity.books import compare
 from marketplace.ledger.posting import balance
 from marketplace.ledger.rebuild import rebuild
 from marketplace.ledger.tables import LedgerAccount
@@ -167,6 +168,8 @@ class Town:
         with reading(self.engine) as session:
             rebuilt = rebuild(session)
             assert rebuilt.sound, rebuilt.wrong
+            books = compare(session)  # the cap counters too
+            assert books.sound, books.wrong
             assert sum(fen for code, fen in rebuilt.balances.items() if code.startswith("Q.")) == 0
             assert all(
                 fen >= 0 for code, fen in rebuilt.balances.items() if code.startswith("Q.") and "auth" not in code

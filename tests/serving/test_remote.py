@@ -15,6 +15,7 @@ import serving.remote.shipping
 from serving.journal import JournalWriter
 from serving.ports import Principal
 from serving.remote.catalogue import RemoteCatalogue
+from serving.remote.clock import ClockOffset
 from serving.remote.node import MarketTies
 from serving.remote.shipping import Shipper
 from serving.remote.wire import PREFIX, WireChanges, encode_catalogue
@@ -29,6 +30,7 @@ class Link:
     def __init__(self, answers: list[bytes] | None = None) -> None:
         self.answers = answers or []
         self.taken = b""
+        self.clock = ClockOffset()
 
     async def call(self, method: str, path: str, **given: Any) -> bytes:
         if method == "PUT":

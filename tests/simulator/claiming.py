@@ -156,7 +156,9 @@ class Claims:
         eligible = known.amount_micro if known.eligible else 0
         taken = decide_reversal(before, known.amount_micro, eligible, row.ratio_num, row.ratio_den)
         if known.event in claimed or taken.subsidy_fen > market.books.balance(accounts.used(row.id)):
-            return False  # CORRECTION_CLAIMED, or BALANCE_TOO_LOW where a later charge carried its subsidy into a batch
+            return (
+                False  # CORRECTION_CLAIMED, or CORRECTION_CARRIED where a later charge carried its subsidy into a batch
+            )
         known.corrected, row.meter = True, taken.meter
         market.leases[known.lease].eligible_micro -= eligible
         for code in market.caps_of(row) if taken.subsidy_fen else ():

@@ -12,7 +12,7 @@ from typing import Any
 
 from marketplace.ledger import accounts, postings
 from marketplace.usage.ingest import finished
-from marketplace.usage.rating import LeaseBasis, rate
+from marketplace.usage.rating import Late, LeaseBasis, rate
 from marketplace.usage.recovery import RunningStreams
 from marketplace.usage.rounding import Meter, accumulate, decide_draws
 from serving.journal_format import JournalHeader, Segment, take_frames
@@ -75,6 +75,7 @@ class Ingesting:
         """`clock`: the market's; nothing that is charged may depend on it."""
         self.market, self.clock = market, clock
         self.known: dict[str, Known] = {}
+        self.quarantined: set[str] = set()  # nothing covered them any more: charged to nobody
         self.waiting: dict[tuple[str, str], list[Known]] = defaultdict(list)
         self.unclaimed: dict[str, list[Charged]] = defaultdict(list)
         self.places: dict[tuple[str, int], Place] = defaultdict(Place)
@@ -106,20 +107,32 @@ class Ingesting:
         self.take(node, epoch, left, f"{node}:{epoch}:unresolved")
         self.market.seal(node, epoch, at_ms)
 
+    def take_late(self, node: str, epoch: int, data: bytes, at_ms: int) -> None:
+        """The whole journal of an epoch that was written off."""
+        self.market.restore(node, epoch, at_ms)
+        self.close(node, epoch, data, at_ms)
+
     def take(self, node: str, epoch: int, records: list[tuple[int, UsageRecord]], event: str) -> None:
         market, bases = self.market, {}
+        skewed = (node, epoch) in market.skewed
         parts: dict[tuple[str, str], Part] = defaultdict(Part)
         for _, record in records:
-            if record.usage_id in self.known:
+            if record.usage_id in self.known or record.usage_id in self.quarantined:
                 continue
             basis = bases.get(record.lease_id)
             if basis is None:
                 row = market.leases[record.lease_id]
                 reservation = market.reservations.get(row.reservation_id)
-                basis = LeaseBasis.of(row, reservation, reservation.voucher if reservation else None)  # type: ignore[arg-type]
+                known_late = market.late.get((node, epoch), {}).get(row.id)
+                late = None if known_late is None else Late(known_late[0], known_late[2], row.credit_micro)
+                voucher = reservation.voucher if reservation else None
+                basis = LeaseBasis.of(row, reservation, voucher, late, skewed=skewed)  # type: ignore[arg-type]
                 bases[record.lease_id] = basis
             before = basis.own_micro
             rated = rate(record, basis, node, epoch)
+            if rated.reason in ("LEASE_WRITTEN_OFF", "CLOCK_SKEWED"):
+                self.quarantined.add(record.usage_id)
+                continue
             if rated.reason:
                 raise Violation(f"{record.usage_id} is quarantined: {rated.reason}")
             month = month_of_hour(record.occurred_at_ms // HOUR_MS)

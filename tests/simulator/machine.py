@@ -6,9 +6,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from marketplace.nodes.clocks import decide_skew
 from serving.journal_format import EndEntry, Entry, ProgressEntry, StartEntry, UsageEntry, frame_of
 from serving.leases import HeldLease
 from serving.metering import Lease, PriceLine, UsageRecord, rate_usage
+from serving.remote.clock import LIMIT_MS
 from tests.simulator.market import HOUR_MS, Ask, Market, Refused, month_of_hour
 from tests.simulator.oracle import Oracle
 
@@ -32,6 +34,7 @@ class SimNode:
     ) -> None:
         self.name, self.epoch, self.market, self.oracle, self.dice = name, epoch, market, oracle, dice
         self.skew_ms = skew_ms
+        self.stopped = False
         self.disk = bytearray()
         self.synced = 0
         self.seq = 0
@@ -89,7 +92,16 @@ class SimNode:
         self.held[key] = known
         return True
 
+    def learn(self) -> None:
+        """The market's answers tell the node what its clock is off: too much, and it gives its leases up."""
+        if decide_skew(1 + self.skew_ms, 1, LIMIT_MS):
+            for held in self.by_id.values():
+                held.lease.expires_at_ms = 0
+
     def _put(self, ask: Ask, now_ms: int) -> Lease:
+        if decide_skew(now_ms + self.skew_ms, now_ms, LIMIT_MS):
+            self.learn()
+            raise Refused("CLOCK_SKEWED")
         lease = self.market.open_lease(ask, now_ms)
         self.oracle.granted(self.market, lease)
         return lease
@@ -111,7 +123,7 @@ class SimNode:
         held.give_back(bound - amount, line)
         record = self._record(usage_id, organisation, held, line, actual, now_ms)
         self.append(UsageEntry(self.seq + 1, record, key))
-        self.oracle.finished(self, record, held, line, key, month_of_hour(record.occurred_at_ms // HOUR_MS))
+        self.oracle.finished(self, record, held, line, key, month_of_hour(record.occurred_at_ms // HOUR_MS), now_ms)
         return True
 
     def begin(self, usage_id: str, organisation: str, model: str, count: int, now_ms: int) -> None:
@@ -122,7 +134,7 @@ class SimNode:
         record = self._record(usage_id, organisation, held, line, count, now_ms)
         self.streams.append(Stream(record, held, line, count))
         self.append(StartEntry(self.seq + 1, record))
-        self.oracle.began(self, record, held, line, month_of_hour(record.occurred_at_ms // HOUR_MS))
+        self.oracle.began(self, record, held, line, month_of_hour(record.occurred_at_ms // HOUR_MS), now_ms)
 
     def proceed(self, end: bool) -> bool:
         """Count on one of the streams in hand, or end it; False where there is none."""
@@ -171,6 +183,7 @@ class SimNode:
 
     def kill(self, power_cut: bool) -> None:
         """The process is gone; with the power, so is some of what was not synced. The last write may be torn."""
+        self.stopped = True
         if power_cut:
             kept = self.dice.randint(self.synced, len(self.disk))
             del self.disk[kept:]

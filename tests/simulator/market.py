@@ -25,6 +25,7 @@ from marketplace.vouchers.grants import (
     voucher_share_micro,
 )
 from marketplace.vouchers.lease_rows import month_of, next_month_ms
+from marketplace.vouchers.write_offs import decide_exposure
 from serving.metering import MICRO_PER_FEN, Lease, PriceLine
 from tests.simulator.books import Books
 
@@ -139,6 +140,8 @@ class Market:
         self.leases: dict[str, LeaseRow] = {}
         self.of_epoch: dict[tuple[str, int], list[LeaseRow]] = {}
         self.epochs: dict[str, tuple[int, bool]] = {}  # node → newest epoch, open
+        self.late: dict[tuple[str, int], dict[str, list[int]]] = {}  # lease → [eligible, exposed, restored]
+        self.skewed: set[tuple[str, int]] = set()  # epochs whose node's clock was measured off
         self.down = False
         self.cut_off: set[str] = set()  # nodes that do not reach the market just now
         self.cap_period, self.filing_ends = cap_period, dict[str, int]()
@@ -354,7 +357,55 @@ class Market:
 
     def seal(self, node: str, epoch: int, at_ms: int) -> None:
         """P6 for every lease of an epoch whose journal is ingested to its end."""
+        if self.epochs[node][0] == epoch:  # a late one is sealed while a newer is open
+            self.epochs[node] = (epoch, False)
+        self._settle(node, epoch, at_ms)
+        self.late.pop((node, epoch), None)
+
+    def write_off(self, node: str, epoch: int, at_ms: int) -> None:
+        """Two persons: fence, then give back without the journal."""
         self.epochs[node] = (epoch, False)
+        self.late[node, epoch] = {
+            lease.id: [lease.eligible_micro, self._exposed(lease), 0]
+            for lease in self.of_epoch.get((node, epoch), [])
+            if lease.state in OPEN
+        }
+        self._settle(node, epoch, at_ms)
+
+    def _exposed(self, lease: LeaseRow) -> int:
+        reservation = self.reservations.get(lease.reservation_id)
+        if reservation is None:
+            return 0
+        ratio = (reservation.ratio_num, reservation.ratio_den)
+        return decide_exposure(lease.granted_fen, lease.eligible_micro, *ratio)
+
+    def restore(self, node: str, epoch: int, at_ms: int) -> None:
+        """The journal has turned up: set aside again what its node may have used, where it is still there (P4)."""
+        for lease_id, facts in self.late[node, epoch].items():
+            lease = self.leases[lease_id]
+            facts[0] = lease.eligible_micro  # corrections may have taken some of it back meanwhile
+            reservation = self.reservations.get(lease.reservation_id)
+            if reservation is not None and reservation.state in ("held", "drawing"):
+                lease.state = "draining"
+                fen = facts[2] = min(facts[1], self.books.balance(accounts.reserved(reservation.id)))
+                if fen:
+                    lease.granted_fen += fen
+                    move = postings.p4_restored(reservation.id, lease.id, fen, lease.granted_fen, "wof", at_ms)
+                    self.books.post_all([move])
+            self._bound_credit(lease)
+
+    def _bound_credit(self, lease: LeaseRow) -> None:
+        contract = self.contracts[lease.subscription_id]
+        if contract.monthly_cap_fen is None:
+            return
+        months = {month_of(at) for at in (lease.opened_at_ms, lease.expires_at_ms - 1)}
+        room = contract.monthly_cap_fen * MICRO_PER_FEN - max(contract.months.get(month, 0) for month in months)
+        for each in contract.leases:
+            if each.state in OPEN and each is not lease:
+                room -= max(0, each.credit_micro - each.own_micro)
+        lease.credit_micro = min(lease.credit_micro, lease.own_micro + max(0, room))
+
+    def _settle(self, node: str, epoch: int, at_ms: int) -> None:
         touched = {}
         for lease in self.of_epoch.get((node, epoch), []):
             if lease.state in OPEN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from tests.simulator.machine import SimNode
 
@@ -12,7 +13,7 @@ class Remote:
 
     def __init__(self) -> None:
         self.copies: dict[int, bytearray] = {}  # epoch → what has arrived
-        self.flying: list[tuple[int, int, bytes]] = []
+        self.flying: list[tuple[int, int, bytes, int]] = []  # epoch, offset, content, what the node's clock was off
 
     def send(self, node: SimNode, dice: random.Random) -> bool:
         """Only what the node's disk has synced is ever sent."""
@@ -21,19 +22,20 @@ class Remote:
         if end <= size or len(self.flying) >= 8:
             return False
         if dice.random() < 0.9:
-            self.flying.append((node.epoch, size, bytes(node.disk[size:end])))
+            self.flying.append((node.epoch, size, bytes(node.disk[size:end]), node.skew_ms))
         return True
 
-    def deliver(self, dice: random.Random) -> bool:
-        """Any chunk, first or not; now and then it is delivered again later."""
+    def deliver(self, dice: random.Random, note: Callable[[int, int], None]) -> bool:
+        """Any chunk, first or not; now and then it is delivered again later. `note(epoch, skew)` before it is kept."""
         if not self.flying:
             return False
         at = dice.randrange(len(self.flying))
-        epoch, offset, content = self.flying[at]
+        epoch, offset, content, skew_ms = self.flying[at]
         if dice.random() < 0.8:
             del self.flying[at]
         copy = self.copies.setdefault(epoch, bytearray())
         if offset == len(copy):  # anything else is JOURNAL_OFFSET
+            note(epoch, skew_ms)
             copy += content
         return True
 

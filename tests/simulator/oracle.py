@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING
 
+from marketplace.clock import end_of_day_ms
 from marketplace.ledger import accounts
 from serving.leases import HeldLease
 from serving.metering import MICRO_PER_FEN, Lease, PriceLine, UsageRecord
+from serving.remote.clock import LIMIT_MS
 from tests.simulator.books import Violation
 from tests.simulator.market import OPEN, PROGRAMME, Market
 
@@ -38,6 +41,7 @@ class Use:
     contract: str
     month: str
     ratio: tuple[int, int]
+    true_ms: int  # when it really happened, by the market's clock
     writes: list[Write] = field(default_factory=list)
 
     def allowed(self) -> tuple[set[int], bool]:
@@ -60,6 +64,8 @@ class Oracle:
         self.of_epoch: dict[tuple[str, int], list[Write]] = defaultdict(list)
         self.keys: dict[str, dict[str, tuple[str, Write]]] = defaultdict(dict)  # node → key → usage id
         self.acknowledged: set[str] = set()
+        self.written_off: set[tuple[str, int]] = set()
+        self.wild: set[tuple[str, int]] = set()  # epochs in which the node's clock was off by more than is allowed
         self.own_scaled: dict[tuple[str, str], int] = defaultdict(int)  # (contract, month) → upper bound of own cost
 
     def granted(self, market: Market, lease: Lease) -> None:
@@ -68,17 +74,19 @@ class Oracle:
             raise Violation(f"lease {lease.lease_id} went to the sealed epoch {lease.epoch} of {lease.node}")
 
     def finished(
-        self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, key: str, month: str
+        self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, key: str, month: str, true_ms: int
     ) -> None:
         standing = self.keys[node.name].get(key)
         if standing is not None and standing[0] != record.usage_id:
             raise Violation(f"the key {key} of {standing[0]} was billed again as {record.usage_id}")
-        write = self._write(node, record, held, line, month, final=True)
+        write = self._write(node, record, held, line, month, true_ms, final=True)
         self.acknowledged.add(record.usage_id)
         self.keys[node.name][key] = (record.usage_id, write)
 
-    def began(self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, month: str) -> None:
-        self._write(node, record, held, line, month, final=False).amount_micro = 0
+    def began(
+        self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, month: str, true_ms: int
+    ) -> None:
+        self._write(node, record, held, line, month, true_ms, final=False).amount_micro = 0
 
     def counted(self, node: SimNode, record: UsageRecord, *, final: bool) -> None:
         use = self.uses[record.usage_id]
@@ -89,12 +97,13 @@ class Oracle:
             self.acknowledged.add(record.usage_id)
 
     def _write(
-        self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, month: str, *, final: bool
-    ) -> Write:
+        self, node: SimNode, record: UsageRecord, held: HeldLease, line: PriceLine, month: str, true_ms: int,
+        *, final: bool,
+    ) -> Write:  # fmt: skip
         ratio = (line.ratio_num, line.ratio_den) if held.kind == "subsidised" else (0, 1)
         if held.kind == "subsidised":
             self._check_instant(node.market, record, held.lease.reservation, line.model)
-        use = self.uses.setdefault(record.usage_id, Use(held.lease.subscription, month, ratio))
+        use = self.uses.setdefault(record.usage_id, Use(held.lease.subscription, month, ratio, true_ms))
         write = Write((node.name, node.epoch), len(node.disk), record.amount_micro, final)
         use.writes.append(write)
         self.of_epoch[node.name, node.epoch].append(write)
@@ -116,6 +125,12 @@ class Oracle:
         keys = self.keys[node.name]
         for key in [key for key, (_, write) in keys.items() if write.lost]:
             del keys[key]
+
+    def never_came(self, node: SimNode, ingested: int) -> None:
+        """A written-off epoch whose journal never turned up: what was ingested by then is charged, and streams that had
+        not ended wait for it for ever."""
+        for write in self.of_epoch[node.name, node.epoch]:
+            write.lost = write.lost or write.end > ingested or not write.final
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
@@ -154,20 +169,28 @@ class Oracle:
         for usage_id, use in self.uses.items():
             allowed, must = use.allowed()
             known = ingesting.known.get(usage_id)
+            if usage_id in ingesting.quarantined:
+                doubtful = self.written_off | self.wild
+                if known is not None or not any(write.node in doubtful for write in use.writes):
+                    raise Violation(f"{usage_id} is quarantined, and nothing was wrong with its epoch")
+                continue
             if known is None:
                 if must:
                     raise Violation(f"{usage_id} is on the disk and was never charged")
                 continue
             if known.amount_micro not in allowed:
                 raise Violation(f"{usage_id} is charged {known.amount_micro}, not one of {sorted(allowed)}")
-            if known.reservation and not known.eligible:
+            if known.eligible:
+                self._check_use_by(market, usage_id, use, known.reservation)
+            elif known.reservation and not any(write.node in self.wild for write in use.writes):
                 raise Violation(f"{usage_id}: its node served it under a voucher that does not cover it")
             if not known.corrected:
                 gross[known.reservation, known.contract] += known.amount_micro
                 eligible[known.reservation, known.contract] += known.amount_micro if known.eligible else 0
         if len(ingesting.known) > len(self.uses) or not set(ingesting.known) <= set(self.uses):
             raise Violation("something was charged that no node wrote")
-        lost = {key for key in self.acknowledged - set(ingesting.known) if not self.uses[key].writes[-1].lost}
+        told = set(ingesting.known) | ingesting.quarantined
+        lost = {key for key in self.acknowledged - told if not self.uses[key].writes[-1].lost}
         if lost:
             raise Violation(f"acknowledged and not posted: {sorted(lost)[:3]}")
         for contract in market.contracts.values():
@@ -185,6 +208,12 @@ class Oracle:
                 or not 0 <= due - meter.posted_subsidy_fen <= 1
             ):
                 raise Violation(f"{row.id}: posted {meter}, due {due}")
+
+    def _check_use_by(self, market: Market, usage_id: str, use: Use, reservation: str) -> None:
+        """Invariant 6: no clock carries a call past the last day, by more than clocks may be off."""
+        use_by = market.reservations[reservation].voucher.use_by
+        if use.true_ms > end_of_day_ms(date.fromisoformat(use_by)) + LIMIT_MS:
+            raise Violation(f"{usage_id} is paid by a voucher, and happened after its use-by day {use_by}")
 
     def check_own_cost(self, market: Market, ingesting: Ingesting) -> None:
         """The monthly cap, exactly; only where every clock is right (the month is judged by the node's)."""

@@ -16,11 +16,12 @@ import msgspec
 from marketplace.clock import policy_date
 from marketplace.ledger import accounts
 from marketplace.ledger.posting import Entry
+from marketplace.usage import rating
 from marketplace.usage.rounding import Charge, Meter
 from serving.journal_format import StartEntry, UsageEntry, frame_of
 from serving.leases import HeldLease
 from serving.metering import MICRO_PER_FEN, Lease
-from tests.simulator import claiming, ingesting, machine, market
+from tests.simulator import claiming, ingesting, losing, machine, market
 from tests.simulator.ingesting import Ingesting
 from tests.simulator.market import LeaseRow, Market, Reservation
 from tests.simulator.network import Remote
@@ -257,9 +258,9 @@ def stream_forgotten() -> Any:
 
 @plant("chunks of a journal are appended wherever they began")
 def chunk_out_of_order() -> Any:
-    def deliver(self: Remote, dice: Any) -> bool:
+    def deliver(self: Remote, dice: Any, note: Any) -> bool:
         if self.flying:
-            epoch, _, content = self.flying.pop(dice.randrange(len(self.flying)))
+            epoch, _, content, _ = self.flying.pop(dice.randrange(len(self.flying)))
             self.copies.setdefault(epoch, bytearray()).extend(content)
             return True
         return False
@@ -331,3 +332,32 @@ def correction_to_reservation() -> Any:
 
     before = claiming.claim_postings.p13_corrected
     return patch.object(claiming.claim_postings, "p13_corrected", p13)
+
+
+@plant("a written-off epoch is not fenced: when its journal comes, it is charged as if nothing had been given back")
+def write_off_without_fence() -> Any:
+    def take_late(self: Ingesting, node: str, epoch: int, data: bytes, at_ms: int) -> None:
+        self.market.late.pop((node, epoch))
+        self.close(node, epoch, data, at_ms)
+
+    return patch.object(Ingesting, "take_late", take_late)
+
+
+@plant("a late journal gets again all that its leases were ever granted")
+def late_journal_restored_whole() -> Any:
+    def restore(self: Market, node: str, epoch: int, at_ms: int) -> None:
+        before(self, node, epoch, at_ms)
+        for lease_id, facts in self.late[node, epoch].items():
+            facts[2] = self.leases[lease_id].granted_fen
+
+    before = Market.restore
+    return patch.object(Market, "restore", restore)
+
+
+@plant("a node's clock is believed, however far it is off")
+def clock_believed() -> Any:
+    believed = ExitStack()
+    for module in (losing, machine):
+        believed.enter_context(patch.object(module, "decide_skew", lambda clock_ms, at_ms, limit_ms: 0))
+    believed.enter_context(patch.object(rating, "CLOCK_MS", 1 << 50))
+    return believed

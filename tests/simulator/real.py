@@ -23,6 +23,7 @@ import serving.leases
 from marketplace.claims import batches, corrections
 from marketplace.claims.tables import ClaimBatch
 from marketplace.db import open_database, reading, transaction
+from marketplace.integrity.books import compare
 from marketplace.ledger.rebuild import rebuild
 from marketplace.migrations.upgrade import upgrade
 from marketplace.usage.tables import Usage
@@ -297,6 +298,9 @@ class RealWorld:
         with reading(self.town.engine) as session:
             rebuilt = rebuild(session)
             pool = issuing.pool_position(session, session.get_one(Programme, self.programme))
+            compared = compare(session)
+        if not compared.sound:
+            raise Violation(f"rebuilt from the entries: {compared.wrong[:5]}")
         entitlement = {code: fen for code, fen in rebuilt.balances.items() if code.startswith("Q.")}
         below = [code for code, fen in entitlement.items() if fen < 0 and "auth" not in code]
         if not rebuilt.sound or sum(entitlement.values()) or below or not pool["conserved"]:

@@ -15,6 +15,7 @@ from itertools import accumulate, islice
 from marketplace.clock import end_of_day_ms, policy_date
 from tests.simulator.claiming import Claims
 from tests.simulator.ingesting import Ingesting
+from tests.simulator.losing import Losing
 from tests.simulator.machine import SimNode
 from tests.simulator.market import Market
 from tests.simulator.network import Remote
@@ -54,6 +55,7 @@ class World:
         self.zombies: list[SimNode] = []
         self.names = [f"n{n}" for n in range(dice.randint(1, 4))]
         self.remote = {name: Remote() for name in self.names if dice.random() < 0.4}
+        self.losing = Losing(self)
         self.steps = self.minted = 0
         self.counts: dict[str, int] = {}
         self._actions = list(self.weights())
@@ -68,7 +70,8 @@ class World:
             (self.subscribe, 0.5), (self.end_contract, 0.15), (self.change_price, 0.1), (self.suspend, 0.1),
             (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.15), (self.restore, 2),
             (self.cut_off, 0.15), (self.reconnect, 1), (self.freeze, 0.15), (self.decide_claim, 0.3),
-            (self.correct, 1),
+            (self.correct, 1), (self.losing.write_off, 0.3), (self.losing.call_written_off, 2),
+            (self.losing.turn_up, 0.1), (self.losing.break_clock, 0.3), (self.losing.set_clock, 0.1),
         ]  # fmt: skip
 
     def run(self, steps: int) -> None:
@@ -101,6 +104,7 @@ class World:
     def finish(self) -> None:
         self.market.down = False
         self.market.cut_off.clear()
+        self.losing.finish()
         for name in list(self.alive):
             self._die(name, power_cut=False)
         for name in list(self.dead):
@@ -125,7 +129,7 @@ class World:
             node = self.alive[name] = SimNode(name, epoch, self.market, self.oracle, self.dice, skew_ms=skew)
         return node
 
-    def _usage_id(self) -> str:
+    def usage_id(self) -> str:
         self.minted += 1
         return f"use_{self.minted:08d}"
 
@@ -133,11 +137,11 @@ class World:
         node = self._node()
         if node is None:
             return False
-        usage_id = self._usage_id()
+        usage_id = self.usage_id()
         model = self.dice.choice(self.models)
         count = 1 if self.dice.random() < 0.5 else self.dice.randint(1, self.most)
         answered = node.call(usage_id, usage_id, self.dice.choice(self.organisations), model, count, self.now)
-        self._count("calls" if answered else "refused or failed")
+        self.count("calls" if answered else "refused or failed")
         return True
 
     def retry(self) -> bool:
@@ -157,7 +161,7 @@ class World:
         if node is None:
             return False
         organisation, model = self.dice.choice(self.organisations), self.dice.choice(self.models)
-        node.begin(self._usage_id(), organisation, model, self.dice.randint(1, 300), self.now)
+        node.begin(self.usage_id(), organisation, model, self.dice.randint(1, 300), self.now)
         return True
 
     def count_stream(self) -> bool:
@@ -176,11 +180,15 @@ class World:
         node = self._node()
         if node is None or node.name not in self.remote or node.name in self.market.cut_off:
             return False
+        node.learn()  # from the market's answer
         return self.remote[node.name].send(node, self.dice)
 
     def deliver(self) -> bool:
         reached = [name for name in self.remote if name not in self.market.cut_off]
-        return bool(reached) and self.remote[self.dice.choice(reached)].deliver(self.dice)
+        if not reached:
+            return False
+        name = self.dice.choice(reached)
+        return self.remote[name].deliver(self.dice, lambda epoch, skew: self.losing.note_skew(name, epoch, skew))
 
     def ingest(self) -> bool:
         """A pass over a journal as far as the market can see it: perhaps into the middle of a frame."""
@@ -194,7 +202,7 @@ class World:
         if self.dice.random() < 0.3:
             seen = self.dice.randint(done, seen)
         if self.ingesting.run_pass(node.name, node.epoch, journal, self.dice.choice((1, 7, 2_000)), seen):
-            self._count("batches")
+            self.count("batches")
         return True
 
     def _seen(self, node: SimNode) -> bytearray:
@@ -204,14 +212,14 @@ class World:
     def kill(self) -> bool:
         if self.alive:
             self._die(self.dice.choice(list(self.alive)), power_cut=False)
-            self._count("kills")
+            self.count("kills")
             return True
         return False
 
     def power_cut(self) -> bool:
         if self.alive:
             self._die(self.dice.choice(list(self.alive)), power_cut=True)
-            self._count("power cuts")
+            self.count("power cuts")
             return True
         return False
 
@@ -243,6 +251,7 @@ class World:
     def _close(self, name: str) -> None:
         node = self.dead.pop(name)
         if name in self.remote:
+            self.losing.note_skew(name, node.epoch, node.skew_ms)
             self.remote[name].complete(node)
         self.ingesting.close(name, node.epoch, bytes(self._seen(node)), self.now)
 
@@ -297,12 +306,12 @@ class World:
         if self.dice.random() < 0.4:  # to just before midnight, where days, months, vouchers and filings end
             self.now = end_of_day_ms(policy_date(self.now)) - self.dice.randint(0, 240_000)
         if policy_date(self.now).year != before:
-            self._count("years crossed")
+            self.count("years crossed")
         return True
 
     def expire(self) -> bool:
         lapsed = self.market.expire_vouchers(self.now)
-        self._count("lapsed", lapsed)
+        self.count("lapsed", lapsed)
         return bool(lapsed)
 
     def outage(self) -> bool:
@@ -310,7 +319,7 @@ class World:
         if self.market.down:
             return False
         self.market.down = True
-        self._count("outages")
+        self.count("outages")
         return True
 
     def restore(self) -> bool:
@@ -323,7 +332,7 @@ class World:
         if name in self.market.cut_off:
             return False
         self.market.cut_off.add(name)
-        self._count("partitions")
+        self.count("partitions")
         return True
 
     def reconnect(self) -> bool:
@@ -334,7 +343,7 @@ class World:
 
     def freeze(self) -> bool:
         frozen = self.claims.freeze(self.now)
-        self._count("claim batches", frozen)
+        self.count("claim batches", frozen)
         return frozen
 
     def decide_claim(self) -> bool:
@@ -343,5 +352,5 @@ class World:
     def correct(self) -> bool:
         return self.claims.correct(self.dice, self.now)
 
-    def _count(self, what: str, by: int = 1) -> None:
+    def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by

@@ -1,0 +1,137 @@
+"""The nightly check: every balance and cap counter again from the entries, recorded, and told where it differs."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+import serving.leases
+from marketplace import doctor
+from marketplace.db import reading, snapshot, transaction
+from marketplace.housekeeping import Housekeeping
+from marketplace.integrity.books import check_books, compare, is_check_due, list_checks
+from marketplace.integrity.tables import LedgerCheck
+from marketplace.ledger import posting
+from marketplace.ledger.replay import replay
+from marketplace.ledger.tables import CapCounter
+from marketplace.organisations.tables import Notice
+from marketplace.vouchers import closing
+from marketplace.vouchers.tables import Subscription
+from model_store.blobs import FolderBlobs
+from tests.marketplace.stores import on_both_stores, unguarded
+from tests.marketplace.test_claims import advance, freeze, new_batch, trade
+from tests.marketplace.town import CHEN, DAY, Town
+
+
+def pytest_generate_tests(metafunc):
+    on_both_stores(metafunc, only_sqlite=("market",))
+
+
+@pytest.fixture
+def town(engine, tmp_path, monkeypatch):
+    town = Town(engine, tmp_path / "journal")
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    monkeypatch.setattr(posting, "now_ms", lambda: town.now)
+    yield town
+    town.admission.close()
+
+
+def live_through(town: Town, tmp_path) -> None:
+    """Everything that moves a cap: use, claim, rejection, a contract's end, a lapse."""
+    trade(town)
+    blobs = FolderBlobs(tmp_path / "blobs")
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "return")
+    with transaction(town.engine) as session:
+        for subscription in town.rows(Subscription):
+            row = session.get_one(Subscription, subscription.id)
+            closing.end_contract(session, row, actor=CHEN, at_ms=town.now)
+    town.now += 40 * DAY
+    with transaction(town.engine) as session:
+        closing.expire_vouchers(session, town.now)
+
+
+def test_a_sound_ledger_agrees_and_the_result_is_kept(town, tmp_path):
+    live_through(town, tmp_path)
+    row = check_books(town.engine, lambda: town.now)
+    assert row.sound
+    assert row.sha256 == row.kept_sha256
+    assert min(row.transfers, row.entries, row.accounts, row.caps) > 0
+    assert town.rows(LedgerCheck)[0].sha256 == row.sha256
+    assert not [notice for notice in town.rows(Notice) if notice.code == "LEDGER_UNSOUND"]
+
+
+@pytest.mark.parametrize(
+    ("forgery", "named"),
+    [
+        ("UPDATE ledger_account SET balance_fen = balance_fen + 1 WHERE code LIKE 'M.recv.ent%'", "M.recv.ent["),
+        ("UPDATE cap_counter SET held_fen = held_fen - 1 WHERE code LIKE 'C.pool%'", "C.pool["),
+        ("UPDATE cap_counter SET used_fen = used_fen + 1 WHERE code LIKE 'C.ent%'", "C.ent["),
+        ("DELETE FROM cap_counter WHERE code LIKE 'C.contract%'", "C.contract["),
+        ("UPDATE ledger_entry SET amount_fen = amount_fen + 1 WHERE transfer_id = 2 AND line = 1", "2"),
+    ],
+)
+def test_any_difference_is_recorded_and_told_to_the_operators(town, forgery, named):
+    trade(town)
+    unguarded(town.engine, forgery)
+    row = check_books(town.engine, lambda: town.now)
+    assert not row.sound
+    assert row.sha256 != row.kept_sha256 or named == "2"
+    assert any(each["of"].startswith(named) for each in row.wrong)
+    (notice,) = [notice for notice in town.rows(Notice) if notice.code == "LEDGER_UNSOUND"]
+    assert named in notice.text_en
+
+
+def test_replaying_in_small_portions_gives_the_same(town, tmp_path):
+    live_through(town, tmp_path)
+    with snapshot(town.engine) as session:
+        whole, parts = replay(session), replay(session, portion=3)
+    assert dict(whole.balances) == dict(parts.balances)
+    assert (whole.entries, dict(whole.charged)) == (parts.entries, dict(parts.charged))
+
+
+def test_what_is_posted_while_the_check_reads_is_in_none_of_its_figures(town):
+    trade(town)
+    with snapshot(town.engine) as session:
+        before = replay(session)
+        town.voucher(700)  # another writer, in between
+        found = compare(session)
+    assert found.sound
+    assert found.replayed.entries == before.entries
+
+
+def test_once_a_policy_day_and_again_the_next(town):
+    assert not is_check_due(town.engine, town.now)  # nothing is posted
+    trade(town)
+    assert is_check_due(town.engine, town.now)
+    check_books(town.engine, lambda: town.now)
+    assert not is_check_due(town.engine, town.now + 3_600_000)
+    assert is_check_due(town.engine, town.now + DAY)
+
+
+def test_housekeeping_keeps_a_check_a_day_and_doctor_tells_of_it(market):
+    Town(market.engine, market.settings.home / "journal", settings=market.settings).voucher(500)
+    assert finding(market, "nightly").severity == "warning"
+    keeper = Housekeeping(market)
+    keeper.go_round()
+    keeper.go_round()
+    with reading(market.engine) as session:
+        (row,) = list_checks(session)
+    assert row.sound
+    assert finding(market, "nightly").severity == "ok"
+    with transaction(market.engine) as session:
+        session.get_one(CapCounter, next(iter(caps_of(market)))).held_fen -= 1
+    assert finding(market, "ledger").severity == "error"
+    check_books(market.engine)
+    assert finding(market, "nightly").severity == "error"
+
+
+def caps_of(market) -> list[str]:
+    with market.engine.connect() as connection:
+        return list(connection.execute(text("SELECT code FROM cap_counter ORDER BY code")).scalars())
+
+
+def finding(market, check: str) -> doctor.Finding:
+    look = {"nightly": doctor._nightly, "ledger": doctor._ledger}[check]
+    return look(market.engine, market.settings.home)
