@@ -40,13 +40,16 @@ class _SchedAttr(ctypes.Structure):
 def ask_for_slice(slice_ms: float) -> bool:
     """Ask for the calling thread's slice; whether the kernel took the wish (older ones ignore it silently).
 
-    Only a thread of the ordinary policy asks: whoever was given another keeps it. The niceness stays.
+    Only a thread of the ordinary policy asks: whoever was given another keeps it. The niceness stays; who was given one
+    below zero does not ask, because what it starts would lose that.
     """
     number = _SCHED_SETATTR.get(platform.machine()) if sys.platform == "linux" else None
     if number is None or os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_OTHER:
         return False
-    slice_ns = int(min(max(slice_ms, _LEAST_MS), _MOST_MS) * 1e6)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice < 0:
+        return False
+    slice_ns = int(min(max(slice_ms, _LEAST_MS), _MOST_MS) * 1e6)
     wish = _SchedAttr(ctypes.sizeof(_SchedAttr), _SCHED_OTHER, _RESET_ON_FORK, nice, 0, slice_ns, 0, 0)
     syscall = ctypes.CDLL(None).syscall
     failed: int = syscall(ctypes.c_long(number), ctypes.c_int(0), ctypes.byref(wish), ctypes.c_uint(0))

@@ -72,6 +72,15 @@ def test_the_niceness_stays() -> None:
     assert int(said) == min(19, os.nice(0) + 7)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root goes below zero")
+def test_a_niceness_below_zero_is_not_lost_to_what_is_started() -> None:
+    def act() -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, -3)
+        assert not ask_for_slice(LOOP_SLICE_MS)
+
+    in_a_thread(act)
+
+
 def test_whoever_was_given_another_policy_keeps_it() -> None:
     def act() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
