@@ -73,8 +73,8 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
     after: bytes  # up to and with the empty line
     head: Head
 
-    def body_of(self, data: bytes) -> bytes | None:
-        """The body, if `data` is one whole request under this very head; else None."""
+    def body_of(self, data: bytes, most: int) -> bytes | None:
+        """The body, if `data` is one whole request under this very head and it is no longer than `most`; else None."""
         before, after = self.before, self.after
         if not data.startswith(before):
             return None
@@ -82,8 +82,9 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
         end = data.find(b"\r", at, at + MAX_LENGTH_DIGITS + 1)
         if end < 0 or not data.startswith(after, end):
             return None
-        digits, body = data[at:end], data[end + len(after) :]
-        return body if digits.isdigit() and int(digits) == len(body) else None
+        digits, start = data[at:end], end + len(after)
+        length = len(data) - start
+        return data[start:] if length <= most and digits.isdigit() and int(digits) == length else None
 
 
 def known_head(data: bytes, body: bytes, head: Head) -> KnownHead | None:

@@ -75,8 +75,9 @@ class _FastHttpProtocol(GuardedConnection):
 
     def _answer_known(self, known: KnownHead, data: bytes) -> bool:
         """Answer a request whose head is known already; False where it is another, or takes the ordinary way."""
-        body = known.body_of(data)
-        if body is None or len(body) > MAX_FAST_BODY_BYTES or not self._is_free():
+        most = MAX_FAST_BODY_BYTES if known.head.header_length is None else MAX_FAST_BINARY_BYTES
+        body = known.body_of(data, most)
+        if body is None or not self._is_free():
             return False
         self._fields = known.head.fields
         if not self._take(known.head, body, self._deliver):

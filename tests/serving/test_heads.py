@@ -75,6 +75,18 @@ def test_the_same_head_is_parsed_once_whatever_the_length_of_the_body(served: Se
     assert len(parsed) <= 2  # the key may have been due to be asked for again
 
 
+def test_large_binary_bodies_under_a_known_head_are_answered_with_their_own_numbers(served: Served) -> None:
+    with Connection(served) as connection:
+        for value in (1.0, 2.0, 3.0, 4.0):
+            x = np.full((7000, 3), value, np.float32)  # 84 KB
+            tensor = {"name": "x", "shape": [7000, 3], "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+            head = orjson.dumps({"inputs": [tensor]})
+            extra = b"Inference-Header-Content-Length: %d\r\n" % len(head)
+            ((status, body),) = connection.ask(raw(head + x.tobytes(), extra=extra))
+            assert status == 200
+            assert set(numbers(body)) == {2 * value}
+
+
 def test_another_key_model_or_field_on_the_same_connection_is_parsed(served: Served, parsed: list[bytes]) -> None:
     with Connection(served) as connection:
         assert connection.ask(raw(of(1)))[0][0] == 200
@@ -181,9 +193,10 @@ def test_a_known_head_takes_a_request_only_as_the_parser_would(
 
     known = known_head(request(first), first, head())
     assert known is not None
-    assert known.body_of(request(second)) == second
+    assert known.body_of(request(second), len(second)) == second
+    assert known.body_of(request(second), len(second) - 1) is None  # longer than is taken here
     for data in (request(second)[:cut], request(second) + b"x", request(second).replace(b"X-A: b", b"X-A: c", 1)):
-        taken = known.body_of(data)
+        taken = known.body_of(data, len(data))
         if taken is not None:
             assert taken == parse(data)
 
