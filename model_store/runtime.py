@@ -282,9 +282,12 @@ def _array_of_value(value: Any) -> Array:
 
 
 class Watchdog:
-    """One thread that tells every run past its deadline to end. It sleeps while no deadline is near."""
+    """One thread that tells every run past its deadline to end. It sleeps while no deadline is near.
+
+    Where it wakes late by a second or more the process stood still, and the runs with it: they are given that time."""
 
     IDLE_S = 1.0
+    STOOD_STILL_S = 1.0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -320,6 +323,9 @@ class Watchdog:
             with self._lock:
                 now = time.monotonic()
                 self._wake.clear()
+                if now - self._wakes_at >= self.STOOD_STILL_S:
+                    stood_s = now - self._wakes_at + self.IDLE_S  # it may have begun so long before
+                    self._watched = {ticket: (at + stood_s, options) for ticket, (at, options) in self._watched.items()}
                 for ticket, (at, options) in list(self._watched.items()):
                     if at <= now:
                         options.terminate = True

@@ -1,30 +1,30 @@
 """Who runs when: bounded, fair, event-driven queues with deadlines, several calls in one run where the graph allows.
 
 Calls of one lane (same version, or adapters of one base that takes an index; same shapes but for the first dimension,
-same outputs) may share a run, whosever they
-are. When a slot is free the organisation that has had the least run time goes next (`serving.fairness`), with the lane
-of its turn, and what has gathered there meanwhile fills the run up to its `max_rows`; nothing polls, and nothing waits
-for company. Who fills the queue is refused; others are not. A call past its deadline is answered at that moment, even
-while the model is busy; one whose caller went away before its run is dropped. Every future ends in a result or an
-exception.
+same outputs) may share a run, whosever they are. When a slot is free the organisation that has had the least run time
+goes next (`serving.fairness`), with the lane of its turn, and what has gathered there meanwhile fills the run up to its
+`max_rows`; nothing polls, and nothing waits for company. Who fills the queue is refused; others are not. A call past
+its deadline is answered at that moment, even while the model is busy; one whose caller went away before its run is
+dropped. One that would not run before its deadline is refused when it comes, or as soon as that shows. Time in which
+the node stood still is nobody's. Every future ends in a result or an exception.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
 
 from model_store.errors import Refusal
 from serving.errors import deadline_exceeded, queue_full, shutting_down, wait_too_long
 from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
+from serving.lanes import Lane, shared_key
 from serving.resident import Resident
-from serving.runs import Job, Outputs, Ran, expire, run_batch
-from serving.waiting import LastCallers, WaitingRoom, count_down
+from serving.runs import Job, Outputs, Ran, expire, postpone, run_batch
+from serving.waiting import LastCallers, WaitingRoom, count_down, waits_too_long
 
 UNKNOWN_COST_MS = 100.0  # what a run is charged at most before it has shown what it takes
 MAX_RETRY_AFTER_S = 60
@@ -35,54 +35,6 @@ PROMISED = 0.8
 
 SLOTS_PER_KEPT_FREE = 4  # of so many slots one is kept from whoever has all the others
 KEPT_FREE_FOR_S = 1.0  # after another organisation's call
-
-
-class Lane:
-    """The waiting calls that may run together, in one flow for each organisation and priority."""
-
-    __slots__ = ("flows", "key", "resident", "running", "shared")
-
-    def __init__(self, key: Hashable, resident: Resident, shared: bool) -> None:
-        self.key, self.resident, self.shared = key, resident, shared
-        self.flows: dict[tuple[str, str], Flow[Job]] = {}
-        self.running = 0
-
-    def flow_of(self, tenant: str, priority: str) -> Flow[Job]:
-        flow = self.flows.get((tenant, priority))
-        if flow is None:
-            flow = self.flows[tenant, priority] = Flow(tenant, priority, self)
-        return flow
-
-    def take(self, flows: Iterable[Flow[Job]], now: float) -> list[Job]:
-        """The next calls to run together: the first flow's, then what fits of the others'. At most `max_rows` rows, and
-        no more than is expected to end before the earliest deadline among them. Those that ended meanwhile are dropped,
-        and those that have waited until their time would not suffice: running them would take it from the next."""
-        batch: list[Job] = []
-        rows = elements = limit = 0
-        until = math.inf
-        predict_ms = self.resident.cost.predict_ms
-        for flow in flows:
-            jobs = flow.jobs
-            while jobs:
-                job = jobs[0]
-                alone_ms = predict_ms(job.elements, job.rows)
-                if not job.done.done() and job.is_too_late(now, alone_ms):
-                    expire(job)
-                if job.done.done():
-                    jobs.popleft()
-                    continue
-                if not batch and self.shared and self.resident.batchable:
-                    limit = self.resident.cost.rows_together(job.elements, job.rows, self.resident.max_rows)
-                earliest = min(until, job.deadline)
-                if batch:
-                    together_ms = predict_ms(elements + job.elements, rows + job.rows)
-                    if rows + job.rows > limit or earliest < now + together_ms / 1000 < math.inf:
-                        break
-                batch.append(jobs.popleft())
-                until, rows, elements = earliest, rows + job.rows, elements + job.elements
-            if not batch or rows >= limit:
-                break
-        return batch
 
 
 class RunQueue:
@@ -99,9 +51,12 @@ class RunQueue:
         waiting_in_all: int,
         max_output_bytes: int,
         release: Callable[[Resident], None],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         """`waiting_per_model`: calls of one organisation. `release(resident)` gives back the reference that a run
-        holds, which may outlive its callers."""
+        holds, which may outlive its callers. `look` calls `stood_still` where the node did so just now."""
+        self._look = look
+        self._stood_s = 0.0
         self._release = release
         self._executor = executor
         self._slots = self._free = slots
@@ -115,6 +70,7 @@ class RunQueue:
         self._kept_free = slots // SLOTS_PER_KEPT_FREE
         self._running_of: Counter[str] = Counter()  # runs, by the organisation whose turn it was; no zeros
         self._callers = LastCallers()
+        self._jobs: set[Job] = set()  # whose futures have not ended
         self._running: set[asyncio.Future[list[Ran | BaseException]]] = set()
         self._closing = False
         self.runs = self.rows_run = 0
@@ -134,9 +90,11 @@ class RunQueue:
         tenant: str,
         priority: str = "normal",
         weight: float = 0.0,
+        patient: bool = False,
     ) -> Job:
         """Queue a call. `tenant`: the organisation that calls; `priority` high, normal or low, among its own calls;
-        `weight`: the organisation's among others, from now on (0: as it was, at first 1).
+        `weight`: the organisation's among others, from now on (0: as it was, at first 1); `patient`: the deadline is
+        the node's own, and moves when the node stands still.
 
         Raises `TooMany` QUEUE_FULL, WAIT_TOO_LONG, `DeadlineExceeded`, `Unavailable` SHUTTING_DOWN.
         """
@@ -149,21 +107,28 @@ class RunQueue:
             raise self._full(resident, tenant)
         runs_on = resident.runs_on
         shared = runs_on.batchable and all(array.ndim and array.shape[0] == rows for array in inputs.values())
-        key = _shared_key(runs_on, inputs, outputs) if shared else (runs_on.digest, runs_on.trusted)
+        key = shared_key(runs_on, inputs, outputs) if shared else (runs_on.digest, runs_on.trusted)
         lane = self._lanes.get(key)
         if lane is None or lane.resident is not runs_on:
             lane = self._lanes[key] = Lane(key, runs_on, shared)
         flow = lane.flow_of(tenant, priority)
         loop = asyncio.get_running_loop()
-        job = Job(resident, inputs, outputs, rows, deadline_ms, loop.create_future(), flow)
+        job = Job(resident, inputs, outputs, rows, deadline_ms, loop.create_future(), flow, patient)
         job.timer = loop.call_later(deadline_ms / 1000, expire, job)
         self._callers.called(tenant, job.queued_at)
+        self._jobs.add(job)
         flow.jobs.append(job)
         self._room.enter(job)
         job.done.add_done_callback(lambda _: self._ended(job, lane))
         self._order.add(flow, weight)
         self._pump()
         return job
+
+    def stood_still(self, seconds: float) -> None:
+        """Nobody was served for so long, and no call may be ended for that but by its caller's own deadline."""
+        self._stood_s += seconds
+        for job in self._jobs:
+            postpone(job, seconds)
 
     async def close(self) -> None:
         """Refuse what comes, end what waits, and wait for what runs."""
@@ -190,6 +155,14 @@ class RunQueue:
         if wait_ms > PROMISED * deadline_ms:
             raise wait_too_long(resident.name, wait_ms, deadline_ms, _retry_after_s(wait_ms - PROMISED * deadline_ms))
 
+    def _shed(self, tenant: str) -> None:
+        """Refuse those of an organisation's waiting calls that will not run in time after all."""
+        flows = self._order.flows_of(tenant) if self._room.of(tenant) else ()
+        for job, wait_ms in waits_too_long(flows, self._room.others(tenant), self._slots, time.monotonic()):
+            if not job.done.done():
+                after_s = _retry_after_s(wait_ms)
+                job.done.set_exception(wait_too_long(job.resident.name, wait_ms, job.deadline_ms, after_s))
+
     def _find_room(self, tenant: str) -> bool:
         """Whether one more call of this organisation may wait: where all room is taken, at the cost of whoever has
         taken most of it."""
@@ -214,6 +187,7 @@ class RunQueue:
 
     def _ended(self, job: Job, lane: Lane) -> None:
         """A future ended, by whatever way: its timer goes, and what never started leaves the queue."""
+        self._jobs.discard(job)
         if job.timer is not None:
             job.timer.cancel()
         if job.started:
@@ -245,6 +219,7 @@ class RunQueue:
 
     def _pump(self) -> None:
         """Start runs while there is a slot and somebody whose turn it is."""
+        self._look()
         while self._free > 0:
             flow = self._order.choose(self._may_run)
             if flow is None:
@@ -273,7 +248,7 @@ class RunQueue:
             job.charged_ms = max(predicted_ms * job.rows / rows, LEAST_COST_MS)
             self._order.charge(job.flow.tenant, job.flow.priority, job.charged_ms)
         loop = asyncio.get_running_loop()
-        started = time.monotonic()
+        started = time.monotonic() - self._stood_s
         run = loop.run_in_executor(self._executor, run_batch, lane.resident, batch, self._max_output_bytes)
         self._running.add(run)
         run.add_done_callback(lambda done: self._finish(lane, batch, started, done))
@@ -281,6 +256,8 @@ class RunQueue:
     def _finish(
         self, lane: Lane, batch: list[Job], started: float, run: asyncio.Future[list[Ran | BaseException]]
     ) -> None:
+        """`started`: by the clock less what the node had stood still, which nobody is charged for."""
+        self._look()
         self._running.discard(run)
         failure = shutting_down() if run.cancelled() else run.exception()
         results = run.result() if failure is None else [failure] * len(batch)
@@ -295,7 +272,7 @@ class RunQueue:
         for resident in _read_by(lane, batch):
             self._release(resident)
         rows = sum(job.rows for job in batch)
-        took_ms = (time.monotonic() - started) * 1000
+        took_ms = (time.monotonic() - self._stood_s - started) * 1000
         lane.resident.cost.record_queued(took_ms / len(batch))
         for job in batch:
             self._order.charge(job.flow.tenant, job.flow.priority, took_ms * job.rows / rows - job.charged_ms)
@@ -310,18 +287,14 @@ class RunQueue:
             else:
                 job.done.set_exception(result)
         self._forget_if_empty(lane, batch[0].flow)
+        for tenant in {job.flow.tenant for job in batch}:
+            self._shed(tenant)
         self._pump()
 
 
 def _read_by(lane: Lane, batch: list[Job]) -> set[Resident]:
     """What a run reads: the lane's graph, and the adapters of its calls."""
     return {lane.resident, *(job.resident for job in batch)}
-
-
-def _shared_key(resident: Resident, inputs: Outputs, outputs: list[str] | None) -> Hashable:
-    """What calls must have in common to run together."""
-    shapes = tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in inputs.items()))
-    return (resident.digest, resident.trusted, shapes, tuple(outputs) if outputs is not None else None)
 
 
 def _retry_after_s(wait_ms: float) -> int:

@@ -2,14 +2,17 @@
 
 Once a second every connection is looked at, so that a request pays nothing for it: one whose head (or small body) is
 not complete after `receive_timeout_s`, one whose larger body has not moved for so long, one that never asked anything,
-and one that has not read what it was sent for `send_timeout_s` are closed.
+and one that has not read what it was sent for `send_timeout_s` are closed. Time in which this process itself stood
+still (was stopped, had no processor, was held by a callback) counts against nobody, and a connection that is closed for
+being idle is first asked whether a request lies there unread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from serving.app import ServingApp
     from serving.protocols.oip import Target
 
+STEP_S = 2.0  # between two looks, which come once a second, at most; what is more, this process stood still
+UNREAD_S = 1.0  # what has arrived is read in this turn of the loop; then it is asked again
 LINGER_S = 2.0  # for the refused to read why; a connection that is closed with something unread takes the answer along
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -45,6 +50,22 @@ class GuardedConnection(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         transport.set_protocol(_Refused(transport, self.loop))
         transport.write(STATUS_LINE[503] + lines + b"\r\n" + body)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's timer of a connection that was idle for long enough. Timers may come before what there is to read:
+        after this process stood still, a request sent meanwhile would be answered with the end of the connection."""
+        if self.has_unread():
+            self.timeout_keep_alive_task = self.loop.call_later(UNREAD_S, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def has_unread(self) -> bool:
+        """Something lies in the socket that the loop has not read yet."""
+        if self.transport.is_closing():
+            return False
+        asked = select.poll()
+        asked.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(asked.poll(0))
 
     @property
     def is_between(self) -> bool:
@@ -85,12 +106,13 @@ class _Refused(asyncio.Protocol):
 
 
 class _Seen:
-    """What was last seen of a connection. Instants in seconds."""
+    """What was last seen of a connection. Instants by the clock of `SlowClients`, but for `read_at`."""
 
-    __slots__ = ("begun_at", "blocked_at", "buffered", "headers", "since")
+    __slots__ = ("begun_at", "blocked_at", "buffered", "headers", "moved_at", "read_at", "since")
 
     def __init__(self, now: float) -> None:
-        self.since = self.begun_at = self.blocked_at = now
+        self.since = self.begun_at = self.blocked_at = self.moved_at = now
+        self.read_at = 0.0  # the connection's own
         self.headers: Any = None  # of the message under way: a list of its own for each
         self.buffered = -1
 
@@ -98,14 +120,20 @@ class _Seen:
 class SlowClients:
     """What `NodeServer` looks at its connections with."""
 
-    def __init__(self, receive_timeout_s: float, send_timeout_s: float) -> None:
+    def __init__(
+        self, receive_timeout_s: float, send_timeout_s: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._receive_s, self._send_s = receive_timeout_s, send_timeout_s
+        self.clock = clock
+        self._looked_at, self._now = clock(), 0.0
         self._seen: dict[Any, _Seen] = {}
         self.closed = 0
 
     def look(self, connections: Collection[Any]) -> None:
         """Close what is overdue. `connections`: uvicorn's protocols of this node."""
-        now = time.perf_counter()
+        at = self.clock()
+        self._now += min(at - self._looked_at, STEP_S)
+        self._looked_at, now = at, self._now
         known = self._seen
         self._seen = {each: known.get(each) or _Seen(now) for each in connections}
         for connection, seen in self._seen.items():
@@ -137,5 +165,7 @@ class SlowClients:
         if connection.headers is not seen.headers:
             seen.headers, seen.begun_at = connection.headers, now
         if connection.is_handed_over:  # its body is read by the application, which bounds the time in all
-            return bool(now - connection.read_at > self._receive_s)
+            if connection.read_at != seen.read_at:
+                seen.read_at, seen.moved_at = connection.read_at, now
+            return now - seen.moved_at > self._receive_s
         return now - seen.begun_at > self._receive_s

@@ -36,7 +36,16 @@ _SIZED_BY: dict[str, tuple[int, ...]] = {
 class CostEstimate:
     """Milliseconds of one run by size class. Not thread-safe: called on the event loop only."""
 
-    __slots__ = ("_asked", "_prior_ms", "_prior_ms_per_row", "classes", "inline_allowed", "last_ms", "queued_ms")
+    __slots__ = (
+        "_asked",
+        "_prior_ms",
+        "_prior_ms_per_row",
+        "classes",
+        "inline_allowed",
+        "last_ms",
+        "queued_ms",
+        "queued_runs",
+    )
 
     def __init__(self, prior: CostModel | None, inline_allowed: bool) -> None:
         self._prior_ms = prior.b_ms if prior is not None else 0.0
@@ -45,6 +54,7 @@ class CostEstimate:
         self._asked = 0
         self.last_ms = 0.0  # of the newest run
         self.queued_ms = 0.0  # for how long a queued call keeps a thread, on the average; 0: none has been run yet
+        self.queued_runs = 0
         self.inline_allowed = inline_allowed
 
     def predict_ms(self, elements: int, rows: int) -> float:
@@ -104,6 +114,7 @@ class CostEstimate:
 
     def record_queued(self, took_ms: float) -> None:
         """A queued call kept a thread so long: its share, where it ran with others."""
+        self.queued_runs += 1
         known = self.queued_ms
         if not known:
             self.queued_ms = took_ms

@@ -72,7 +72,7 @@ class DataPlane:
         )
         self.statistics = Statistics()
         self.tracing = Tracing() if tracing_wanted() else None
-        self.loop_lag = LoopLag()
+        self.loop_lag = LoopLag(self._stood_still)
         self.drift = DriftBook()
         self.shadows = ShadowBook(self)
         self.joined = JoinedFigures(self)  # with other processes behind the same port
@@ -94,8 +94,11 @@ class DataPlane:
             "waiting_in_all": self.settings.queue_requests_in_all,
             "max_output_bytes": self.settings.max_output_bytes,
         }
+        look = self.loop_lag.look
         release = self.residency.release
-        self.queue = RunQueue(self._run_pool, threads, per_lane=threads, per_owner=threads, release=release, **bounds)
+        self.queue = RunQueue(
+            self._run_pool, threads, per_lane=threads, per_owner=threads, release=release, look=look, **bounds
+        )
         # A worker's thread only waits for its process; an owner's endless graphs must leave slots to others.
         self.worker_queue = RunQueue(
             self._worker_pool,
@@ -103,6 +106,7 @@ class DataPlane:
             per_lane=1,
             per_owner=self.settings.worker_slots_per_owner,
             release=release,
+            look=look,
             **bounds,
         )
 
@@ -131,6 +135,10 @@ class DataPlane:
         for pool in (self._codec_pool, self._run_pool, self._worker_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.journal.close)
+
+    def _stood_still(self, seconds: float) -> None:
+        for queue in (self.queue, self.worker_queue):
+            queue.stood_still(seconds)
 
     async def _restore(self) -> None:
         try:
@@ -323,7 +331,8 @@ class DataPlane:
         try:
             if idempotency_key is not None:
                 await self._claim(call, idempotency_key)
-            answer = await self._infer_queued(call, inputs, names, limit_ms, priority)
+            patient = deadline_ms is None or deadline_ms >= self.settings.run_deadline_ms
+            answer = await self._infer_queued(call, inputs, names, limit_ms, priority, patient)
         finally:
             if leave is not None:
                 _when_done(call.run, leave)
@@ -343,7 +352,13 @@ class DataPlane:
         call.key = key
 
     async def _infer_queued(
-        self, call: Call, inputs: dict[str, Array], outputs: list[str] | None, limit_ms: float, priority: str
+        self,
+        call: Call,
+        inputs: dict[str, Array],
+        outputs: list[str] | None,
+        limit_ms: float,
+        priority: str,
+        patient: bool,
     ) -> Inference:
         arrived = time.monotonic()
         billed = call.entry is not None and call.entry.billed
@@ -370,7 +385,7 @@ class DataPlane:
             left_ms = limit_ms - (time.monotonic() - arrived) * 1000
             queue = self.queue if resident.graph is not None else self.worker_queue
             tenant, weight = call.principal.organisation, call.principal.weight
-            job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority, weight)
+            job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority, weight, patient)
             call.run = job.done
         except BaseException as error:
             self._drop(call, resident, error)

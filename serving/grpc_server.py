@@ -23,6 +23,7 @@ from serving.messages import Response
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
 from serving.protocols.grpc_service import OPEN_METHODS, GrpcInference
+from serving.slow_readers import SlowReaders
 
 if TYPE_CHECKING:
     from serving.app import ServingApp
@@ -72,6 +73,8 @@ class GrpcServer:
         self._streams = Places(settings.grpc_streams, max(1, settings.grpc_streams // 4))
         self._strangers = Places(STRANGERS, STRANGERS)
         self._server: Any = None
+        self.readers = SlowReaders(settings.send_timeout_s, lambda: self.port)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen. Raises `Conflict` PORT_IN_USE."""
@@ -102,6 +105,7 @@ class GrpcServer:
             await server.stop(None)
             raise port_in_use(self.host, self.port, "ALGOMART_GRPC_PORT", str(error)) from error
         await self._server.start()
+        self._watching = asyncio.create_task(self.readers.watch())
 
     async def stop(self) -> None:
         """Refuse new calls; waiting streams end; what runs is finished, within `GRACE_S`."""
@@ -113,6 +117,8 @@ class GrpcServer:
             await asyncio.sleep(self._drain_s)
         finally:
             await server.stop(GRACE_S)
+            if self._watching is not None:
+                self._watching.cancel()
 
     async def answer_passed(self, headers: Mapping[bytes, bytes], content: bytes) -> Response:
         """See `serving.app.Companion`. Raises `Refusal`."""
@@ -122,7 +128,7 @@ class GrpcServer:
         answer = self._health(method) if service == HEALTH else self._inference(method)
 
         async def handle(_: Any, context: Any) -> None:
-            call = GrpcCall(context, self._stopping)
+            call = GrpcCall(context, self._stopping, self.readers)
             if self._app.access_log is None:
                 await work(call)
                 return

@@ -19,12 +19,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from model_store.errors import Refusal
 from serving.access_log import Line, now_ms
 from serving.app import ServingApp
-from serving.connections import GuardedConnection
+from serving.connections import UNREAD_S, GuardedConnection
 from serving.errors import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path, path_of
 from serving.protocols.oip_turn import Answer
-from serving.tracing import may_be_hot
+from serving.tracing import TRACE_ID
 
 _log = logging.getLogger("algomart.serving")
 MAX_FAST_BODY_BYTES = 64 << 10  # of JSON, which takes time to read
@@ -61,6 +61,7 @@ class _FastHttpProtocol(GuardedConnection):
         self._read_at = 0.0
         self._active_at = 0.0
         self._idle_timer: Any = None
+        self._trace_id = 0  # that the sampler was asked about for what is being read
 
     # --- parsing ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +182,8 @@ class _FastHttpProtocol(GuardedConnection):
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
+        if self._trace_id:
+            self.scope[TRACE_ID], self._trace_id = self._trace_id, 0  # type: ignore[literal-required]
         self.headers.extend(headers)  # the scope holds this very list
         super().on_headers_complete()
 
@@ -202,7 +205,7 @@ class _FastHttpProtocol(GuardedConnection):
     def _take(self, head: Head, body: bytes, deliver: Callable[[Answer], None]) -> bool:
         """Have it answered at the end of this turn of the loop; False (nothing done): it takes the ordinary way."""
         oip = self.serving.oip
-        if self.serving.dataplane.tracing is not None and not may_be_hot(head.fields):
+        if self.serving.dataplane.tracing is not None and self._is_traced(head):
             return False
         principal = self.serving.dataplane.keys.peek(head.token, head.token_digest)
         if principal is None:
@@ -220,7 +223,15 @@ class _FastHttpProtocol(GuardedConnection):
             return True
         self.server_state.total_requests += 1
         self._waiting += 1
+        self._trace_id = 0
         return True
+
+    def _is_traced(self, head: Head) -> bool:
+        """The sampler takes this request: it goes the ordinary way, where its span is recorded."""
+        tracing = self.serving.dataplane.tracing
+        assert tracing is not None, "only called where there is one"
+        dropped, self._trace_id = tracing.is_dropped("POST", path_of(head.target), head.fields)
+        return not dropped
 
     def _take_parsed(self, target: Target, body: bytes, deliver: Callable[[Answer], None]) -> tuple[bool, Head | None]:
         """As `_take`, for a request that the parser has read; and its head."""
@@ -235,6 +246,7 @@ class _FastHttpProtocol(GuardedConnection):
         """Refuse in its place among the answers of this turn."""
         self.server_state.total_requests += 1
         self._waiting += 1
+        self._trace_id = 0
         self.serving.oip.turn.take(Answer(deliver, head, refusal=refusal))
 
     def _content(self, answer: Answer) -> bytes:
@@ -313,8 +325,8 @@ class _FastHttpProtocol(GuardedConnection):
         left = self._active_at + self.timeout_keep_alive - time.perf_counter()
         if busy or self._read_at > self._active_at:
             return  # a request is under way: the ordinary way has its own timer, and the hot path arms this one again
-        if left > 0:
-            self._idle_timer = self.loop.call_later(left, self._check_idle)
+        if left > 0 or self.has_unread():
+            self._idle_timer = self.loop.call_later(max(left, UNREAD_S), self._check_idle)
         else:
             self.transport.close()
 

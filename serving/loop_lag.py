@@ -2,6 +2,9 @@
 
 Whatever holds the loop (a long callback, another thread with the interpreter, a machine without a core to spare) shows
 here, and every call waits for it as long. A histogram in `/metrics`.
+
+A loop that is late by a second or more stood still (the process was stopped, the machine paused): whoever bounds what
+others may take by the clock is told, because in that time nobody was served.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 
 PERIOD_S = 0.05
+STOOD_STILL_S = 1.0
 BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0)
 NAME = "algomart_event_loop_lag_ms"
 
@@ -18,11 +23,13 @@ NAME = "algomart_event_loop_lag_ms"
 class LoopLag:
     """Between `start` and `stop`, on the loop that it watches. Milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, stood_still: Callable[[float], None] = lambda seconds: None) -> None:
+        """`stood_still` is called with the seconds of a standstill, before the timers that came due in it."""
+        self._stood_still = stood_still
         self.buckets = [0] * (len(BUCKETS_MS) + 1)
         self.count = 0
         self.sum_ms = self.max_ms = 0.0
-        self._due = 0.0
+        self._due = self._told_ms = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -34,6 +41,15 @@ class LoopLag:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def look(self) -> None:
+        """Tell of a standstill that has just ended. What there is to read may come before the timer: whoever judges
+        calls by the clock looks first."""
+        late_s = time.perf_counter() - self._due
+        if late_s >= STOOD_STILL_S and self._timer is not None:
+            self._due += late_s
+            self._told_ms += late_s * 1000
+            self._stood_still(late_s)
 
     def record(self, lag_ms: float) -> None:
         """Count one lateness."""
@@ -64,5 +80,7 @@ class LoopLag:
         self._timer = self._loop.call_later(PERIOD_S, self._came)
 
     def _came(self) -> None:
-        self.record(max(0.0, time.perf_counter() - self._due) * 1000)
+        self.look()
+        self.record(max(0.0, time.perf_counter() - self._due) * 1000 + self._told_ms)
+        self._told_ms = 0.0
         self._arm()

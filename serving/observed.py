@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.access_log import RUNS, AccessLog, Line, Runs, now_ms
 from serving.bodies import Message, Receive
-from serving.tracing import Tracing
+from serving.tracing import TRACE_ID, Tracing
 
 PRINCIPAL = "algomart.principal"  # of the scope: who called, once that is known
 CODE = "algomart.code"  # of the scope: of a refusal
@@ -49,7 +49,9 @@ class Observed:
 
         path, method = scope["path"][:_MAX_PATH], scope["method"]
         tracing = self._tracing
-        span = contextlib.nullcontext() if tracing is None else tracing.request(method, path, dict(scope["headers"]))
+        span: Any = contextlib.nullcontext()
+        if tracing is not None:
+            span = tracing.request(method, path, dict(scope["headers"]), scope.get(TRACE_ID, 0))
         runs = Runs()
         if self._log is not None:
             RUNS.set(runs)

@@ -55,7 +55,7 @@ class Job:
 
     __slots__ = (
         "charged_ms", "deadline", "deadline_ms", "done", "elements", "expected_ms", "flow", "inputs", "outputs",
-        "queued_at", "resident", "rows", "started", "timer",
+        "patient", "queued_at", "resident", "rows", "started", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,9 @@ class Job:
         deadline_ms: float,
         done: asyncio.Future[Ran],
         flow: Flow[Job],
+        patient: bool = False,
     ) -> None:
+        """`patient`: the deadline is the node's own, not the caller's."""
         self.resident, self.inputs, self.outputs, self.rows = resident, inputs, outputs, rows
         self.elements = sum(array.size for array in inputs.values())
         self.queued_at = time.monotonic()
@@ -76,6 +78,7 @@ class Job:
         self.done = done
         self.flow = flow
         self.expected_ms = resident.runs_on.cost.queued_ms
+        self.patient = patient
         self.charged_ms = 0.0
         self.started = False
         self.timer: asyncio.TimerHandle | None = None
@@ -85,6 +88,15 @@ class Job:
         expectation that is wrong must not keep a model from being measured again."""
         waited_ms = (now - self.queued_at) * 1000
         return waited_ms > WAITED_MS and (self.deadline - now) * 1000 < MARGIN * expected_ms < math.inf
+
+
+def postpone(job: Job, seconds: float) -> None:
+    """The node stood still for so long: where the deadline is its own, the call must not pay for that."""
+    if not job.patient or job.done.done() or job.timer is None:
+        return
+    job.timer.cancel()
+    job.deadline += seconds
+    job.timer = asyncio.get_running_loop().call_later(max(0.0, job.deadline - time.monotonic()), expire, job)
 
 
 def expire(job: Job) -> None:

@@ -35,12 +35,12 @@ class NodeServer(uvicorn.Server):
         super().__init__(config)
         self._serving = app
         settings = app.dataplane.settings
-        self._slow = SlowClients(settings.receive_timeout_s, settings.send_timeout_s) if fast else None
+        self.slow_clients = SlowClients(settings.receive_timeout_s, settings.send_timeout_s) if fast else None
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if self._slow is not None and counter % LOOK_TICKS == 0:
-            self._slow.look(self.server_state.connections)
+        if self.slow_clients is not None and counter % LOOK_TICKS == 0:
+            self.slow_clients.look(self.server_state.connections)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -69,7 +69,7 @@ def server_of(
     log_level: str = "info",
     fast: bool = True,
     file_descriptor: int | None = None,
-) -> uvicorn.Server:
+) -> NodeServer:
     """A server that is not running yet: `await server.serve()`, or `server.run()` in the main thread.
 
     `fast=False` takes uvicorn's plain protocol (to compare). `file_descriptor`: an already listening socket.

@@ -3,7 +3,8 @@
     OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT), OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME …
 
 A request's span is the child of its W3C `traceparent`; below it stand the wait in the queue, the run, and the opening
-of a lease. While tracing is on the hot path answers only what its `traceparent` says is not sampled.
+of a lease. The hot path asks the sampler first and answers what it drops; what it takes goes the ordinary way, under
+the trace id that it was asked about, so that it takes it there too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 TRACEPARENT = b"traceparent"
-_NOT_SAMPLED = b"-00"
+TRACE_ID = "algomart.trace_id"  # of the scope: that the sampler was asked about, of a request without traceparent
 
 
 class Tracing:
@@ -29,27 +30,56 @@ class Tracing:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+        from opentelemetry.sdk.trace.sampling import Decision
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        class Ids(RandomIdGenerator):
+            next_trace_id = 0
+
+            def generate_trace_id(self) -> int:
+                given, self.next_trace_id = self.next_trace_id, 0
+                return given or super().generate_trace_id()
+
+        self._ids = Ids()
+        self._drop = Decision.DROP
+        self._nobody = context.Context()
         name = os.environ.get("OTEL_SERVICE_NAME", "algomart")
-        self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
+        self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}), id_generator=self._ids)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("algomart.serving")
         self._propagator = TraceContextTextMapPropagator()
         self._context, self._trace = context, trace
 
+    def is_dropped(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> tuple[bool, int]:
+        """Whether the sampler drops a request, and the trace id that it was asked about (0: the caller's)."""
+        parent = self._parent_of(headers)
+        caller = self._trace.get_current_span(parent).get_span_context()
+        trace_id = caller.trace_id if caller.is_valid else self._ids.generate_trace_id()
+        asked = self._provider.sampler.should_sample(
+            parent, trace_id, method, self._trace.SpanKind.SERVER, _attributes(method, path)
+        )
+        return asked.decision is self._drop, 0 if caller.is_valid else trace_id
+
     @contextmanager
-    def request(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Iterator[Any]:
-        """The span of one request, current inside; its status code is set with `answered`."""
+    def request(self, method: str, path: str, headers: Mapping[bytes, bytes], trace_id: int = 0) -> Iterator[Any]:
+        """The span of one request, current inside; its status code is set with `answered`. `trace_id`: by `is_dropped`,
+        where that was asked."""
+        parent = self._parent_of(headers)
+        self._ids.next_trace_id = trace_id
+        with self._tracer.start_as_current_span(
+            method, context=parent, kind=self._trace.SpanKind.SERVER, attributes=_attributes(method, path)
+        ) as span:
+            yield span
+
+    def _parent_of(self, headers: Mapping[bytes, bytes]) -> Any:
         given = headers.get(TRACEPARENT)
-        carrier = {} if given is None else {"traceparent": given.decode("latin-1")}
+        if given is None:
+            return self._nobody
+        carrier = {"traceparent": given.decode("latin-1")}
         if (state := headers.get(b"tracestate")) is not None:
             carrier["tracestate"] = state.decode("latin-1")
-        attributes = {"http.request.method": method, "url.path": path}
-        parent = self._propagator.extract(carrier)
-        kind = self._trace.SpanKind.SERVER
-        with self._tracer.start_as_current_span(method, context=parent, kind=kind, attributes=attributes) as span:
-            yield span
+        return self._propagator.extract(carrier, self._nobody)
 
     def answered(self, span: Any, status: int) -> None:
         span.set_attribute("http.response.status_code", status)
@@ -80,6 +110,5 @@ def tracing_wanted() -> bool:
     return any(os.environ.get(name) for name in ENDPOINTS)
 
 
-def may_be_hot(headers: Mapping[bytes, bytes]) -> bool:
-    """While tracing is on: the caller has decided against a trace of this request."""
-    return headers.get(TRACEPARENT, b"").endswith(_NOT_SAMPLED)
+def _attributes(method: str, path: str) -> dict[str, str]:
+    return {"http.request.method": method, "url.path": path}

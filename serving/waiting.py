@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
-from serving.fairness import WEIGHTS
+from serving.fairness import WEIGHTS, Flow
 from serving.runs import Job
 
+KEPT = 0.9  # of what is left of its time, how much the wait of a call that is in the queue may be expected to take
+KNOWN_AFTER = 5  # runs: nobody is refused for what the first ones took, on a graph that has just been loaded
 K = TypeVar("K", bound=Hashable)
 
 
@@ -54,6 +56,10 @@ class WaitingRoom:
         """Calls of one organisation for one model."""
         return self._of_model[tenant, digest]
 
+    def others(self, tenant: str) -> int:
+        """How many other organisations wait."""
+        return len(self._of) - (tenant in self._of)
+
     def largest(self) -> tuple[str, int]:
         """The organisation with the most calls, and how many; ("", 0) where nobody waits."""
         return max(self._of.items(), key=lambda each: each[1], default=("", 0))
@@ -69,6 +75,29 @@ class WaitingRoom:
             return 0.0
         own_ms = sum(ms for each, ms in work.items() if WEIGHTS[each] >= WEIGHTS[priority])
         return max(0.0, min(own_ms * len(self._of), self._work_in_all_ms)) / slots
+
+
+def waits_too_long(flows: Iterable[Flow[Job]], others: int, slots: int, now: float) -> list[tuple[Job, float]]:
+    """Of an organisation's waiting calls those that will not run in time as they stand, and how many milliseconds they
+    would wait: the machine has become slower since they were admitted, and they are told so before their time is up.
+    What goes makes room for what comes after it. `others`: how many other organisations wait, and are given as much.
+    """
+    found: list[tuple[Job, float]] = []
+    before_ms = 0.0
+    for flow in sorted(flows, key=lambda each: -WEIGHTS[each.priority]):
+        cost = flow.lane.resident.cost
+        if cost.queued_runs < KNOWN_AFTER:
+            continue
+        for job in flow.jobs:
+            left_ms = (job.deadline - now) * 1000
+            if left_ms <= 0:
+                continue  # its timer tells it
+            wait_ms = before_ms * (1 + others) / slots
+            if wait_ms + cost.queued_ms > left_ms * KEPT:
+                found.append((job, wait_ms))
+            else:
+                before_ms += cost.queued_ms
+    return found
 
 
 class LastCallers:

@@ -16,6 +16,7 @@ from model_store.errors import Refusal
 from serving.errors import deadline_exceeded, request_message
 from serving.heads import request_id_of
 from serving.ports import Principal
+from serving.slow_readers import SlowReaders
 
 READ_S = 30.0  # how long a caller may take to send the one message of a unary call
 MAX_STATUS_CHARACTERS = 1500  # clients accept 8 KiB of trailing metadata in all, and Chinese is sent percent-encoded
@@ -37,10 +38,11 @@ STATUS_OF = {
 
 
 class GrpcCall:
-    """Reads, writes and ends one call. `stopping` ends the wait for a next message when the server stops."""
+    """Reads, writes and ends one call. `stopping` ends the wait for a next message when the server stops; `readers`
+    closes the connection of a caller that does not read."""
 
-    def __init__(self, context: Any, stopping: asyncio.Future[None]) -> None:
-        self._context, self._stopping = context, stopping
+    def __init__(self, context: Any, stopping: asyncio.Future[None], readers: SlowReaders) -> None:
+        self._context, self._stopping, self._readers = context, stopping, readers
         self.headers: dict[bytes, bytes] = {
             name.encode(): value.encode() if isinstance(value, str) else value
             for name, value in context.invocation_metadata() or ()
@@ -97,7 +99,12 @@ class GrpcCall:
         return self._stopping.done()
 
     async def write(self, content: bytes) -> None:
-        await self._context.write(content)
+        """Until it has gone out, as far as flow control lets it. Raises CancelledError where the caller has gone."""
+        with self._readers.sending(self._context.peer(), len(content)):
+            try:
+                await self._context.write(content)
+            except grpc.aio.InternalError:  # gRPC says this some moments before it cancels the call
+                raise asyncio.CancelledError from None
         self.bytes_out += len(content)
 
     def tell(self, **trailing: str) -> None:

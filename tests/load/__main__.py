@@ -1,8 +1,10 @@
-"""Load on a node, measured: `python -m tests.load overload|neighbour|soak [--seconds N]`. Ratios within one run.
+"""Load on a node, measured: `python -m tests.load overload|neighbour|soak [--seconds N] [--json FILE]`.
+
+Ratios within one run.
 
 overload   ten times what the node can do: how much of its capacity, measured just before, it still gets done
 neighbour  one organisation's latency alone, and while another floods the same model and another one
-soak       mixed traffic for long: flat memory and no error, or it ends with 1
+soak       mixed traffic for long: flat memory and no error, or it ends with 1; a line a minute on the error output
 """
 
 from __future__ import annotations
@@ -14,32 +16,34 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tests.load.callers import Outcome, call_at_rate, call_in_turn
+from tests.load.node import FACTORY_KEY as FACTORY
 from tests.load.node import FAST, SLOW
+from tests.load.node import FLOOD_KEY as FLOOD
 from tests.load.servers import LoadNode, load_node
+from tests.load.soak import soak, tell_progress
 
-FACTORY, FLOOD = "load-key-factory", "load-key-flood"
 WARM_S = 3.0
 ROUNDS = 5
-SETTLED = 0.25  # of a soak, after which memory must stay where it is
-GROWTH = 1.05
 
 
 async def overload(node: LoadNode, seconds: float) -> dict[str, Any]:
     """Goodput at ten times the capacity, with and without deadlines that most calls cannot meet."""
     await call_in_turn(node.port, FACTORY, SLOW, WARM_S, connections=4)
     found: dict[str, Any] = {}
-    for name, headers in (("no deadline", {}), ("deadline 500 ms", {"X-Deadline-Ms": "500"})):
+    for name, headers in (("no deadline", None), ("deadline 500 ms", {"X-Deadline-Ms": "500"})):
         alone = await call_in_turn(node.port, FACTORY, SLOW, seconds, connections=4)
         capacity = alone.right / seconds
         process = psutil.Process(node.pid)
         before, started = process.cpu_times(), time.perf_counter()
-        flood = await call_at_rate(node.port, FACTORY, SLOW, seconds, 10 * capacity, **headers)
+        flood = await call_at_rate(node.port, FACTORY, SLOW, seconds, 10 * capacity, headers=headers)
         after = process.cpu_times()
         used_s = after.user + after.system - before.user - before.system
         in_time = sum(at <= started + seconds for at in flood.ended)
@@ -96,39 +100,6 @@ async def _flood_elsewhere(node: LoadNode, seconds: float, rate: float) -> async
     return await asyncio.create_subprocess_exec("chrt", "--idle", "0", *command, *given, stdout=asyncio.subprocess.PIPE)
 
 
-async def soak(node: LoadNode, seconds: float) -> dict[str, Any]:
-    """Hot, queued, flooding and impatient callers together; the node's memory once a second."""
-    process = psutil.Process(node.pid)
-    memory: list[int] = []
-
-    async def watch() -> None:
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            await asyncio.sleep(min(1.0, seconds / 20))
-            memory.append(process.memory_info().rss)
-
-    *outcomes, _ = await asyncio.gather(
-        call_in_turn(node.port, FACTORY, FAST, seconds, connections=4, pause_s=0.001),
-        call_in_turn(node.port, FACTORY, SLOW, seconds, connections=2),
-        call_at_rate(node.port, FLOOD, SLOW, seconds, 200),
-        call_in_turn(node.port, FACTORY, SLOW, seconds, pause_s=0.05, **{"X-Priority": "high"}),
-        watch(),
-    )
-    settled = memory[int(len(memory) * SETTLED) :]
-    half = len(settled) // 2
-    before, after = max(settled[:half]), max(settled[half:])
-    errors = sum(sum(each.other.values()) for each in outcomes)
-    return {
-        "seconds": seconds,
-        "right": sum(each.right for each in outcomes),
-        "refused": sum(each.refused for each in outcomes),
-        "errors": errors,
-        "what": [dict(each.other) for each in outcomes if each.other],
-        "rss_mib": [round(each / (1 << 20), 1) for each in (memory[0], before, after)],
-        "passed": not errors and after <= before * GROWTH,
-    }
-
-
 def _said(outcome: Outcome) -> dict[str, Any]:
     return {"right": outcome.right, "refused_429": outcome.refused, "other": dict(outcome.other)}
 
@@ -139,16 +110,23 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--port", type=int, default=0, help="of flood: the node that is flooded")
     parser.add_argument("--rate", type=float, default=0.0, help="of flood: calls a second")
+    parser.add_argument("--json", type=Path, help="a file for what was found, beside the output")
     options = parser.parse_args()
     if options.what == "flood":
         flood = call_at_rate(options.port, FLOOD, SLOW, options.seconds, options.rate)
         print(json.dumps(_said(asyncio.run(flood))))
         return 0
-    work = {"overload": overload, "neighbour": neighbour, "soak": soak}[options.what]
+    works: dict[str, Callable[[LoadNode, float], Coroutine[Any, Any, dict[str, Any]]]] = {
+        "overload": overload,
+        "neighbour": neighbour,
+        "soak": partial(soak, tell=tell_progress),
+    }
     with tempfile.TemporaryDirectory() as folder, load_node(Path(folder)) as node:
-        found = asyncio.run(work(node, options.seconds))
-    json.dump(found, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+        found = asyncio.run(works[options.what](node, options.seconds))
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n", encoding="utf-8")
     return 0 if found.get("passed", True) else 1
 
 

@@ -22,7 +22,9 @@ from serving.settings import ServingSettings
 from tests.serving.parts import bundle, double, model
 
 SLOW, FAST = "load/slow", "load/fast"
-KEYS = {f"load-key-{name}": name for name in ("factory", "flood")}
+FACTORY_KEY, FLOOD_KEY = "load-key-factory", "load-key-flood"
+KEYS = {FACTORY_KEY: "factory", FLOOD_KEY: "flood"}
+IDEMPOTENCY_KEYS = 5_000  # few, so that the table is full long before a soak has settled
 WIDTH, STEPS = 1024, 120
 
 
@@ -66,7 +68,7 @@ def open_load_node(folder: Path) -> ServingApp:
         purses={name: Purse(10**15, 10**15, 10**13) for name in organisations.values()},
     )
     ports = Ports(admission=admission, bundles=bundles)
-    settings = ServingSettings(threads=1, key_concurrency=0)
+    settings = ServingSettings(threads=1, key_concurrency=0, idempotency_entries=IDEMPOTENCY_KEYS)
     return ServingApp(DataPlane(ports, settings, JournalWriter(folder / "journal", "load", 1)), ports)
 
 

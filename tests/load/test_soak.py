@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.load.__main__ import soak
 from tests.load.servers import load_node
+from tests.load.soak import soak
 
 
 async def test_mixed_load_makes_no_error_and_memory_does_not_run_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -162,6 +163,24 @@ def test_a_forgotten_ticket_is_never_terminated() -> None:
         threading.Event().wait(0.001)
     watchdog.forget(ticket)
     assert not kept.terminate
+
+
+def test_a_run_is_given_the_time_in_which_the_process_stood_still() -> None:
+    class Options:
+        terminate = False
+
+    watchdog, watched = Watchdog(), Options()
+    with watchdog._lock:  # its thread cannot work, as in a process that was stopped
+        watchdog._watched[1] = (time.monotonic() + 0.1, watched)
+        watchdog._wakes_at = time.monotonic() + 0.1
+        thread = watchdog._thread = threading.Thread(target=watchdog._watch, daemon=True)
+        thread.start()
+        time.sleep(1.2)
+    while watchdog._wakes_at < time.monotonic():  # it has not looked yet
+        time.sleep(0.001)
+    assert not watched.terminate
+    while not watched.terminate:  # but it is, in the end
+        time.sleep(0.01)
 
 
 def test_an_output_over_its_bound_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from serving.cost import CostEstimate
 from serving.ports import ServedVersion
 from serving.resident import Resident
 from serving.runs import Ran
-from tests.serving.parts import bundle, double, gather, rows, until
+from tests.serving.parts import FACTORY, bundle, double, gather, rows, running_node, until
 
 
 class Gate:
@@ -65,8 +66,9 @@ def submit(
     tenant: str = "org",
     priority: str = "normal",
     weight: float = 0.0,
+    patient: bool = False,
 ) -> asyncio.Future[Ran]:
-    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms, tenant, priority, weight).done
+    return queue.submit(resident, {"x": x}, None, len(x), deadline_ms, tenant, priority, weight, patient).done
 
 
 @settings(max_examples=40, deadline=None)
@@ -529,3 +531,62 @@ async def test_room_is_asked_for_one_organisation_and_model(tmp_path: Path) -> N
     one.runner.opened.set()
     await asyncio.gather(*futures)
     queue.check_room(one, "flood", "normal", 20_000)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_that_wait_are_told_when_the_machine_has_become_too_slow_for_them(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    futures = [submit(queue, resident, rows(1), 60_000) for _ in range(30)]  # nothing is known of their cost yet
+    resident.cost.queued_ms, resident.cost.queued_runs = 4_000.0, 5
+    queue._shed("org")
+    resident.cost.queued_ms = 0.0
+    resident.runner.opened.set()
+    ended = await asyncio.gather(*futures, return_exceptions=True)
+    told = [each for each in ended if isinstance(each, TooMany)]
+    assert all(each.code == "WAIT_TOO_LONG" and each.retry_after_s for each in told)
+    assert [isinstance(each, Ran) for each in ended] == [True] * 14 + [False] * 16  # 52 s of the 60 s, and the first
+    assert len(told) == 16
+
+
+async def test_while_the_node_stood_still_only_a_callers_own_deadline_went_on(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    running, waiting = (submit(queue, resident, rows(1), 100, patient=True) for _ in range(2))
+    own = submit(queue, resident, rows(2), 100)
+    queue.stood_still(60)
+    with pytest.raises(DeadlineExceeded):
+        await own
+    resident.runner.opened.set()
+    await asyncio.gather(running, waiting)
+    assert resident.runner.runs == [1, 1]
+
+
+async def test_nobody_pays_with_turns_for_what_the_node_stood_still(tmp_path: Path) -> None:
+    resident = resident_of(tmp_path, double(), dynamic=False)
+    queue = queue_of()
+    unlucky = submit(queue, resident, rows(1), tenant="unlucky")  # is running then
+    queue.stood_still(3600)
+    share = queue._order._tenants["unlucky"]
+    resident.runner.opened.set()
+    await unlucky
+    assert -3_600_000 <= share.time < -3_000_000  # the clock here never showed that hour; it is taken off all the same
+
+
+async def test_a_call_is_answered_after_the_node_stood_still_for_longer_than_its_deadline(tmp_path: Path) -> None:
+    async with running_node(tmp_path, run_deadline_ms=1000) as node:
+        served = node.add("acme/double", double())
+        await node.dataplane.infer(FACTORY, served, {"x": rows(1)})
+        resident = node.dataplane.residency.residents()[0]
+        resident.runner = Gate(resident.graph)
+        calls = [
+            asyncio.create_task(node.dataplane.infer(FACTORY, served, {"x": rows(1)}, idempotency_key=key))
+            for key in ("one", "two")
+        ]
+        await until(lambda: len(node.dataplane.queue._jobs) == 2)
+        time.sleep(1.3)  # noqa: ASYNC251  # nothing is served meanwhile: that is the point
+        resident.runner.opened.set()
+        for answer in await asyncio.gather(*calls):
+            np.testing.assert_array_equal(answer.outputs["y"], 2 * rows(1))

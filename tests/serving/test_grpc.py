@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import queue
 import subprocess
@@ -32,6 +33,7 @@ from model_store.errors import Conflict
 from serving.grpc_server import GrpcServer
 from serving.journal import journal_unavailable
 from serving.protocols import grpc_call
+from serving.slow_readers import SlowReaders
 from tests.neighbours import starter
 from tests.serving.parts import (
     FACTORY,
@@ -516,6 +518,58 @@ async def test_a_caller_who_does_not_send_loses_its_place(served: Served, monkey
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
     assert told(refused.value)["algomart-code"] == "DEADLINE_EXCEEDED"
+
+
+async def test_a_caller_who_never_reads_loses_its_place_and_its_connection(tmp_path: Path) -> None:
+    async with serving(tmp_path, send_timeout_s=0.5, grpc_streams=4) as served:
+        metadata = tuple(bearer().items())
+        asked = request_of(rows(16_000))  # answers that no window of HTTP/2 holds
+        async with stub(served) as server:
+            stream = server.ModelStreamInfer(metadata=metadata)  # all that a quarter of the streams is
+            asking = asyncio.create_task(_ask_on(stream, asked))
+            await until(lambda: served.server._streams._held)
+            await until(lambda: not served.server._streams._held)
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await _read_all(stream)
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            await asking
+            assert served.server.readers.closed == 1
+            again = server.ModelStreamInfer(metadata=metadata)  # a new connection
+            for _ in range(8):
+                await again.write(asked)
+                assert (await again.read()).error_message == ""
+        await until(lambda: not served.server.readers._sending)
+
+
+async def _ask_on(stream: Any, asked: Any) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        while True:
+            await stream.write(asked)
+
+
+async def _read_all(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_caller_is_not_blamed_for_what_the_server_stood_still(tmp_path: Path) -> None:
+    async with serving(tmp_path, send_timeout_s=2.5) as served, stub(served) as server:
+        now = [0.0]
+        served.server.readers = readers = SlowReaders(2.5, lambda: served.server.port, lambda: now[0])
+        stream = server.ModelStreamInfer(metadata=tuple(bearer().items()))
+        asking = asyncio.create_task(_ask_on(stream, request_of(rows(16_000))))
+        held = 0
+        while not (marks := set(readers._sending)) or held < 50:  # the same message, for a while
+            await asyncio.sleep(0.01)
+            held = held + 1 if set(readers._sending) == marks else 0
+        now[0] += 3600
+        readers.look()  # one step of that hour counts
+        assert not readers.closed
+        for _ in range(12):
+            now[0] += 1
+            readers.look()
+        assert readers.closed
+        asking.cancel()
 
 
 async def test_a_priority_is_understood_and_a_wrong_one_refused(served: Served) -> None:

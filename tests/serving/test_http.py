@@ -19,13 +19,12 @@ import orjson
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-import uvicorn
 import uvloop
 
 from serving import journal
 from serving.app import ServingApp
 from serving.ports import KeyLimits, Principal
-from serving.server import server_of
+from serving.server import NodeServer, server_of
 from tests.serving.parts import (
     KEY,
     OPERATOR_KEY,
@@ -52,6 +51,7 @@ class Served:
     node: Node
     port: int
     loop: asyncio.AbstractEventLoop
+    server: NodeServer
 
     @property
     def url(self) -> str:
@@ -92,9 +92,7 @@ def serve(folder: Path, **settings: Any) -> Iterator[Served]:
             with socket.socket() as listening:
                 listening.bind(("127.0.0.1", 0))
                 listening.listen(64)
-                server: uvicorn.Server = server_of(
-                    node.app, "127.0.0.1", 0, log_level="warning", file_descriptor=listening.fileno()
-                )
+                server = server_of(node.app, "127.0.0.1", 0, log_level="warning", file_descriptor=listening.fileno())
                 box.update(node=node, port=listening.getsockname()[1], server=server, loop=asyncio.get_running_loop())
                 task = asyncio.create_task(server.serve())
                 while not server.started:  # noqa: ASYNC110
@@ -109,7 +107,7 @@ def serve(folder: Path, **settings: Any) -> Iterator[Served]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert ready.wait(30)
-    yield Served(box["node"], box["port"], box["loop"])
+    yield Served(box["node"], box["port"], box["loop"], box["server"])
     box["server"].should_exit = True
     thread.join(30)
     assert not thread.is_alive()

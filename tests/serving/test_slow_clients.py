@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -125,6 +127,61 @@ async def test_bodies_that_together_are_too_large_are_refused_before_they_are_he
         assert b"BODIES_FULL" in answer
         assert room.held <= room.limit
     await until(lambda: not room.held)
+
+
+BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
+
+
+def hold_the_loop(served: Served, seconds: float) -> None:
+    """As a stopped process, or a machine without a processor to spare, holds it: in the middle of what it reads, with
+    timers next."""
+    held = threading.Event()
+    one, other = socket.socketpair()
+
+    def hold() -> None:
+        served.loop.remove_reader(one)
+        held.set()
+        time.sleep(seconds)
+
+    served.loop.call_soon_threadsafe(served.loop.add_reader, one, hold)
+    other.send(b"x")
+    assert held.wait(10)
+    other.close()
+
+
+@pytest.mark.parametrize("header", [b"", b"X-Deadline-Ms: 1900\r\n"], ids=["hot path", "ordinary way"])
+def test_a_request_sent_while_the_server_stood_still_is_answered(served: Served, header: bytes) -> None:
+    served.warm()
+    usual, served.server.config.timeout_keep_alive = served.server.config.timeout_keep_alive, 0.4
+    try:
+        with connect(served) as connection:
+            connection.sendall(raw(BODY, extra=header))
+            assert read_answers(connection, 1)[0][0] == 200
+            hold_the_loop(served, 0.8)  # longer than an idle connection is kept
+            connection.sendall(raw(BODY, extra=header))
+            assert read_answers(connection, 1)[0][0] == 200
+            assert rest_of(connection) == b""  # idle now, and closed
+    finally:
+        served.server.config.timeout_keep_alive = usual
+
+
+@pytest.mark.parametrize("header", [b"", b"X-Deadline-Ms: 1900\r\n"], ids=["small body", "application reads it"])
+async def test_time_in_which_the_server_stood_still_is_not_the_clients(served: Served, header: bytes) -> None:
+    slow, content = served.server.slow_clients, raw(BODY, extra=header)
+    assert slow is not None
+    with connect(served) as connection:
+        connection.sendall(content[:-5])
+        await until(lambda: any(not each.is_between for each in served.server.server_state.connections))
+        usual = slow.clock
+        slow._receive_s += 2.5  # of the hour that follows, in which nobody was there, one step counts
+        slow.clock = lambda: usual() + 3600
+        try:
+            looked = slow._now
+            await until(lambda: slow._now > looked + 1.9)
+            connection.sendall(content[-5:])
+            assert read_answers(connection, 1)[0][0] == 200
+        finally:
+            slow._receive_s -= 2.5
 
 
 def test_all_is_well_afterwards(served: Served) -> None:
