@@ -81,6 +81,8 @@ class SealEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
 Entry = UsageEntry | StartEntry | ProgressEntry | EndEntry
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(JournalHeader | UsageEntry | StartEntry | ProgressEntry | EndEntry | SealEntry)
+# What msgspec raises at bytes that are none of its making: also at text that is not UTF-8, and at nesting without end.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_header = msgspec.msgpack.Decoder(JournalHeader)
 
 
@@ -137,7 +139,7 @@ def read_header(path: Path) -> tuple[JournalHeader, int]:
         raise JournalUnreadable(f"{path.name}: the header is torn")
     try:
         header = _decode_header.decode(payload)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise JournalUnreadable(f"{path.name}: {error}") from error
     if header.magic != MAGIC or header.version != VERSION:
         raise JournalUnreadable(f"{path.name}: {header.magic!r} version {header.version}, expected {MAGIC} {VERSION}")
@@ -190,7 +192,7 @@ def take_frames(buffer: bytes, segment: Segment, expected: int | None, limit: in
         if not reason:
             try:
                 entry = _decoder.decode(payload)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 reason = "payload"
         if isinstance(entry, JournalHeader):
             reason = "order"

@@ -185,7 +185,7 @@ async def post_lease(
     assert market.admission is not None
     try:
         ask = msgspec.json.decode(await request.body(), type=LeaseAsk)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             "REQUEST_INVALID",
             zh=f"请求有误: {error}",

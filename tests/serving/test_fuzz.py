@@ -5,19 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model_store.adapter_file import write_adapter
 from model_store.errors import Refusal
 from model_store.manifest import Manifest
 from serving.heads import given_request_id, head_of, known_head
+from serving.journal_format import (
+    MAGIC,
+    VERSION,
+    JournalHeader,
+    JournalUnreadable,
+    frame,
+    frame_of,
+    read_segment,
+    verify,
+)
+from serving.journal_summary import summarise
 from serving.multipart import parse_form
 from serving.protocols.oip import Target, parse_model_path
 from serving.protocols.oip_codec import decode_request
+from serving.protocols.oip_generate import decode_generate
 from serving.protocols.use_rows import read_rows
 from tests.serving.parts import rows
 from tests.serving.test_http import PATH, Served, raw, read_answers, request_of, serve
@@ -127,6 +144,84 @@ def test_heads_and_paths_are_understood_or_refused(given_: dict[bytes, bytes], p
             known = known_head(whole + b"{}", b"{}", head)
             if known is not None:
                 known.body_of(whole, len(whole))
+
+
+@settings(max_examples=200, deadline=None)
+@given(bodies)
+def test_a_generate_request_is_decoded_or_refused(body: bytes) -> None:
+    with contextlib.suppress(Refusal):
+        decode_generate(body, MANIFEST)
+
+
+packed = st.one_of(
+    st.binary(max_size=80),
+    documents.map(lambda value: msgspec.msgpack.encode(_small(value))),
+    st.sampled_from(["usage", "start", "progress", "end", "seal", "header"]).flatmap(
+        lambda kind: documents.map(
+            lambda value: msgspec.msgpack.encode({"kind": kind, "seq": 1, "usage": _small(value)})
+        )
+    ),
+    st.sampled_from([b"\xa1\xff", b"\x81\xa4kind\xa1\xff", b"\x91" * 5000, b"\xdf\xff\xff\xff\xff"]),
+)
+
+
+def _small(value: Any) -> Any:
+    """As the format can say it: integers of 64 bits."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _small(inner) for key, inner in value.items()}
+    return [_small(inner) for inner in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(packed, max_size=4), st.booleans(), st.binary(max_size=20))
+def test_a_journal_of_lawful_frames_with_any_contents_is_read_up_to_them(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], whole_header: bool, tail: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.alj"
+    header = frame_of(JournalHeader(MAGIC, VERSION, "node", 1, 1)) if whole_header else b""
+    path.write_bytes(header + b"".join(map(frame, contents)) + tail)
+    with contextlib.suppress(JournalUnreadable):
+        segment = read_segment(path)
+        assert not segment.entries or contents
+        verify(path)
+        summarise(path)
+
+
+# Read in a process of its own: what reads them is C++, and it would end with this one.
+READ_ADAPTERS = """
+import random, sys
+from pathlib import Path
+from model_store.adapter_file import read_adapter
+from model_store.adapter_file import write_adapter
+from model_store.errors import Refusal
+good, path, chance = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), random.Random(20261130)
+read = 0
+for turn in range(600):
+    content = bytearray(good)
+    for _ in range(chance.randint(1, 6)):
+        content[chance.randrange(len(content))] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
+    if turn % 4 == 0:
+        del content[chance.randrange(len(content)):]
+    if turn % 10 == 0:
+        content = bytearray(chance.randbytes(chance.randrange(400)))
+    path.write_bytes(content)
+    try:
+        read_adapter(path)
+        read += 1
+    except Refusal:
+        pass
+print("read", read)
+"""
+
+
+def test_adapter_files_are_read_or_refused_whatever_stands_in_them(tmp_path: Path) -> None:
+    good = write_adapter(tmp_path / "good", {"site.A": rows(3, 2), "site.B": rows(2, 4)})
+    command = [sys.executable, "-c", READ_ADAPTERS, str(good), str(tmp_path / "made")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("read ")
 
 
 @pytest.fixture(scope="module")
