@@ -89,13 +89,16 @@ def take(
         path = save(upload.file, folder / "file", limit, lambda: _too_large(limit))
         kind, size = kind_of(path, allowed), path.stat().st_size
         taken = Taken(market.blobs.put(path), kind, size, upload.name)
-    with transaction(market.engine) as session:
-        subject, _ = judge(session)
-        quota = market.settings.evidence_quota_bytes
-        row = add_file(session, subject, taken, quota_bytes=quota, actor=actor, at_ms=at_ms)
-        if then is not None:
-            then(session, row)
-        return file_view(row)
+        with transaction(market.engine) as session:
+            subject, _ = judge(session)
+            quota = market.settings.evidence_quota_bytes
+            row = add_file(session, subject, taken, quota_bytes=quota, actor=actor, at_ms=at_ms)
+            if then is not None:
+                then(session, row)
+            view = file_view(row)
+        if not market.blobs.has(taken.sha256):  # the same content was deleted elsewhere before this row named it
+            market.blobs.put(path)
+    return view
 
 
 def fixed_refusal(row: EvidenceFile) -> Conflict:

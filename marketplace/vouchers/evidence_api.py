@@ -95,9 +95,8 @@ def delete_evidence(
     """Remove a file whose years of keeping are over (409 EVIDENCE_RETAINED before); what it was stays told."""
     with transaction(market.engine) as session:
         row = files.get_file(session, file_id, None)
-        files.delete_file(session, row, actor=actor.id, at_ms=now_ms())
-        session.flush()
-        view, needed = files.file_view(row), row.sha256 in kept_blobs(session)
-    if not needed:
-        market.blobs.delete(str(view["sha256"]))
+        view = files.file_view(files.delete_file(session, row, actor=actor.id, at_ms=now_ms()))
+    with transaction(market.engine) as session:  # a writer, so that nobody names the content meanwhile
+        if row.sha256 not in kept_blobs(session):
+            market.blobs.delete(row.sha256)
     return view

@@ -20,7 +20,7 @@ from marketplace.catalogue.tables import Filing
 from marketplace.claims import batches
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading, transaction
-from marketplace.evidence import files
+from marketplace.evidence import files, intake
 from marketplace.evidence.tables import EvidenceFile
 from marketplace.organisations.members import open_session
 from marketplace.organisations.registration import add_member
@@ -201,6 +201,21 @@ def test_content_that_another_row_still_names_outlives_the_deletion_of_one(town,
         session.get_one(EvidenceFile, made[0]["id"]).keep_until = "2020-01-01"
     people.ask("chen", "DELETE", f"/evidence/{made[0]['id']}")
     assert people.ask("wang", "GET", f"/evidence/{made[1]['id']}/content").content == PDF
+
+
+def test_content_that_is_deleted_elsewhere_while_it_is_handed_in_again_is_there_afterwards(town, market):
+    """The content is kept before a row names it: whoever deletes the last other row meanwhile takes it away."""
+    sha256 = hashlib.sha256(PDF).hexdigest()
+    looks = []
+
+    def judge(session: Any) -> tuple[files.Subject, tuple[str, ...]]:
+        looks.append(market.blobs.has(sha256) and len(looks) == 1 and market.blobs.delete(sha256))
+        return files.Subject("application", "app_1", "org_factory", "contract", 1), ()
+
+    upload = intake.Upload("contract", "a.pdf", io.BytesIO(PDF))
+    intake.take(market, upload, judge, actor="f", at_ms=town.now)
+    assert looks == [False, True]
+    assert market.blobs.has(sha256)
 
 
 def test_the_dossier_and_the_frozen_claim_carry_the_hashes(town, people, market, monkeypatch):
