@@ -93,6 +93,7 @@ def test_evidence_is_attached_fetched_and_handed_in_from_the_command_line(
     assert application in {row["id"] for row in algomart(live_market, "application", "list")[1]["items"]}
     status, refused = algomart(live_market, "application", "attach", application, "contract", str(contract))
     assert (status, refused["error"]["code"]) == (1, "APPLICATION_STATE")
+    ask(operator.post(f"/api/v1/programmes/{made}/close"))  # others apply to those they know
 
 
 def test_a_key_gets_its_limits_by_the_command_line_and_they_hold(live_market: LiveMarket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ PDF = b"%PDF-1.7\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF\n"
 DAY_MS = 86_400_000
 
 
-def programme(market: LiveMarket, language: str) -> str:
-    """A demonstration programme that wants a contract as a file and a plan in words, with a public notice of a day."""
+@pytest.fixture
+def title(live_market: LiveMarket, language: str) -> Iterator[str]:
+    """Of a demonstration programme that wants a contract as a file and a plan in words, with a public notice of a day;
+    closed afterwards, so that others apply to those they know."""
     document = {
         "code": f"case-{language}",
         "title_zh": f"演示卷宗券 {language}",
@@ -43,9 +46,11 @@ def programme(market: LiveMarket, language: str) -> str:
         "notice_days": 1,
         "notice_on_objection": "continue",
     }  # fmt: skip
-    made = ask(market.client("operator").post("/api/v1/programmes", json={"document": document}))
-    ask(market.client("operator").post(f"/api/v1/programmes/{made['id']}/activate"))
-    return str(document["title_en" if language == "en" else "title_zh"])
+    operator = live_market.client("operator")
+    made = ask(operator.post("/api/v1/programmes", json={"document": document}))["id"]
+    ask(operator.post(f"/api/v1/programmes/{made}/activate"))
+    yield str(document["title_en" if language == "en" else "title_zh"])
+    ask(operator.post(f"/api/v1/programmes/{made}/close"))
 
 
 def steps(page: Page, *names: str) -> None:
@@ -56,10 +61,9 @@ def steps(page: Page, *names: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_case_goes_from_files_over_a_supplement_and_an_objection_to_the_proposal_of_a_voucher(
-    visit: Visit, live_market: LiveMarket, tmp_path: Path, language: str
+    visit: Visit, live_market: LiveMarket, tmp_path: Path, language: str, title: str
 ) -> None:
     en = language == "en"
-    title = programme(live_market, language)
     contract = tmp_path / "contract.pdf"
     contract.write_bytes(PDF)
 
