@@ -14,12 +14,16 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
+import tritonclient.grpc as triton
 
 from marketplace.starter import FOLDER
 from tests.live import free_port
 
 ROW = {"inputs": {"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}}
+LOOPBACK = ("127.0.0.1", "::ffff:127.0.0.1")  # gRPC's sockets are IPv6
+CSV = {"Content-Type": "text/csv"}
 MODELS = ("dongzhi/plant-load-boosting", "lingnan/plant-load-linear")
 
 
@@ -46,15 +50,29 @@ def sockets_of(process: psutil.Process) -> list[tuple[psutil.Process, object]]:
     return found
 
 
+def call_over_grpc(port: int, key: str, name: str) -> None:
+    """What a model is, calls of it, and its statistics."""
+    headers, model = {"authorization": f"Bearer {key}"}, name.replace("/", "--")
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        inputs = []
+        for each in client.get_model_metadata(model, headers=headers).inputs:
+            shape = [1 if side < 0 else side for side in each.shape]
+            inputs.append(triton.InferInput(each.name, shape, each.datatype))
+            inputs[-1].set_data_from_numpy(np.full(shape, 0.5, np.float32))
+        for _ in range(60):  # for long enough to be seen
+            assert client.infer(model, inputs, headers=headers).get_response().outputs
+        assert client.get_inference_statistics(model, headers=headers).model_stats
+
+
 def test_a_node_opens_no_connection_under_load(tmp_path: Path) -> None:
-    shelf, home, port = tmp_path / "shelf", tmp_path / "home", free_port()
+    shelf, home, port, grpc_port = tmp_path / "shelf", tmp_path / "home", free_port(), free_port()
     shelf.mkdir()
     for name in MODELS:
         zipped = name.replace("/", "--") + ".zip"
         (shelf / zipped).symlink_to(FOLDER / zipped)
     process = subprocess.Popen(
         [sys.executable, "-m", "marketplace.cli", "serve", str(shelf), "--home", str(home), "--port", str(port),
-         "--trusted"],
+         "--grpc-port", str(grpc_port), "--trusted"],
         env={**os.environ, "ORT_DISABLE_TELEMETRY": "0"},  # not for a caller's environment to say
     )  # fmt: skip
     seen: list[tuple[psutil.Process, object]] = []
@@ -75,6 +93,14 @@ def test_a_node_opens_no_connection_under_load(tmp_path: Path) -> None:
             for _ in range(150):
                 for name in MODELS:
                     assert client.post(f"/v1/use/{name}", json=ROW).status_code == 200
+            table = "\n".join((",".join(ROW["inputs"]), ",".join(map(str, ROW["inputs"].values()))))
+            for name in MODELS:
+                call_over_grpc(grpc_port, key, name)
+                files = {"file": ("rows.csv", table, "text/csv")}
+                assert client.post(f"/v1/use/{name}", files=files).status_code == 200
+                assert client.post(f"/v1/use/{name}", content=table, headers=CSV).status_code == 200
+                assert client.post("/v1/embeddings", json={"model": name, "input": "x"}).status_code >= 400
+            assert client.get("/metrics").status_code == client.get("/v2/models/stats").status_code == 200
     finally:
         over.set()
         watcher.join()
@@ -83,9 +109,11 @@ def test_a_node_opens_no_connection_under_load(tmp_path: Path) -> None:
     assert any(connection.status == psutil.CONN_ESTABLISHED for _, connection in seen)  # the callers were seen
     for owner, connection in seen:
         assert connection.type == socket.SOCK_STREAM, (owner, connection)
-        assert connection.laddr.port == port, (owner, connection)
-        assert connection.laddr.ip == "127.0.0.1", (owner, connection)
-        assert not connection.raddr or connection.raddr.ip == "127.0.0.1", (owner, connection)
+        assert connection.laddr.port in (port, grpc_port), (owner, connection)
+        assert connection.laddr.ip in LOOPBACK, (owner, connection)
+        assert not connection.raddr or connection.raddr.ip in LOOPBACK, (owner, connection)
+    called = {connection.laddr.port for _, connection in seen if connection.status == psutil.CONN_ESTABLISHED}
+    assert called == {port, grpc_port}
 
 
 def test_telemetry_of_onnx_runtime_is_off_before_it_is_imported() -> None:
