@@ -19,8 +19,7 @@ from sqlalchemy import Engine
 from marketplace.catalogue.documents import load_documents
 from marketplace.catalogue.rollouts import RolloutWatch
 from marketplace.catalogue.search import SearchIndex
-from marketplace.catalogue.source import CatalogueSource
-from marketplace.catalogue.tables import ModelVersion
+from marketplace.catalogue.source import CatalogueSource, Stored
 from marketplace.nodes.feed import Feed
 from marketplace.nodes.registry import NodeRegistry
 from marketplace.settings import Settings
@@ -121,20 +120,23 @@ def assemble(settings: Settings, engine: Engine, blobs: Blobs, store: ModelStore
         engine=engine,
         blobs=blobs,
         store=store,
-        bundles=CatalogueSource(engine, partial(materialise, settings.home, blobs)),
+        bundles=CatalogueSource(engine, partial(materialise, settings.home.resolve(), blobs)),
         search=SearchIndex(load_documents),
         nodes=NodeRegistry(engine),
     )
-    market.catalogue_changed()
+    market.bundles.refresh()
+    market.search.refresh_behind(engine)  # calls need no search; who searches meanwhile waits for it
     return market
 
 
-def materialise(home: Path, blobs: Blobs, version: ModelVersion) -> Path:
+def materialise(home: Path, blobs: Blobs, version: Stored) -> Path:
     """The unpacked, immutable bundle of a version: `$ALGOMART_HOME/bundles/<digest>`, unpacked if need be.
+
+    `home`: absolute.
 
     Raises what `unpack` raises, `NotFound` BLOB_NOT_FOUND.
     """
-    folder = (home / "bundles" / version.digest).resolve()
+    folder = home / "bundles" / version.digest
     if not folder.is_dir():
         unpack(blobs.path(version.blob), folder)
         _log.info("unpacked bundle %s", version.digest)

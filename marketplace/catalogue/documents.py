@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
 from marketplace.catalogue.labels import MODALITIES, TASKS, TIERS
@@ -16,6 +17,29 @@ from marketplace.db import reading
 from marketplace.organisations.tables import Organisation
 
 _MICRO_PER_FEN = 1_000_000
+_OF_MANIFEST = ("method", "variation", "adaptable", "metrics", "cost", "features")
+
+
+class Numbered(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+
+
+V = TypeVar("V", bound=Numbered)
+
+
+class Shown(NamedTuple):
+    """What is indexed and shown of a version; of its manifest the parts that are, since thousands are read at once."""
+
+    id: str
+    listing_id: str
+    number: int
+    state: str
+    size_bytes: int
+    scorecard: dict[str, Any]
+    manifest: dict[str, Any]
 
 
 def load_documents(engine: Engine, listing_id: str | None = None) -> list[Document]:
@@ -42,18 +66,23 @@ def load_documents(engine: Engine, listing_id: str | None = None) -> list[Docume
     ]
 
 
-def shown_version(versions: Iterable[ModelVersion]) -> ModelVersion | None:
+def shown_version(versions: Iterable[V]) -> V | None:
     """The newest listed version, else the newest that is neither retired nor withdrawn."""
     ordered = sorted(versions, key=lambda version: (version.state == "listed", version.number))
     return ordered[-1] if ordered else None
 
 
-def _latest_versions(session: Session, listing_id: str | None) -> dict[str, list[ModelVersion]]:
-    query = select(ModelVersion).where(col(ModelVersion.state).not_in(("retired", "withdrawn")))
+def _latest_versions(session: Session, listing_id: str | None) -> dict[str, list[Shown]]:
+    columns = [getattr(ModelVersion, name) for name in Shown._fields[:-1]]
+    query = select_columns(*columns, *(col(ModelVersion.manifest)[name] for name in _OF_MANIFEST))
+    query = query.where(col(ModelVersion.state).not_in(("retired", "withdrawn")))
     if listing_id is not None:
-        query = query.where(ModelVersion.listing_id == listing_id)
-    found: dict[str, list[ModelVersion]] = {}
-    for version in session.exec(query):
+        query = query.where(col(ModelVersion.listing_id) == listing_id)
+    found: dict[str, list[Shown]] = {}
+    for row in session.connection().execute(query):
+        parts = zip(_OF_MANIFEST, row[len(columns) :], strict=True)
+        manifest = {name: value for name, value in parts if value is not None}
+        version = Shown._make((*row[: len(columns)], manifest))
         found.setdefault(version.listing_id, []).append(version)
     return found
 
@@ -71,7 +100,7 @@ def _current_prices(session: Session, listing_id: str | None) -> dict[str, dict[
 def _document(
     listing: Listing,
     organisation: Organisation,
-    versions: list[ModelVersion],
+    versions: list[Shown],
     prices: dict[str, PriceVersion],
     filing: Filing | None,
 ) -> Document:
@@ -122,7 +151,7 @@ def _document(
     )
 
 
-def _measured(version: ModelVersion | None) -> list[str]:
+def _measured(version: Shown | None) -> list[str]:
     """What the model reads, in words: a factory searches by what it measures ("wear", 扭矩) as well as by the task."""
     features = version.manifest.get("features") or [] if version else []
     return [str(feature.get(title) or "") for feature in features for title in ("title_zh", "title_en")]
@@ -131,7 +160,7 @@ def _measured(version: ModelVersion | None) -> list[str]:
 def _card(
     listing: Listing,
     organisation: Organisation,
-    version: ModelVersion | None,
+    version: Shown | None,
     prices: dict[str, PriceVersion],
     filing: Filing | None,
 ) -> dict[str, Any]:

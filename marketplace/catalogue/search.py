@@ -7,6 +7,7 @@ Bit i of every set stands for document i. A public listing is found by all; othe
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from marketplace.catalogue.query import Group, parse_query
 from marketplace.catalogue.synonyms import Synonyms, shipped_synonyms
 from marketplace.catalogue.words import index_terms
 
+_log = logging.getLogger("algomart.search")
 AXES = ("tier", "task", "modality", "link", "chain", "scenario", "licence", "vendor", "family", "filing", "price")
 SORTS = ("relevance", "new", "name", "price")
 MAX_PAGE_SIZE = 100
@@ -62,7 +64,8 @@ class _Index:
 
 
 class SearchIndex:
-    """Thread-safe: one lock around changes and searches, each of which takes milliseconds."""
+    """Thread-safe: one lock around changes and searches, each of which takes milliseconds. The whole is read and put
+    together beside the old one, which answers meanwhile."""
 
     def __init__(
         self,
@@ -74,50 +77,50 @@ class SearchIndex:
         self._synonyms = synonyms or shipped_synonyms()
         self._index = _Index()
         self._lock = threading.RLock()
+        self._refreshing = threading.Lock()  # so that what was read first is put first
+        self._built = threading.Event()
+        self._built.set()
+
+    def refresh_behind(self, engine: Engine) -> None:
+        """Read all of them in a thread of its own; searches wait until that is done."""
+        self._built.clear()
+
+        def build() -> None:
+            try:
+                self.refresh(engine)
+            except Exception:  # calls go on; the next change is found, and a restart reads everything again
+                _log.exception("the search index could not be read")
+            finally:
+                self._built.set()
+
+        threading.Thread(target=build, name="search", daemon=True).start()
 
     def refresh(self, engine: Engine, listing_id: str | None = None) -> None:
         """Read one listing, or all of them, from the database again."""
         if self._load is None:
             return
-        documents = list(self._load(engine, listing_id))
-        if listing_id is None:
-            self.rebuild(documents)
-            return
-        with self._lock:
-            self.remove(listing_id)
-            for document in documents:
-                self.put(document)
+        with self._refreshing:
+            documents = list(self._load(engine, listing_id))
+            if listing_id is None:
+                self.rebuild(documents)
+                return
+            with self._lock:
+                self.remove(listing_id)
+                for document in documents:
+                    self.put(document)
 
     def rebuild(self, documents: Iterable[Document]) -> None:
+        index = _Index()
+        for document in documents:
+            _put(index, document)
         with self._lock:
-            self._index = _Index()
-            for document in documents:
-                self.put(document)
+            self._index = index
 
     def put(self, document: Document) -> None:
         """Add or replace one document."""
         with self._lock:
             self.remove(document.listing_id)
-            index = self._index
-            place = len(index.documents)
-            bit = 1 << place
-            index.documents.append(document)
-            index.position[document.listing_id] = place
-            weights: dict[str, float] = {}
-            for text, weight in document.fields:
-                for term in index_terms(text):
-                    weights[term] = weights.get(term, 0.0) + weight
-            for term, weight in weights.items():
-                index.postings.setdefault(term, {})[place] = weight
-                index.term_bits.pop(term, None)
-            index.terms_of[place] = set(weights)
-            index.latin = []
-            for axis, value in set(document.facets):
-                values = index.facet_bits[axis]
-                values[value] = values.get(value, 0) | bit
-            if document.listed:
-                index.public |= bit
-            index.owned[document.owner] = index.owned.get(document.owner, 0) | bit
+            _put(self._index, document)
 
     def remove(self, listing_id: str) -> None:
         """Forget a document, if it is there. Its place stays empty until the next rebuild."""
@@ -153,6 +156,7 @@ class SearchIndex:
 
         Facet counts of an axis leave its own filter aside, so that a shopper sees what else there is to tick.
         """
+        self._built.wait()
         with self._lock:
             seen = self._index.owned.get(organisation_id, 0)
             if not mine:
@@ -173,6 +177,7 @@ class SearchIndex:
 
     def card(self, listing_id: str) -> dict[str, Any] | None:
         """The card of one listing, whoever asks."""
+        self._built.wait()
         with self._lock:
             place = self._index.position.get(listing_id)
             document = self._index.documents[place] if place is not None else None
@@ -263,6 +268,29 @@ class SearchIndex:
             return (-scores.get(place, 0.0), name)
 
         return sorted(places, key=key)
+
+
+def _put(index: _Index, document: Document) -> None:
+    """Add a document that is not there."""
+    place = len(index.documents)
+    bit = 1 << place
+    index.documents.append(document)
+    index.position[document.listing_id] = place
+    weights: dict[str, float] = {}
+    for text, weight in document.fields:
+        for term in index_terms(text):
+            weights[term] = weights.get(term, 0.0) + weight
+    for term, weight in weights.items():
+        index.postings.setdefault(term, {})[place] = weight
+        index.term_bits.pop(term, None)
+    index.terms_of[place] = set(weights)
+    index.latin = []
+    for axis, value in set(document.facets):
+        values = index.facet_bits[axis]
+        values[value] = values.get(value, 0) | bit
+    if document.listed:
+        index.public |= bit
+    index.owned[document.owner] = index.owned.get(document.owner, 0) | bit
 
 
 def _places(bits: int) -> list[int]:

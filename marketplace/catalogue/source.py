@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Select
+from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
 from marketplace.catalogue.tables import Alias, Listing, ModelVersion, Rollout
@@ -21,7 +23,43 @@ from serving.ports import ServedVersion
 RUNNABLE_STATES = ("inspected", "in_review", "listed")
 BASE_STATES = (*RUNNABLE_STATES, "retired")  # what was sold on a base outlives the sale of the base
 _log = logging.getLogger("algomart.catalogue")
-Materialise = Callable[[ModelVersion], Path]
+
+
+class Stored(Protocol):
+    """What a bundle is found by: its own digest, and that of its blob."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def blob(self) -> str: ...
+
+
+Materialise = Callable[[Stored], Path]
+
+
+class VersionRow(NamedTuple):
+    """What serving needs of a version: a manifest and a report are read for none of ten thousand."""
+
+    id: str
+    listing_id: str
+    number: int
+    digest: str
+    blob: str
+    state: str
+    adapter_of: dict[str, Any] | None
+
+
+class ListingRow(NamedTuple):
+    id: str
+    organisation_id: str
+    name: str
+    visibility: str
+
+
+_VERSION = select_columns(
+    *(getattr(ModelVersion, name) for name in VersionRow._fields[:-1]), col(ModelVersion.manifest)["adapter_of"]
+)
+_LISTING = select_columns(*(getattr(Listing, name) for name in ListingRow._fields))
 
 
 class CatalogueSource(Catalogue):
@@ -46,29 +84,29 @@ class CatalogueSource(Catalogue):
     async def fetch(self, served: ServedVersion) -> None:
         """See the port: bundles were unpacked when the catalogue was read."""
 
-    def _read(self, listing_id: str | None) -> list[tuple[Listing, list[ModelVersion], list[Alias], Rollout | None]]:
-        listings = select(Listing).where(Listing.status.not_in(("retired", "withdrawn")))  # type: ignore[attr-defined]
-        versions = select(ModelVersion).where(ModelVersion.state.in_(RUNNABLE_STATES))  # type: ignore[attr-defined]
+    def _read(self, listing_id: str | None) -> list[tuple[ListingRow, list[VersionRow], list[Alias], Rollout | None]]:
+        listings: Select[Any] = _LISTING.where(col(Listing.status).not_in(("retired", "withdrawn")))
+        versions: Select[Any] = _VERSION.where(col(ModelVersion.state).in_(RUNNABLE_STATES))
         aliases = select(Alias)
         rollouts = select(Rollout)
         if listing_id is not None:
-            listings = listings.where(Listing.id == listing_id)
-            versions = versions.where(ModelVersion.listing_id == listing_id)
+            listings = listings.where(col(Listing.id) == listing_id)
+            versions = versions.where(col(ModelVersion.listing_id) == listing_id)
             aliases = aliases.where(Alias.listing_id == listing_id)
             rollouts = rollouts.where(Rollout.listing_id == listing_id)
-        versions_of: dict[str, list[ModelVersion]] = {}
+        versions_of: dict[str, list[VersionRow]] = {}
         aliases_of: dict[str, list[Alias]] = {}
         with reading(self._engine) as session:
-            for version in session.exec(versions):
+            for version in map(VersionRow._make, session.connection().execute(versions)):
                 versions_of.setdefault(version.listing_id, []).append(version)
             for alias in session.exec(aliases):
                 aliases_of.setdefault(alias.listing_id, []).append(alias)
             rollout_of = {rollout.listing_id: rollout for rollout in session.exec(rollouts)}
-            rows = list(session.exec(listings))
+            rows = [ListingRow(*row) for row in session.connection().execute(listings)]
         return [(row, versions_of.get(row.id, []), aliases_of.get(row.id, []), rollout_of.get(row.id)) for row in rows]
 
     def _entry_of(
-        self, listing: Listing, versions: list[ModelVersion], aliases: list[Alias], rollout: Rollout | None
+        self, listing: ListingRow, versions: list[VersionRow], aliases: list[Alias], rollout: Rollout | None
     ) -> Entry:
         served = {}
         for version in versions:
@@ -86,9 +124,9 @@ class CatalogueSource(Catalogue):
             split=None if rollout is None else split_of(rollout, {n: each for n, (_, each) in served.items()}),
         )
 
-    def _base_of(self, version: ModelVersion) -> ServedVersion | None:
+    def _base_of(self, version: VersionRow) -> ServedVersion | None:
         """The base that an adapter runs on, also where it is retired since; `NotFound` where it is withdrawn."""
-        of = version.manifest.get("adapter_of")
+        of = version.adapter_of
         if not of:
             return None
         found = select(Listing, ModelVersion).where(ModelVersion.listing_id == Listing.id)
@@ -99,7 +137,9 @@ class CatalogueSource(Catalogue):
             raise adapter_base_missing(of["name"], of["version"])
         return self._served(*row, None)
 
-    def _served(self, listing: Listing, version: ModelVersion, base: ServedVersion | None) -> ServedVersion:
+    def _served(
+        self, listing: Listing | ListingRow, version: ModelVersion | VersionRow, base: ServedVersion | None
+    ) -> ServedVersion:
         return ServedVersion(
             version_id=version.id,
             listing_id=listing.id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 MAX_QUERY_CHARACTERS = 200
 _RUN = re.compile(r"[a-z0-9]+|[\u3400-\u9fff]+")
@@ -42,7 +43,8 @@ def bigrams(run: str) -> list[str]:
     return [run] if len(run) == 1 else [run[i : i + 2] for i in range(len(run) - 1)]
 
 
-def index_terms(text: str) -> set[str]:
+@lru_cache(maxsize=8192)  # of ten thousand listings, most have the same tasks, links, features and licences
+def index_terms(text: str) -> frozenset[str]:
     """Every term that a document with this text is found by."""
     terms: set[str] = set()
     for run in runs(text):
@@ -51,7 +53,7 @@ def index_terms(text: str) -> set[str]:
         else:
             terms.update(run)
             terms.update(bigrams(run))
-    return terms
+    return frozenset(terms)
 
 
 def phrase_terms(phrase: str) -> tuple[str, ...]:

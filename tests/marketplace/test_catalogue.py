@@ -15,11 +15,13 @@ from marketplace.catalogue.prices import add_price, list_prices, micro_of_fen, p
 from marketplace.catalogue.search import SearchIndex
 from marketplace.catalogue.source import CatalogueSource
 from marketplace.catalogue.tables import Alias
-from marketplace.db import reading, transaction
+from marketplace.db import open_database, reading, transaction
+from marketplace.migrations.upgrade import upgrade
 from marketplace.usage.tables import Usage
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound
 from serving.ports import Principal
 from tests.marketplace.shelf import actor_of, add_listing, add_organisation, add_version
+from tests.postgres import postgres_server
 
 NOW = 1_800_000_000_000
 
@@ -270,3 +272,40 @@ def test_the_index_shows_listed_models_to_all_and_private_ones_to_their_owner(sh
         find_listing(session, "acme/steel", None).status = "withdrawn"
     index.refresh(shelf, "lst_acme/steel")
     assert index.search("钢板").total == 0
+
+
+@pytest.fixture(scope="module")
+def postgres_url():
+    yield from postgres_server()
+
+
+def test_the_parts_of_a_manifest_are_read_alike_from_both_databases(engine, postgres_url):
+    postgres = open_database(postgres_url)
+    upgrade(postgres)
+    read = []
+    for database in (engine, postgres):
+        with transaction(database) as session:
+            add_organisation(session, "acme", created_at_ms=NOW)
+            base = add_listing(session, "acme/steel", created_at_ms=NOW, updated_at_ms=NOW)
+            told = {"method": "boosting", "metrics": [{"name": "r2", "value": 0.9}], "cost": None,
+                    "features": [{"name": "t", "title_zh": "温度", "title_en": "Temperature"}]}  # fmt: skip
+            add_version(session, base, manifest=told, scorecard={"precision": {"value": 1}}, created_at_ms=NOW)
+            adapter = add_listing(session, "acme/steel-adapter", created_at_ms=NOW, updated_at_ms=NOW)
+            of = {"name": "acme/steel", "digest": "digest-acme/steel-1", "version": 1}
+            add_version(session, adapter, manifest={"adapter_of": of}, created_at_ms=NOW)
+        source = CatalogueSource(database, lambda version: Path("/bundles") / version.digest)
+        source.refresh()
+        read.append((load_documents(database), sorted(source.entries(), key=lambda entry: entry.name)))
+    postgres.dispose()
+    documents, entries = read[0]
+    assert read[0] == read[1]
+    assert any("温度" in text for text, _ in documents[0].fields)
+    assert documents[0].card["metrics"] == [{"name": "r2", "value": 0.9}]
+    assert documents[1].card["metrics"] == []
+    assert entries[1].versions[1][1].base == entries[0].versions[1][1]
+
+
+def test_the_search_index_is_read_behind_and_a_search_waits_for_it(shelf):
+    index = SearchIndex(load_documents)
+    index.refresh_behind(shelf)
+    assert [card["name"] for card in index.search("钢板").cards] == ["acme/steel"]
