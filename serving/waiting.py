@@ -10,7 +10,7 @@ from typing import TypeVar
 from serving.fairness import WEIGHTS, Flow
 from serving.runs import Job
 
-KEPT = 0.9  # of what is left of its time, how much the wait of a call that is in the queue may be expected to take
+KEPT = 0.8  # of what is left of its time, how much the wait of a call that is in the queue may be expected to take
 KNOWN_AFTER = 5  # runs: nobody is refused for what the first ones took, on a graph that has just been loaded
 K = TypeVar("K", bound=Hashable)
 

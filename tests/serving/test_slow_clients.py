@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import httpx
@@ -127,6 +129,24 @@ async def test_bodies_that_together_are_too_large_are_refused_before_they_are_he
         assert b"BODIES_FULL" in answer
         assert room.held <= room.limit
     await until(lambda: not room.held)
+
+
+async def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(served: Served) -> None:
+    """Its long passes are seldom here, so that what only they free would pile up."""
+    served.warm()
+    connections = served.server.server_state.connections
+    await until(lambda: not connections)
+    gc.collect()
+    gc.disable()
+    try:
+        with connect(served) as connection:
+            for header in (b"", b"X-Deadline-Ms: 1900\r\nIdempotency-Key: a\r\n"):
+                connection.sendall(raw(BODY, extra=header))
+                assert read_answers(connection, 1)[0][0] == 200
+            (seen,) = (weakref.ref(each) for each in connections)
+        await until(lambda: seen() is None)
+    finally:
+        gc.enable()
 
 
 BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
