@@ -151,14 +151,14 @@ class RunQueue:
             return
         if room.of_model(tenant, resident.digest) >= self._waiting_per_model:
             raise self._full(resident, tenant)
-        wait_ms = room.expected_wait_ms(tenant, priority, self._slots)
+        wait_ms = room.expected_wait_ms(tenant, priority, self._order.others(tenant), self._slots)
         if wait_ms > PROMISED * deadline_ms:
             raise wait_too_long(resident.name, wait_ms, deadline_ms, _retry_after_s(wait_ms - PROMISED * deadline_ms))
 
     def _shed(self, tenant: str) -> None:
         """Refuse those of an organisation's waiting calls that will not run in time after all."""
         flows = self._order.flows_of(tenant) if self._room.of(tenant) else ()
-        for job, wait_ms in waits_too_long(flows, self._room.others(tenant), self._slots, time.monotonic()):
+        for job, wait_ms in waits_too_long(flows, self._order.others(tenant), self._slots, time.monotonic()):
             if not job.done.done():
                 after_s = _retry_after_s(wait_ms)
                 job.done.set_exception(wait_too_long(job.resident.name, wait_ms, job.deadline_ms, after_s))

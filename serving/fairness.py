@@ -72,6 +72,14 @@ class FairOrder(Generic[J]):
             own.time = max(own.time, tenant.now)
         own.flows[flow] = None
 
+    def others(self, tenant: str) -> float:
+        """For one millisecond of this tenant's, how many the others who wait are given together, by their weights."""
+        own = self._tenants.get(tenant)
+        if own is None:
+            return 0.0
+        weights = sum(each.weight for each in self._tenants.values() if each is not own and not each.is_idle())
+        return weights / own.weight
+
     def remove(self, flow: Flow[J]) -> None:
         """This flow waits no longer. Nothing changes where it did not."""
         tenant = self._tenants.get(flow.tenant)

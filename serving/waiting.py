@@ -56,17 +56,14 @@ class WaitingRoom:
         """Calls of one organisation for one model."""
         return self._of_model[tenant, digest]
 
-    def others(self, tenant: str) -> int:
-        """How many other organisations wait."""
-        return len(self._of) - (tenant in self._of)
-
     def largest(self) -> tuple[str, int]:
         """The organisation with the most calls, and how many; ("", 0) where nobody waits."""
         return max(self._of.items(), key=lambda each: each[1], default=("", 0))
 
-    def expected_wait_ms(self, tenant: str, priority: str, slots: int) -> float:
+    def expected_wait_ms(self, tenant: str, priority: str, others: float, slots: int) -> float:
         """When a call that comes now may expect its turn: after what its organisation has waiting of this priority or a
-        higher one, while everybody else who waits is given as much (`serving.fairness`); at most after all there is.
+        higher one, while the others who wait are given `others` times as much (`FairOrder.others`); at most after all
+        there is.
 
         Rather too short than too long: what runs now and the turns of lower priorities are left out.
         """
@@ -74,13 +71,14 @@ class WaitingRoom:
         if work is None:
             return 0.0
         own_ms = sum(ms for each, ms in work.items() if WEIGHTS[each] >= WEIGHTS[priority])
-        return max(0.0, min(own_ms * len(self._of), self._work_in_all_ms)) / slots
+        return max(0.0, min(own_ms * (1 + others), self._work_in_all_ms)) / slots
 
 
-def waits_too_long(flows: Iterable[Flow[Job]], others: int, slots: int, now: float) -> list[tuple[Job, float]]:
+def waits_too_long(flows: Iterable[Flow[Job]], others: float, slots: int, now: float) -> list[tuple[Job, float]]:
     """Of an organisation's waiting calls those that will not run in time as they stand, and how many milliseconds they
     would wait: the machine has become slower since they were admitted, and they are told so before their time is up.
-    What goes makes room for what comes after it. `others`: how many other organisations wait, and are given as much.
+    What goes makes room for what comes after it. `others`: how much the others who wait are given for each millisecond
+    of its own.
     """
     found: list[tuple[Job, float]] = []
     before_ms = 0.0

@@ -179,3 +179,17 @@ def test_whatever_comes_everything_runs_in_its_order_and_no_backlog_waits_beyond
                     assert abs(gained) <= 2 * longest + 1e-6
     assert Counter(simulation.ran) == sent
     assert simulation.run() is None
+
+
+def test_what_others_are_given_beside_one_goes_by_the_weights_of_those_who_wait() -> None:
+    simulation = Simulation()
+    assert simulation.order.others("heavy") == 0
+    simulation.send("heavy", 5, weight=4)
+    assert simulation.order.others("heavy") == 0
+    simulation.send("one", 5)
+    simulation.send("two", 5)
+    assert simulation.order.others("heavy") == 0.5
+    assert simulation.order.others("one") == 5
+    for _ in range(3):
+        simulation.run()
+    assert simulation.order.others("heavy") == 0  # nobody waits any more
