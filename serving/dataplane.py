@@ -46,7 +46,6 @@ from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
 from serving.statistics import Statistics
-from serving.time_slices import RUN_SLICE_MS, ask_for_slice
 from serving.tokens import count_tokens
 from serving.tracing import Tracing, tracing_wanted
 
@@ -87,7 +86,7 @@ class DataPlane:
         self._busy_ms = 0.0  # how long the calls admitted in this turn of the event loop would hold it one by one
         threads, slots = self.settings.run_threads, self.settings.worker_slots
         self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
-        self._run_pool = concurrent.futures.ThreadPoolExecutor(threads, "run", ask_for_slice, (RUN_SLICE_MS,))
+        self._run_pool = concurrent.futures.ThreadPoolExecutor(threads, "run")
         self._worker_pool = concurrent.futures.ThreadPoolExecutor(slots, "worker")
         bounds = {
             "waiting_per_model": self.settings.queue_requests,

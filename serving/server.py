@@ -14,7 +14,6 @@ from serving.app import Companion, ServingApp
 from serving.connections import SlowClients
 from serving.errors import grpc_not_installed, port_in_use
 from serving.http_protocol import fast_protocol
-from serving.time_slices import LOOP_SLICE_MS, ask_for_slice
 
 GRACE_S = 15
 LOOK_TICKS = 10  # of uvicorn's, ten a second
@@ -55,7 +54,6 @@ class NodeServer(uvicorn.Server):
         """Once everything is loaded, take it out of garbage collection: a full pass over it would stall the loop."""
         await super().startup(sockets)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        ask_for_slice(LOOP_SLICE_MS)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GARBAGE_THRESHOLDS)
