@@ -19,6 +19,7 @@ from marketplace.catalogue import publishing_api, rollouts_api
 from marketplace.claims import api as claims_api
 from marketplace.clock import now_ms
 from marketplace.errors import add_error_handlers
+from marketplace.findings import api as findings_api
 from marketplace.keys import api as keys_api
 from marketplace.ledger import api as ledger_api
 from marketplace.market import Market
@@ -41,6 +42,7 @@ from marketplace.web import (
     city_reports,
     claims_desk,
     console,
+    findings_desk,
     pages,
     trying,
     vendor_desk,
@@ -77,7 +79,7 @@ def create_api(market: Market) -> FastAPI:
     add_error_handlers(app)
     for router in _routers():
         app.include_router(router, prefix="/api/v1")
-    desks = (case_file, console, vendor_desk, claims_desk, city_reports, city_hall)
+    desks = (case_file, console, vendor_desk, claims_desk, findings_desk, city_reports, city_hall)
     for surface in (pages, trying, actions, account, choosing, adapting, *desks):
         app.include_router(surface.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
@@ -138,5 +140,5 @@ class RequestIds:
 
 def _routers() -> list[APIRouter]:
     shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
-    money = [vouchers_api, usage_api, ledger_api, claims_api, reports_api, nodes_api, write_off_api]
+    money = [vouchers_api, usage_api, ledger_api, claims_api, findings_api, reports_api, nodes_api, write_off_api]
     return [module.router for module in (*shop, *money)]

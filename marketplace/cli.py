@@ -15,6 +15,7 @@ import typer
 
 from marketplace.cli_application import application
 from marketplace.cli_client import register
+from marketplace.cli_findings import findings
 from marketplace.cli_journal import journal
 from marketplace.cli_node import node
 from marketplace.cli_operator import operator
@@ -32,6 +33,7 @@ app.add_typer(catalogue, name="catalogue")
 app.add_typer(operator, name="operator")
 app.add_typer(node, name="node")
 app.add_typer(reports, name="reports")
+app.add_typer(findings, name="findings")
 app.add_typer(journal, name="journal")
 app.add_typer(application, name="application")
 register(app)

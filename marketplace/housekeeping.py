@@ -13,6 +13,7 @@ from marketplace.catalogue.tables import Listing, PriceVersion, Rollout
 from marketplace.choosing.samples import purge_expired
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
+from marketplace.findings import recording
 from marketplace.integrity.books import check_books, is_check_due
 from marketplace.integrity.days import close_days, is_due
 from marketplace.integrity.segments import record_prefixes
@@ -48,6 +49,7 @@ class Housekeeping:
             self._prices,
             self._replay,
             self._close_days,
+            self._findings,
         ]
         for step in steps:
             try:
@@ -94,6 +96,14 @@ class Housekeeping:
         with transaction(self._market.engine) as session:
             for row in close_days(session, now_ms()):
                 _log.info("day %s is closed: %d transfers, chain %s", row.day, row.transfers, row.chain)
+
+    def _findings(self) -> None:
+        """Once a day: everything that the programmes want looked for."""
+        with reading(self._market.engine) as session:
+            if not recording.is_due(session, now_ms()):
+                return
+        counts = recording.run(self._market.engine, now_ms())
+        _log.info("findings: %(found)d found, %(new)d new, %(changed)d with other evidence", counts)
 
     def _samples(self) -> None:
         purge_expired(self._market.engine, self._market.settings.home, now_ms())

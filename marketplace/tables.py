@@ -23,6 +23,7 @@ from marketplace.claims.tables import (
     InvoiceBacking,
 )
 from marketplace.evidence.tables import EvidenceFile
+from marketplace.findings.tables import Finding, FindingContract, FindingDisposition, FindingSighting
 from marketplace.integrity.tables import DayRoot, JournalSegment, LedgerCheck
 from marketplace.keys.tables import ApiKey
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerEntry, LedgerTransfer
@@ -46,7 +47,8 @@ from marketplace.vouchers.tables import (
 
 __all__ = [
     "Alias", "ApiKey", "Application", "AuditEvent", "CapCounter", "CheckOverride", "Choice", "ClaimBatch", "ClaimLine",
-    "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "EpochWriteOff", "EvidenceFile", "Filing", "Invoice",
+    "ClaimedTransfer", "Clawback", "Correction", "DayRoot", "EpochWriteOff", "EvidenceFile", "Filing",
+    "Finding", "FindingContract", "FindingDisposition", "FindingSighting", "Invoice",
     "InvoiceBacking", "Job", "JournalSegment", "LeaseRow", "LedgerAccount", "LedgerCheck", "LedgerEntry",
     "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice", "Objection", "OneTimeToken",
     "Organisation", "OtherSubsidy", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",

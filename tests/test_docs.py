@@ -36,6 +36,7 @@ PAGES = [
     ROOT / "docs" / "nodes.md",
     ROOT / "docs" / "vouchers.md",
     ROOT / "docs" / "reports.md",
+    ROOT / "docs" / "findings.md",
     ROOT / "docs" / "observability.md",
     ROOT / "docs" / "configuration.md",
 ]

@@ -1,7 +1,8 @@
 """What can be claimed: charges of a programme and period that stand in no batch yet, one line per reservation.
 
 A charge (P5) belongs to the day of the last use in it, a correction (P13) to the day it was posted. What fails a check
-now (related parties, redeem-by, invoices) is left out with the reason, and can be claimed once that is mended.
+now (related parties, redeem-by, invoices, findings) is left out with the reason, and can be claimed once that is
+mended.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from marketplace.claims.backing import Plan, invoices_of_contract
 from marketplace.claims.stacked import claimed_subsidy, decide_claimable, share_of_settled
 from marketplace.claims.tables import ClaimedTransfer, ClaimLine
 from marketplace.clock import end_of_day_ms, policy_date, start_of_day_ms
+from marketplace.findings.dispositions import findings_about
+from marketplace.findings.tables import Finding
 from marketplace.ledger import accounts
 from marketplace.ledger.tables import LedgerEntry, LedgerTransfer
 from marketplace.usage.tables import Usage
 from marketplace.vouchers.programme import ProgrammeFile
-from marketplace.vouchers.sale import are_related
+from marketplace.vouchers.sale import relation_between
 from marketplace.vouchers.tables import Reservation, Voucher
 
 _USED = accounts.used("")[:-1]  # what the accounts of use begin with
@@ -50,6 +53,7 @@ class Candidate:
     charges: list[Charged] = field(default_factory=list)
     reason: str = ""
     held_back: list[Charged] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)  # about its contract, that nobody has dismissed
 
     @property
     def gross_fen(self) -> int:
@@ -73,8 +77,10 @@ def assemble(
             candidate = found[reservation_id] = Candidate(reservation, voucher)
         candidate.charges.append(charge)
     candidates = [found[reservation_id] for reservation_id in sorted(found)]
+    about = findings_about(session, {each.reservation.subscription_id for each in candidates}, programme_id)
     taken = _Taken()
     for candidate in candidates:
+        candidate.findings = about.get(candidate.reservation.subscription_id, [])
         candidate.reason = _reason_against(session, candidate, rules, at_ms)
         if not candidate.reason:
             candidate.reason = _beside_others(session, candidate, rules, taken)
@@ -150,17 +156,19 @@ def _gross(session: Session, transfer_ids: list[int]) -> dict[int, int]:
 
 
 def _reason_against(session: Session, candidate: Candidate, rules: ProgrammeFile, at_ms: int) -> str:
-    """The first of: nothing left after corrections, related parties, redeem-by, spend."""
+    """The first of: nothing left after corrections, related parties, redeem-by, spend, findings that hold."""
     voucher, reservation = candidate.voucher, candidate.reservation
     if candidate.subsidy_fen <= 0:
         return "NOTHING_TO_CLAIM"
-    related = are_related(session, voucher.organisation_id, reservation.provider_id)
+    related = rules.relates(relation_between(session, voucher.organisation_id, reservation.provider_id))
     if related and rules.related_party_policy == "refuse":
         return "RELATED_PARTY"
     if voucher.redeem_by and policy_date(at_ms).isoformat() > voucher.redeem_by:
         return "REDEEM_BY_OVER"
     if reservation.posted_gross_fen < rules.min_spend_fen:
         return "SPEND_TOO_SMALL"
+    if any(finding.code in rules.signals.hold_claims_on for finding in candidate.findings):
+        return "FINDING_OPEN"
     return ""
 
 

@@ -15,6 +15,10 @@ LEFT_OUT = {
         "other subsidies are declared on the contract, and together they would pass the bound",
     ),
     "INVOICE_MISSING": ("发票金额不足", "its invoices do not cover it"),
+    "FINDING_OPEN": (
+        "有未排除的线索, 项目规定暂不申报",
+        "a finding about it is not dismissed, and the programme holds such",
+    ),
 }
 
 

@@ -73,6 +73,7 @@ def candidate_view(session: Session, candidate: Candidate) -> dict[str, Any]:
         "left_out": candidate.reason,
         "zh": zh,
         "en": en,
+        "findings": [{"id": row.id, "code": row.code, "state": row.state} for row in candidate.findings],
     }
 
 

@@ -13,6 +13,7 @@ from sqlmodel import SQLModel
 
 APPEND_ONLY = (
     "ledger_transfer", "ledger_entry", "audit_event", "price_version", "day_root", "journal_segment", "ledger_check",
+    "ledger_transfer", "ledger_entry", "audit_event", "price_version", "finding_sighting", "finding_disposition",
 )  # fmt: skip
 USAGE_FROZEN = (
     "usage_id", "key_id", "organisation_id", "listing_id", "model", "adapter", "price_version", "lease_id",

@@ -13,11 +13,25 @@ from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.keys.service import list_keys
 from marketplace.market import Market
-from marketplace.organisations import audit, members, notices, registration
+from marketplace.organisations import audit, declaring, members, notices, registration
 from marketplace.organisations.tables import Member, Organisation
 from model_store.errors import Forbidden
 
 router = APIRouter(tags=["organisations"])
+
+
+class Shareholder(Body):
+    name: str = Field(min_length=1, max_length=120)
+    code: str = Field(default="", max_length=120, description="USCC, or an id of the person")
+    share_bp: int = Field(ge=0, le=10_000, description="Basis points: 10,000 are all of it")
+
+
+class Declaration(Body):
+    legal_person: str = Field(default="", max_length=120)
+    controllers: list[str] = Field(default_factory=list, max_length=50)
+    shareholders: list[Shareholder] = Field(default_factory=list, max_length=50)
+    address: str = Field(default="", max_length=120)
+    phone: str = Field(default="", max_length=120)
 
 
 class Registration(Body):
@@ -28,6 +42,9 @@ class Registration(Body):
     uscc: str | None = Field(default=None, description="统一社会信用代码; required for an enterprise")
     legal_person: str = ""
     controllers: list[str] = Field(default_factory=list, max_length=50)
+    shareholders: list[Shareholder] = Field(default_factory=list, max_length=50)
+    address: str = ""
+    phone: str = ""
     town: str = ""
     email: str
     member_name: str
@@ -65,20 +82,9 @@ class ReadNotices(Body):
 def organisation_view(row: Organisation) -> dict[str, Any]:
     """An organisation as its own members and the operator see it."""
     fields = (
-        "id",
-        "kind",
-        "name_zh",
-        "name_en",
-        "slug",
-        "uscc",
-        "status",
-        "legal_person",
-        "controllers",
-        "town",
-        "run_weight",
-        "is_demo",
-        "created_at_ms",
-    )
+        "id", "kind", "name_zh", "name_en", "slug", "uscc", "status", "legal_person", "controllers", "shareholders",
+        "address", "phone", "town", "run_weight", "is_demo", "created_at_ms",
+    )  # fmt: skip
     return {name: getattr(row, name) for name in fields}
 
 
@@ -113,6 +119,23 @@ def list_organisations(
             return {"items": [organisation_view(session.get_one(Organisation, actor.organisation_id))], "total": 1}
         rows, total = registration.list_organisations(session, kind=kind, status=status, offset=(page - 1) * 200)
         return {"items": [organisation_view(row) for row in rows], "total": total}
+
+
+@router.put("/organisations/{organisation_id}/declaration")
+def put_declaration(
+    organisation_id: str, body: Declaration, actor: Actor = Depends(require()), market: Market = Depends(market_of)
+) -> dict[str, Any]:
+    """Declare anew who represents and holds one's organisation and where it is reached (owners; an operator for any).
+
+    It replaces the declaration before, which stays in the audit log; the operators are told.
+    """
+    check_owner(actor)
+    own = organisation_id == actor.organisation_id
+    if not own and not (actor.is_operator and "admin" in actor.scopes):
+        raise registration.organisation_not_found(organisation_id)
+    with transaction(market.engine) as session:
+        row = registration.get_organisation(session, organisation_id)
+        return organisation_view(declaring.declare(session, row, body.model_dump(), actor=actor.id))
 
 
 def _decide(market: Market, actor: Actor, organisation_id: str, decision: str, reason: str) -> dict[str, Any]:

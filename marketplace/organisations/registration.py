@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from sqlmodel import Session, col, func, select
 
 from marketplace.ids import new_id
-from marketplace.organisations import audit, notices
+from marketplace.organisations import audit, declaring, notices
 from marketplace.organisations.passwords import check_password, hash_password
 from marketplace.organisations.tables import Member, Organisation
 from marketplace.organisations.uscc import check_uscc, is_demo
@@ -54,6 +55,9 @@ def register_organisation(
     uscc: str | None = None,
     legal_person: str = "",
     controllers: list[str] | None = None,
+    shareholders: list[dict[str, Any]] | None = None,
+    address: str = "",
+    phone: str = "",
     town: str = "",
     hashed: str = "",
 ) -> tuple[Organisation, Member]:
@@ -91,10 +95,18 @@ def register_organisation(
         name_en=name_en.strip()[:MAX_NAME_CHARACTERS],
         slug=slug,
         uscc=code,
-        legal_person=legal_person.strip()[:MAX_NAME_CHARACTERS],
-        controllers=controllers or [],
         town=town.strip()[:MAX_NAME_CHARACTERS],
         is_demo=bool(code and is_demo(code)),
+    )
+    declaring.fill(
+        organisation,
+        {
+            "legal_person": legal_person,
+            "controllers": controllers,
+            "shareholders": shareholders,
+            "address": address,
+            "phone": phone,
+        },
     )
     member = add_member(session, organisation, email=email, name=member_name, role="owner", hashed=hashed)
     audit.record(
@@ -198,14 +210,18 @@ def weigh_organisation(session: Session, organisation_id: str, weight: int, *, a
 def get_organisation(session: Session, organisation_id: str) -> Organisation:
     organisation = session.get(Organisation, organisation_id)
     if organisation is None:
-        raise NotFound(
-            "ORGANISATION_NOT_FOUND",
-            zh=f"没有编号为 {organisation_id[:60]} 的单位",
-            en=f"there is no organisation {organisation_id[:60]}",
-            remedy_zh="请在单位列表中核对编号",
-            remedy_en="look its id up in the list of organisations",
-        )
+        raise organisation_not_found(organisation_id)
     return organisation
+
+
+def organisation_not_found(organisation_id: str) -> NotFound:
+    return NotFound(
+        "ORGANISATION_NOT_FOUND",
+        zh=f"没有编号为 {organisation_id[:60]} 的单位",
+        en=f"there is no organisation {organisation_id[:60]}",
+        remedy_zh="请在单位列表中核对编号",
+        remedy_en="look its id up in the list of organisations",
+    )
 
 
 def list_organisations(

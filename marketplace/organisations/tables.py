@@ -21,6 +21,10 @@ class Organisation(SQLModel, table=True):
     status: str = Field(default="pending", index=True)  # pending | approved | suspended | rejected
     legal_person: str = ""
     controllers: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  # USCCs or person ids
+    # [{name, code, share_bp}]: code is a USCC or a person's id, "" where only the name is known
+    shareholders: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    address: str = ""
+    phone: str = ""
     town: str = ""
     run_weight: int = Field(default=1, sa_column_kwargs={"server_default": "1"})  # of run time, where calls wait
     is_demo: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from marketplace.reports import claim_tables, ledger_tables, usage_tables, voucher_tables
+from marketplace.reports import claim_tables, finding_tables, ledger_tables, usage_tables, voucher_tables
 from marketplace.reports.declared import Report
 
 _ALL: tuple[Report, ...] = (
@@ -16,7 +16,7 @@ _ALL: tuple[Report, ...] = (
     usage_tables.FILINGS,
     claim_tables.CLAIMS,
     voucher_tables.NOTICES,
-    ledger_tables.FINDINGS,
+    finding_tables.FINDINGS,
     claim_tables.CORRECTIONS,
     ledger_tables.RETURNS,
     claim_tables.CLAWBACKS,

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from marketplace.organisations.uscc import is_valid
 from marketplace.vouchers.programme import ProgrammeFile, Ratio
+from marketplace.vouchers.relations import LEAST_SHARE_BP, Party, find_relation
 
 
 class Reason(StrEnum):
@@ -55,19 +56,6 @@ class Decision:
 
 
 PASSED = Decision()
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """What makes two organisations related. `uscc` "" where unknown; `controllers` are USCCs or person ids."""
-
-    organisation: str
-    kind: str
-    status: str
-    uscc: str = ""
-    legal_person: str = ""
-    controllers: frozenset[str] = frozenset()
-    is_demo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +126,11 @@ def decide_evidence(programme: ProgrammeFile, given: Iterable[str]) -> Decision:
 
 
 def decide_related(caller: Party, provider: Party) -> bool:
-    """One organisation, one code, one legal person, a shared controller, or one controls the other.
-
-    Demonstration organisations all carry one placeholder as legal person, which relates nobody.
+    """One organisation, one code, one legal person, a shared holder, or one holds the other, by what the two declare;
+    from a quarter on. A programme's own threshold and holders in between: `ProgrammeFile.relates`, `relation_between`.
     """
-    if caller.organisation == provider.organisation or (caller.uscc and caller.uscc == provider.uscc):
-        return True
-    real = not (caller.is_demo or provider.is_demo)
-    if real and caller.legal_person and caller.legal_person == provider.legal_person:
-        return True
-    if caller.controllers & provider.controllers:
-        return True
-    return caller.uscc in provider.controllers - {""} or provider.uscc in caller.controllers - {""}
+    relation = find_relation(caller, provider)
+    return relation is not None and relation.share_bp >= LEAST_SHARE_BP
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,9 @@ class PaidLease:
         vouchers = held_vouchers(self.session, self.ask.organisation)
         if not vouchers:
             return None
-        related = sales.are_related(self.session, self.ask.organisation, self.sale.provider_id)
+        relation = sales.relation_between(self.session, self.ask.organisation, self.sale.provider_id)
         declared = declared_fen(self.session, self.subscription.id)
-        buyer = Buyer(self.subscription, self.offer, related, self.ask.at_ms, declared)
+        buyer = Buyer(self.subscription, self.offer, relation, self.ask.at_ms, declared)
         live = live_reservations(self.session, self.subscription.id)
         for held in vouchers:
             mine = [row for row in live if row.voucher_id == held.voucher.id]

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from marketplace.evidence.kinds import FileKind
 from marketplace.ledger.postings import Terms
+from marketplace.vouchers.relations import Relation
+from marketplace.vouchers.signals import Signals
 from model_store.errors import BadInput, Conflict
 
 FOLDER = Path(__file__).parent / "programmes"
@@ -162,6 +164,7 @@ class ProgrammeFile(_Part):
     notice_days: int = Field(default=5, ge=0, le=365)
     notice_on_objection: Literal["continue", "extend", "restart"] = "extend"  # what a dismissed objection does to it
     clawback_policy: Literal["full", "proportional"] = "full"
+    signals: Signals = Signals()  # what is looked for, and which findings hold a claim back
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -193,6 +196,10 @@ class ProgrammeFile(_Part):
     def piece(self, code: str) -> Evidence | None:
         """What the schema says of a piece of evidence."""
         return next((item for item in self.evidence_schema or () if item.code == code), None)
+
+    def relates(self, relation: Relation | None) -> bool:
+        """Whether a relation between caller and provider is one that this programme does not pay across."""
+        return relation is not None and relation.share_bp >= self.signals.related_share_bp
 
     def terms(self) -> Terms:
         basis = self.tax_basis or TaxBasis()

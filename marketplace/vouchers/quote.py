@@ -11,7 +11,7 @@ from marketplace.clock import policy_date
 from marketplace.vouchers.eligibility import decide_coverage
 from marketplace.vouchers.programme import decide_ratio
 from marketplace.vouchers.reservations import held_vouchers
-from marketplace.vouchers.sale import are_related, find_sale, offer_of
+from marketplace.vouchers.sale import find_sale, offer_of, relation_between
 
 ANY_CONTRACT_FEN = 10**12  # a quote knows no contract yet: the programme's minimum is left to subscribing
 
@@ -25,11 +25,12 @@ def quote_calls(session: Session, listing: Listing, organisation_id: str, units:
                 "self_paid_micro": 0, "ratio": None, "voucher_id": None, "free": sale.free or "unpriced"}  # fmt: skip
     gross = units * sale.price.micro_per_unit
     offer = offer_of(session, sale)
-    related = are_related(session, organisation_id, sale.provider_id)
+    relation = relation_between(session, organisation_id, sale.provider_id)
     share, ratio, voucher = 0, None, None
     for held in held_vouchers(session, organisation_id):
+        related, day = held.rules.relates(relation), policy_date(at_ms)
         decision = decide_coverage(
-            held.rules, held.fact, offer, related=related, contract_fen=ANY_CONTRACT_FEN, day=policy_date(at_ms)
+            held.rules, held.fact, offer, related=related, contract_fen=ANY_CONTRACT_FEN, day=day
         )
         if decision.passed:
             found = decide_ratio(held.rules, tier=offer.tier, filed=offer.filing is not None, firm_age_years=None)

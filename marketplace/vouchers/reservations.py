@@ -24,6 +24,7 @@ from marketplace.vouchers.eligibility import (
     decide_stacking,
 )
 from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
+from marketplace.vouchers.relations import Relation
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import Application, OtherSubsidy, Programme, Reservation, Subscription, Voucher
 
@@ -59,7 +60,7 @@ class Buyer:
 
     subscription: Subscription
     offer: Offer
-    related: bool
+    relation: Relation | None
     at_ms: int
     declared_fen: int = 0  # other subsidies on the contract
 
@@ -81,7 +82,7 @@ def coverage(held: Held, buyer: Buyer) -> Reason | None:
         held.rules,
         held.fact,
         buyer.offer,
-        related=buyer.related,
+        related=held.rules.relates(buyer.relation),
         contract_fen=buyer.subscription.contract_fen,
         day=policy_date(buyer.at_ms),
         declared_fen=buyer.declared_fen,

@@ -11,10 +11,11 @@ from marketplace.catalogue.prices import price_at
 from marketplace.catalogue.tables import Filing, Listing, PriceVersion
 from marketplace.clock import end_of_day_ms, instant
 from marketplace.organisations.tables import Organisation
-from marketplace.vouchers.eligibility import FilingFact, Offer, Party, decide_related
+from marketplace.vouchers.eligibility import FilingFact, Offer
+from marketplace.vouchers.relations import LEAST_SHARE_BP, MAX_NODES, MAX_STEPS, Holding, Party, Relation, find_relation
 from model_store.manifest import WEIGHT_REUSING_RELATIONS
 
-MAX_STEPS = 20  # of a chain of derivatives
+MAX_DERIVATIVES = 20  # of a chain of derivatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def find_sale(session: Session, listing: Listing, caller_id: str, at_ms: int, *,
 def sold_under(session: Session, listing: Listing) -> Listing:
     """The public listing that a private derivative is sold under; any other listing itself."""
     found, seen = listing, {listing.id}
-    for _ in range(MAX_STEPS):
+    for _ in range(MAX_DERIVATIVES):
         if found.visibility != "private" or not found.parent_listing_id or found.parent_listing_id in seen:
             break
         parent = session.get(Listing, found.parent_listing_id)
@@ -96,7 +97,7 @@ def filing_row(session: Session, listing: Listing) -> Filing | None:
     A derivative that is offered to the public as a generative service needs its own.
     """
     found, seen = listing, {listing.id}
-    for _ in range(MAX_STEPS):
+    for _ in range(MAX_DERIVATIVES):
         if found.filing_id:
             return session.get(Filing, found.filing_id)
         if found.relation not in WEIGHT_REUSING_RELATIONS or found.genai_service == "public":
@@ -135,10 +136,37 @@ def party_of(organisation: Organisation) -> Party:
         legal_person=organisation.legal_person,
         controllers=frozenset(organisation.controllers),
         is_demo=organisation.is_demo,
+        shareholders=tuple(Holding(row["name"], row["code"], row["share_bp"]) for row in organisation.shareholders),
     )
 
 
+def relation_between(session: Session, caller_id: str, provider_id: str) -> Relation | None:
+    """How caller and provider are related by what they and those above them declare; a programme says from which share
+    on it counts (`ProgrammeFile.relates`)."""
+    caller, provider = (party_of(session.get_one(Organisation, each)) for each in (caller_id, provider_id))
+    return find_relation(caller, provider, holders_above(session, caller, provider))
+
+
 def are_related(session: Session, caller_id: str, provider_id: str) -> bool:
-    """Whether caller and provider are related parties, by the register of organisations as it stands."""
-    caller, provider = session.get_one(Organisation, caller_id), session.get_one(Organisation, provider_id)
-    return decide_related(party_of(caller), party_of(provider))
+    """The same with the share that counts where no programme says otherwise."""
+    relation = relation_between(session, caller_id, provider_id)
+    return relation is not None and relation.share_bp >= LEAST_SHARE_BP
+
+
+def holders_above(session: Session, *parties: Party) -> dict[str, Party]:
+    """The declarations of organisations that hold these, step by step, by credit code. What nobody has approved yet
+    declares nothing: anybody may register under another's code."""
+    known: dict[str, Party] = {}
+    wanted = {code for party in parties for code in party.holders()}
+    for _ in range(MAX_STEPS):
+        wanted = {code for code in wanted if code not in known}
+        if not wanted or len(known) >= MAX_NODES:
+            break
+        query = select(Organisation).where(
+            col(Organisation.uscc).in_(sorted(wanted)[:MAX_NODES]),
+            col(Organisation.status).in_(("approved", "suspended")),
+        )
+        found = {str(row.uscc): party_of(row) for row in session.exec(query)}
+        known |= found
+        wanted = {code for party in found.values() for code in party.holders()}
+    return known

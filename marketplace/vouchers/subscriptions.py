@@ -73,8 +73,8 @@ def reserve(session: Session, row: Subscription, listing: Listing, at_ms: int) -
     if not vouchers or not row.contract_fen:
         return []
     sale = sales.Sale(listing, listing, row.provider_id, None)
-    related = sales.are_related(session, row.organisation_id, row.provider_id)
-    buyer = Buyer(row, sales.offer_of(session, sale), related, at_ms, declared_fen(session, row.id))
+    relation = sales.relation_between(session, row.organisation_id, row.provider_id)
+    buyer = Buyer(row, sales.offer_of(session, sale), relation, at_ms, declared_fen(session, row.id))
     _, reasons = reserve_more(session, buyer, vouchers)
     return reasons
 

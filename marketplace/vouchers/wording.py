@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from marketplace.vouchers.programme import OPEN_FIELDS, ProgrammeFile, Ratio, unset
+from marketplace.vouchers.signals import describe_signals
 
 _WHO = {"enterprise": ("企业", "enterprises"), "vendor": ("模型与软件供应商", "model and software vendors")}
 _SUBJECT = {
@@ -82,6 +83,7 @@ def describe(programme: ProgrammeFile) -> dict[str, Any]:
             (f"发放前公示 {programme.notice_days} 天", f"a public notice of {programme.notice_days} days precedes it")
         )
         pairs.append(_ON_OBJECTION[programme.notice_on_objection])
+    pairs.extend(_signals(programme))
     if missing:
         pairs.append(
             (
@@ -90,6 +92,11 @@ def describe(programme: ProgrammeFile) -> dict[str, Any]:
             )
         )
     return {"zh": [zh for zh, _ in pairs], "en": [en for _, en in pairs], "unset": missing}
+
+
+def _signals(programme: ProgrammeFile) -> list[tuple[str, str]]:
+    least = yuan(programme.min_spend_fen) if programme.min_spend_fen else ""
+    return describe_signals(programme.signals, least, refuses_related=programme.related_party_policy == "refuse")
 
 
 def _pool(programme: ProgrammeFile) -> tuple[str, str]:

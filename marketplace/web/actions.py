@@ -25,12 +25,14 @@ from marketplace.catalogue import rollouts_api as rollouts
 from marketplace.keys import api as keys
 from marketplace.market import Market
 from marketplace.organisations import api as organisations
+from marketplace.organisations.declaring import shareholders_of
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import subscriptions_api as subscriptions
 from marketplace.web.action import Action
 from marketplace.web.case_actions import CASE_ACTIONS
 from marketplace.web.claim_actions import CLAIM_ACTIONS
+from marketplace.web.findings_desk import FINDING_ACTIONS
 from marketplace.web.rendering import PageRoute, page
 from model_store.errors import BadInput, NotFound, Refusal
 
@@ -39,7 +41,7 @@ MAX_FIELDS = 200
 LISTS = ("scopes", "asked")  # fields of which a form may have several
 
 
-ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | {
+ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | {
     "register": Action(organisations.register, "/register?done=1", form="register.html"),
     "accept": Action(organisations.accept, "/login?done=1", form="password.html"),
     "reset": Action(organisations.reset, "/login?done=1", form="password.html"),
@@ -52,6 +54,9 @@ ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | {
                          ask=("吊销密钥? 用它的程序一秒内停止, 不能恢复。",
                               "Revoke this key? What uses it stops within a second, for good.")),
     "invite": Action(organisations.invite, "/console/members", reveal=("member.email", "accept_path")),
+    "declare": Action(organisations.put_declaration, "/console/members",
+                      ask=("更新申报信息? 此前的申报保留在审计日志中。",
+                           "Declare this? What was declared before stays in the audit log.")),
     "disable-member": Action(organisations.disable, "/console/members",
                              ask=("停用该成员? 其会话与密钥立即失效。",
                                   "Disable this member? Sessions and keys end at once.")),
@@ -246,6 +251,8 @@ def _body(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
         given["controllers"] = [
             part for part in str(given["controllers"]).replace("、", ",").split(",") if part.strip()
         ]
+    if "shareholders" in given:
+        given["shareholders"] = shareholders_of(str(given["shareholders"]))
     try:
         return model.model_validate(given)
     except ValidationError as error:

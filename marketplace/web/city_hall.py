@@ -16,6 +16,7 @@ from marketplace.claims.states import BATCH, CLAWBACK
 from marketplace.claims.tables import ClaimBatch, Clawback, Correction
 from marketplace.clock import now_ms
 from marketplace.db import reading
+from marketplace.findings.dispositions import count_unsettled
 from marketplace.ledger import api as ledger
 from marketplace.market import Market
 from marketplace.nodes import api as nodes_api
@@ -55,6 +56,7 @@ def city(request: Request, actor: Actor = Depends(OPERATOR), market: Market = De
             "claims": _count(session, ClaimBatch, col(ClaimBatch.state).in_({state for state, _ in BATCH})),
             "corrections": _count(session, Correction, Correction.state == "proposed"),
             "clawbacks": _count(session, Clawback, col(Clawback.state).in_({state for state, _ in CLAWBACK})),
+            "findings": count_unsettled(session),
         }
         tiers = counters(session, now_ms())
     pools = vouchers.pool(actor, market)["items"]

@@ -18,6 +18,8 @@ from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.claims.tracing import line_trace
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading
+from marketplace.findings.dispositions import findings_about
+from marketplace.findings.views import finding_view
 from marketplace.ledger import api as ledger
 from marketplace.market import Market
 from marketplace.organisations.tables import AuditEvent, Member
@@ -57,6 +59,10 @@ def one_claim(
         history = history_of(session, claim_id)
         notice_ends = _notice_ends(session, session.get_one(ClaimBatch, claim_id))
         people = names_of(session, *(event["actor"] for event in history), actor.member_id)
+        about = findings_about(session, contracts, batch["programme_id"])
+        findings = [
+            finding_view(session, row) for row in {row.id: row for held in about.values() for row in held}.values()
+        ]
     return page(
         request,
         "city_claim.html",
@@ -72,6 +78,7 @@ def one_claim(
         lines_open=batch["state"] in LINES_OPEN,
         contracts=contracts,
         invoices=invoices,
+        findings=findings,
         today=policy_date(now_ms()).isoformat(),
     )
 

@@ -22,6 +22,7 @@ from marketplace.claims.tables import Invoice
 from marketplace.cli import app as command_line
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
+from marketplace.findings import dispositions, recording
 from marketplace.integrity.days import close_days
 from marketplace.keys.service import create_key, scopes_of_kind
 from marketplace.ledger.rebuild import trial_balance
@@ -263,7 +264,7 @@ def test_integrity_has_the_sealed_journals_and_the_closed_days(town, blobs):
     assert any(row["kind"] == "day" for row in rows)
 
 
-def test_related_parties_under_contract_and_one_invoice_twice_are_findings(town, blobs):
+def test_findings_are_told_with_what_was_made_of_them_by_then(town, blobs):
     trade(town)
     assert report(town, blobs, "findings") == []
     contract = town.rows(Subscription)[0]
@@ -282,9 +283,20 @@ def test_related_parties_under_contract_and_one_invoice_twice_are_findings(town,
                     provider_id="org_vendor", amount_fen=37, issued_on="2026-01-01",
                 )
             )  # fmt: skip
-    kinds = {row["kind"]: row for row in report(town, blobs, "findings")}
-    assert set(kinds) == {"related-party", "invoice-on-several-contracts"}
-    assert (kinds["invoice-on-several-contracts"]["count"], kinds["invoice-on-several-contracts"]["what"]) == (2, "144")
+    assert report(town, blobs, "findings") == []  # nobody has looked yet
+    assert recording.run(town.engine, now_ms())["new"] == 2
+    before = instant()
+    found = {row["code"]: row for row in report(town, blobs, "findings")}
+    assert set(found) == {"RELATED_PARTY", "INVOICE_REUSED"}
+    assert found["INVOICE_REUSED"]["contracts"].split() == sorted([contract.id, second.id])
+    assert json.loads(found["INVOICE_REUSED"]["evidence"])["invoice_count"] == 2
+    with transaction(town.engine) as session:
+        row = dispositions.get_finding(session, found["RELATED_PARTY"]["finding"])
+        dispositions.dispose(session, row, "under_review", "问供应商", member=CHEN, at_ms=now_ms())
+    after = {row["code"]: row for row in report(town, blobs, "findings")}
+    assert (after["RELATED_PARTY"]["state"], found["RELATED_PARTY"]["state"]) == ("under_review", "open")
+    assert after["RELATED_PARTY"]["dispositions"].endswith(f"under_review {CHEN}: 问供应商")
+    assert {row["code"]: row for row in report(town, blobs, "findings", before)} == found
 
 
 # --- the same instant, the same bytes ---------------------------------------------------------------------------------

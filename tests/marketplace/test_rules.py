@@ -9,9 +9,15 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlmodel import select
 
 import serving.leases
+from marketplace.claims.assembly import assemble
 from marketplace.claims.stacked import decide_claimable
+from marketplace.clock import policy_date
+from marketplace.db import transaction
+from marketplace.findings import recording
+from marketplace.findings.scanning import find_all
 from marketplace.organisations.uscc import demo_code
 from marketplace.vouchers.applications import decide_notice_over
 from marketplace.vouchers.checks import decide_fresh_and_passed, good_until_ms
@@ -40,7 +46,9 @@ from marketplace.vouchers.evidence_given import ask_for, decide_supplemented, gi
 from marketplace.vouchers.objections import decide_days_stopped
 from marketplace.vouchers.programme import FOLDER, ProgrammeFile, Ratio, decide_ratio, read_programme, unset
 from marketplace.vouchers.reservations import decide_amount
-from marketplace.vouchers.tables import Reservation
+from marketplace.vouchers.rollout import rules_of
+from marketplace.vouchers.signals import Signals
+from marketplace.vouchers.tables import Programme, Reservation
 from marketplace.vouchers.wording import describe
 from model_store.errors import BadInput, Conflict, PaymentRequired
 from tests.marketplace.town import START, Town, programme_file
@@ -283,6 +291,34 @@ def test_rule_contract_share(town):
 def test_rule_no_voucher():
     assert decide_reason([]) == Reason.VOUCHER_REQUIRED
     assert decide_reason([Reason.VOUCHER_EXPIRED, Reason.VOUCHER_EXHAUSTED]) == Reason.VOUCHER_EXHAUSTED
+
+
+# --- a claim ----------------------------------------------------------------------------------------------------------
+
+
+def test_rule_signals():
+    assert programme_file().signals == Signals()
+    changed = programme_file(signals={"interval_calls": 50}, min_spend_fen=100)
+    assert changed.signals.interval_calls == 50
+    assert any("不少于 50 次" in sentence for sentence in describe(changed)["zh"])
+    assert any("at least 50 calls" in sentence for sentence in describe(changed)["en"])
+    for wrong in ({"interval_calls": 1}, {"burst_share_bp": 10_001}, {"hold_claims_on": ["HUNCH"]}, {"hunch": 1}):
+        assert refused(signals=wrong) == "PROGRAMME_INVALID"
+
+
+def test_rule_hold(town):
+    town.voucher(1_000, signals={"identical_calls": 2, "hold_claims_on": ["IDENTICAL_REQUESTS"]})
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    node.call(count=10, digest="same")
+    node.stop()
+    with transaction(town.engine) as session:
+        recording.record(session, find_all(session, town.now), town.now, actor="system")
+        programme = session.exec(select(Programme)).one()
+        day = policy_date(town.now)
+        (line,) = assemble(session, programme.id, rules_of(programme), day, day, town.now)
+    assert (line.reason, [finding.code for finding in line.findings]) == ("FINDING_OPEN", ["IDENTICAL_REQUESTS"])
+    assert any("线索" in sentence and "不列入申报" in sentence for sentence in describe(rules_of(programme))["zh"])
 
 
 # --- amounts ----------------------------------------------------------------------------------------------------------

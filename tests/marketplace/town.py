@@ -204,12 +204,14 @@ class Node:
 
     def call(
         self, model: str = "vendor/steel", count: int = 1, *, units: int = 1, purpose: str = "use",
-        principal: Principal = PRINCIPAL,
+        principal: Principal = PRINCIPAL, digest: str = "",
     ) -> list[UsageRecord]:  # fmt: skip
         """`count` calls, each answered only once its record is in the journal. Raises the desk's refusals."""
-        return asyncio.run(self._call(model, count, units, purpose, principal))
+        return asyncio.run(self._call(model, count, units, purpose, principal, digest))
 
-    async def _call(self, model: str, count: int, units: int, purpose: str, principal: Principal) -> list[UsageRecord]:
+    async def _call(
+        self, model: str, count: int, units: int, purpose: str, principal: Principal, digest: str
+    ) -> list[UsageRecord]:
         made = []
         for _ in range(count):
             bound = {"calls": units, "rows": units}
@@ -227,7 +229,7 @@ class Node:
                 amount_micro=amount,
                 occurred_at_ms=self.town.now,
                 status="ok",
-                request_digest="",
+                request_digest=digest,
                 response_digest="",
                 purpose=purpose,
             )

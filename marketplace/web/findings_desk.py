@@ -1,0 +1,86 @@
+"""City hall's desk for findings: the list with its filters, each with its evidence, its history and what is next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query
+from sqlmodel import Session, col, select
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marketplace.access import Actor, market_of, require
+from marketplace.db import reading
+from marketplace.findings import api as findings
+from marketplace.market import Market
+from marketplace.organisations.tables import AuditEvent, Organisation
+from marketplace.vouchers.signals import TITLES, Code
+from marketplace.web.action import Action
+from marketplace.web.claims_desk import names_of
+from marketplace.web.rendering import PageRoute, page
+from model_store.errors import BadInput
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+OPERATOR = require("operator", scope="admin")
+STATES = ("unsettled", "open", "under_review", "confirmed", "dismissed")
+FINDING_ACTIONS = {
+    "run-findings": Action(findings.run, "/city/findings"),
+    "dispose-finding": Action(findings.dispose, "/city/findings/{finding_id}"),
+}
+
+
+@router.get("/city/findings")
+def all_findings(
+    request: Request,
+    state: str = Query("unsettled", max_length=20),
+    code: str = Query("", max_length=40),
+    organisation: str = Query("", max_length=60),
+    number: int = Query(1, ge=1, le=100_000, alias="page"),
+    actor: Actor = Depends(OPERATOR),
+    market: Market = Depends(market_of),
+) -> Response:
+    """Findings by state, code and organisation; without a choice those that nobody has settled."""
+    if state not in ("", *STATES) or code not in ("", *Code):
+        raise _filter_invalid()
+    chosen: Any = state
+    found = findings.list_findings(chosen, Code(code) if code else "", organisation, number, actor, market)
+    with reading(market.engine) as session:
+        last = _last_run(session)
+    return page(request, "city_findings.html", found=found, states=STATES, titles=TITLES, last=last, number=number,
+                size=findings.PAGE, chosen={"state": state, "code": code, "organisation": organisation})  # fmt: skip
+
+
+@router.get("/city/findings/{finding_id}")
+def one_finding(
+    finding_id: str, request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)
+) -> Response:
+    """A finding: what was seen, the evidence with links to the traces, what was decided, and the form to decide."""
+    found = findings.get_finding(finding_id, actor, market)
+    with reading(market.engine) as session:
+        people = names_of(session, *(each["member_id"] for each in found["dispositions"]))
+        parties = _parties(session, found["evidence"])
+    return page(request, "city_finding.html", f=found, people=people, parties=parties)
+
+
+def _last_run(session: Session) -> AuditEvent | None:
+    query = select(AuditEvent).where(AuditEvent.action == "finding.run")
+    return session.exec(query.order_by(col(AuditEvent.at_ms).desc(), col(AuditEvent.id).desc()).limit(1)).first()
+
+
+def _parties(session: Session, evidence: dict[str, Any]) -> dict[str, str]:
+    """Names of the organisations in the steps of a relation, by id and by credit code."""
+    named = {step[side] for step in evidence.get("links", ()) for side in ("holder", "held")}
+    query = select(Organisation).where(col(Organisation.id).in_(named) | col(Organisation.uscc).in_(named))
+    rows = list(session.exec(query))
+    return {row.id: row.name_zh for row in rows} | {row.uscc: row.name_zh for row in rows if row.uscc}
+
+
+def _filter_invalid() -> BadInput:
+    return BadInput(
+        "REQUEST_INVALID",
+        zh="筛选条件有误",
+        en="there is no such filter",
+        remedy_zh="请从页面上的选项中选择",
+        remedy_en="choose from what the page offers",
+        field="state",
+    )
