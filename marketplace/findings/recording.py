@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlmodel import Session, SQLModel, func, select
 
@@ -97,7 +98,8 @@ def _keep(session: Session, found: Found, at_ms: int) -> tuple[bool, bool]:
 
 def _insert(session: Session, table: type[SQLModel], rows: list[dict[str, Any]]) -> int:
     """Rows that are not there yet; answers how many were written."""
-    written = 0
+    written, key = 0, sa.inspect(table).primary_key[0]
     for start in range(0, len(rows), CHUNK):
-        written += session.connection().execute(insert_ignoring(session, table), rows[start : start + CHUNK]).rowcount
+        insert = insert_ignoring(session, table).values(rows[start : start + CHUNK]).returning(key)
+        written += len(session.connection().execute(insert).all())
     return written
