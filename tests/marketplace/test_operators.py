@@ -158,6 +158,7 @@ OPEN_TO_USE = {
     "POST /api/v1/members/accept",
     "POST /api/v1/password/forgot",
     "POST /api/v1/password/reset",
+    "POST /api/v1/public-notices/{application_id}/objections",  # anybody may object
 }
 
 
