@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from marketplace.catalogue.tables import Listing
 from marketplace.claims.assembly import Candidate
 from marketplace.claims.backing import free_of, lines_of_invoices
 from marketplace.claims.batches import lines_of
@@ -14,7 +15,7 @@ from marketplace.claims.states import BATCH, CLAWBACK
 from marketplace.claims.tables import ClaimBatch, ClaimLine, Clawback, Correction, Invoice
 from marketplace.evidence.files import file_view, files_of
 from marketplace.organisations.tables import Organisation
-from marketplace.vouchers.tables import Programme
+from marketplace.vouchers.tables import Programme, Subscription
 
 _BATCH = (
     "id", "programme_id", "from_day", "to_day", "state", "total_fen", "sha256", "created_by", "frozen_by",
@@ -54,7 +55,7 @@ def line_view(session: Session, line: ClaimLine) -> dict[str, Any]:
     view = _pick(line, _LINE)
     view |= _named(session, "organisation", line.organisation_id)
     view |= _named(session, "provider", line.provider_id)
-    return view
+    return view | {"model": _model(session, line.subscription_id)}
 
 
 def candidate_view(session: Session, candidate: Candidate) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def candidate_view(session: Session, candidate: Candidate) -> dict[str, Any]:
         "subscription_id": candidate.reservation.subscription_id,
         "organisation_id": candidate.voucher.organisation_id,
         **_named(session, "organisation", candidate.voucher.organisation_id),
+        "model": _model(session, candidate.reservation.subscription_id),
         "gross_fen": candidate.gross_fen,
         "subsidy_fen": candidate.subsidy_fen,
         "transfers": len(candidate.charges),
@@ -97,6 +99,12 @@ def invoice_view(session: Session, row: Invoice) -> dict[str, Any]:
 def _named(session: Session, stem: str, organisation_id: str) -> dict[str, str]:
     row = session.get_one(Organisation, organisation_id)
     return {f"{stem}_zh": row.name_zh, f"{stem}_en": row.name_en}
+
+
+def _model(session: Session, subscription_id: str) -> str:
+    """Whose contract it is: an enterprise may have several with one provider."""
+    contract = session.get_one(Subscription, subscription_id)
+    return session.get_one(Listing, contract.listing_id).name
 
 
 def _pick(row: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def also(options: argparse.Namespace) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--peers", default=",".join(PACKAGES))

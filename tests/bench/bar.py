@@ -80,7 +80,7 @@ CASES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="of the cases, those whose names begin so")
     options = parser.parse_args()
