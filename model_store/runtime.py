@@ -14,7 +14,8 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -349,12 +350,19 @@ class Watchdog:
 _WATCHDOG = Watchdog()
 
 
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Looked up once: every `CDLL` makes classes of its own."""
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim  # type: ignore[no-any-return]
+    except (OSError, AttributeError):  # another libc
+        return None
+
+
 def release_memory() -> bool:
     """Give freed memory back to the system (glibc's `malloc_trim`); without it an unloaded graph stays resident."""
-    try:
-        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
-    except (OSError, AttributeError):  # another libc
-        return False
+    trim = _malloc_trim()
+    return trim is not None and bool(trim(0))
 
 
 # --- checks and refusals ----------------------------------------------------------------------------------------------
