@@ -354,7 +354,7 @@ _WATCHDOG = Watchdog()
 def _malloc_trim() -> Callable[[int], int] | None:
     """Looked up once: every `CDLL` makes classes of its own."""
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL("libc.so.6").malloc_trim
     except (OSError, AttributeError):  # another libc
         return None
 
