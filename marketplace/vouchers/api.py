@@ -16,6 +16,7 @@ from marketplace.market import Market
 from marketplace.vouchers import (
     applications,
     applications_api,
+    dropping,
     evidence_api,
     issuing,
     notices_api,
@@ -52,7 +53,7 @@ class Note(Body):
 
 class NewVoucher(Body):
     application_id: str
-    face_fen: int | None = Field(default=None, description="None: all that was applied for")
+    face_fen: int | None = Field(default=None, description="None: all that is left of what was applied for")
 
 
 # --- programmes -------------------------------------------------------------------------------------------------------
@@ -144,10 +145,11 @@ def get_voucher(
 
 @router.post("/vouchers", status_code=201)
 def propose(body: NewVoucher, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """Propose a voucher for a confirmed application; another operator member approves it."""
+    """Propose a voucher for a confirmed application, over what is left of it; another operator member approves or
+    declines it."""
     with transaction(market.engine) as session:
         row = applications.get_application(session, body.application_id, None)
-        face = body.face_fen if body.face_fen is not None else row.requested_fen
+        face = body.face_fen if body.face_fen is not None else issuing.left_of(session, row)
         voucher = issuing.propose(session, row, face, member=actor.member_id, at_ms=now_ms())
         return voucher_view(session, voucher)
 
@@ -155,18 +157,24 @@ def propose(body: NewVoucher, actor: Actor = Depends(OPERATOR), market: Market =
 @router.post("/vouchers/{voucher_id}/{decision}")
 def decide_voucher(
     voucher_id: str,
-    decision: Literal["approve", "suspend", "resume"],
+    decision: Literal["approve", "decline", "withdraw", "suspend", "resume"],
     body: Note | None = None,
     actor: Actor = Depends(OPERATOR),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
-    """approve (by another person than who proposed it: 403 TWO_PERSONS), suspend, resume."""
+    """approve, or decline with a reason (`note`), by another person than who proposed it (403 TWO_PERSONS); withdraw,
+    by who did (403 PROPOSER_ONLY); suspend, resume."""
+    note = body.note if body else ""
     with transaction(market.engine) as session:
         voucher = issuing.get_voucher(session, voucher_id)
         if decision == "approve":
             issuing.approve(session, voucher, member=actor.member_id, at_ms=now_ms())
+        elif decision == "decline":
+            dropping.decline(session, voucher, member=actor.member_id, reason=note)
+        elif decision == "withdraw":
+            dropping.withdraw(session, voucher, member=actor.member_id, reason=note)
         elif decision == "suspend":
-            issuing.suspend(session, voucher, actor=actor.id, reason=body.note if body else "")
+            issuing.suspend(session, voucher, actor=actor.id, reason=note)
         else:
             issuing.resume(session, voucher, actor=actor.id)
         view = voucher_view(session, voucher)

@@ -18,7 +18,15 @@ from marketplace.vouchers.eligibility import Reason
 from marketplace.vouchers.programme import ProgrammeFile
 from marketplace.vouchers.refusals import conflict, forbidden
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import Application, LeaseRow, Programme, Reservation, Voucher
+from marketplace.vouchers.tables import (
+    DROPPED,
+    NEVER_ISSUED,
+    Application,
+    LeaseRow,
+    Programme,
+    Reservation,
+    Voucher,
+)
 from model_store.errors import BadInput, Conflict, NotFound
 
 _PARTS = ("available_fen", "reserved_fen", "leased_fen", "used_fen")  # with what is unissued, all that there is
@@ -43,10 +51,7 @@ def propose(session: Session, application: Application, face_fen: int, *, member
         )
     if programme.state != "active":
         raise conflict(Reason.PROGRAMME_CLOSED, state=programme.state)
-    issued = select(func.sum(Voucher.face_fen)).where(
-        Voucher.application_id == application.id, col(Voucher.state) != "revoked"
-    )
-    left = application.requested_fen - int(session.exec(issued).one() or 0)
+    left = left_of(session, application)
     if not 0 < face_fen <= left:
         raise BadInput(
             "FACE_INVALID",
@@ -70,8 +75,16 @@ def propose(session: Session, application: Application, face_fen: int, *, member
     )
     session.add(voucher)
     session.flush()
-    _record(session, voucher, "propose", member, face_fen=face_fen)
+    record_step(session, voucher, "propose", member, face_fen=face_fen)
     return voucher
+
+
+def left_of(session: Session, application: Application) -> int:
+    """Fen of what was applied for that no voucher stands for: one that was declined, withdrawn or revoked does not."""
+    stands = select(func.sum(Voucher.face_fen)).where(
+        Voucher.application_id == application.id, col(Voucher.state).not_in((*DROPPED, "revoked"))
+    )
+    return application.requested_fen - int(session.exec(stands).one() or 0)
 
 
 def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> Voucher:
@@ -84,7 +97,7 @@ def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> V
     if member == voucher.proposed_by:
         raise forbidden("TWO_PERSONS")
     if voucher.state != "proposed":
-        raise _state_refusal(voucher.state, "approve")
+        raise state_refusal(voucher.state, "approve")
     programme = session.get_one(Programme, voucher.programme_id)
     if programme.state != "active":
         raise conflict(Reason.PROGRAMME_CLOSED, state=programme.state)
@@ -101,7 +114,7 @@ def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> V
     session.add(voucher)
     session.flush()
     post_all(session, [postings.p2_voucher_issued(programme.id, voucher.id, voucher.face_fen, at_ms)])
-    _record(session, voucher, "issue", member, face_fen=voucher.face_fen, proposed_by=voucher.proposed_by)
+    record_step(session, voucher, "issue", member, face_fen=voucher.face_fen, proposed_by=voucher.proposed_by)
     notices.notify(
         session,
         voucher.organisation_id,
@@ -116,17 +129,17 @@ def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> V
 def suspend(session: Session, voucher: Voucher, *, actor: str, reason: str = "") -> Voucher:
     """No new lease draws on it until it is resumed; leases that nodes hold run out by themselves."""
     if voucher.state not in ("active", "exhausted"):
-        raise _state_refusal(voucher.state, "suspend")
+        raise state_refusal(voucher.state, "suspend")
     voucher.state_before, voucher.state = voucher.state, "suspended"
-    _record(session, voucher, "suspend", actor, reason=reason)
+    record_step(session, voucher, "suspend", actor, reason=reason)
     return voucher
 
 
 def resume(session: Session, voucher: Voucher, *, actor: str) -> Voucher:
     if voucher.state != "suspended":
-        raise _state_refusal(voucher.state, "resume")
+        raise state_refusal(voucher.state, "resume")
     voucher.state, voucher.state_before = voucher.state_before, ""
-    _record(session, voucher, "resume", actor)
+    record_step(session, voucher, "resume", actor)
     return voucher
 
 
@@ -212,7 +225,7 @@ def pool_position(session: Session, programme: Programme) -> dict[str, Any]:
             sums[name] += found[name]
     authorised = -balance(session, accounts.auth(programme.id))
     unissued = balance(session, accounts.unissued(programme.id))
-    live = [voucher for voucher in vouchers if voucher.state != "proposed"]
+    live = [voucher for voucher in vouchers if voucher.state not in NEVER_ISSUED]
     return {
         "programme": programme.code,
         "programme_id": programme.id,
@@ -253,7 +266,8 @@ def _hold_tranche(session: Session, programme: Programme, rules: ProgrammeFile, 
     raise conflict(Reason.POOL_EXHAUSTED)
 
 
-def _record(session: Session, voucher: Voucher, action: str, actor: str, **details: Any) -> None:
+def record_step(session: Session, voucher: Voucher, action: str, actor: str, **details: Any) -> None:
+    """One step of a voucher in the audit log, which is its history."""
     session.add(voucher)
     audit.record(
         session,
@@ -265,7 +279,8 @@ def _record(session: Session, voucher: Voucher, action: str, actor: str, **detai
     )
 
 
-def _state_refusal(state: str, decision: str) -> Conflict:
+def state_refusal(state: str, decision: str) -> Conflict:
+    """VOUCHER_STATE: a decision that does not apply in this state."""
     return Conflict(
         "VOUCHER_STATE",
         zh=f"状态为“{state}”的券不能执行“{decision}”",

@@ -106,6 +106,10 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
         "须由两名不同的工作人员分别提出与批准", "one person proposes and another approves",
         "请由另一名工作人员批准", "have a colleague approve it",
     ),
+    "PROPOSER_ONLY": (
+        "只有提出人可以撤回", "only who proposed it may withdraw it",
+        "如不同意发放, 请写明原因并不予批准", "to say no as the second person, decline it with a reason",
+    ),
     "PERSON_REQUIRED": (
         "此操作须由具体人员完成, 该密钥不属于任何人", "this takes a person, and the key belongs to none",
         "请登录后操作, 或使用个人密钥", "log in, or use a key that belongs to a member",

@@ -26,7 +26,15 @@ from marketplace.vouchers.eligibility import (
 from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
 from marketplace.vouchers.relations import Relation
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import Application, OtherSubsidy, Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.tables import (
+    NEVER_ISSUED,
+    Application,
+    OtherSubsidy,
+    Programme,
+    Reservation,
+    Subscription,
+    Voucher,
+)
 
 LIVE = ("held", "drawing")
 
@@ -70,7 +78,7 @@ def held_vouchers(session: Session, organisation_id: str) -> list[Held]:
     query = (
         select(Voucher, Programme)
         .join(Programme, col(Programme.id) == col(Voucher.programme_id))
-        .where(Voucher.organisation_id == organisation_id, Voucher.state != "proposed")
+        .where(Voucher.organisation_id == organisation_id, col(Voucher.state).not_in(NEVER_ISSUED))
     )
     found = {v.id: Held(v, p, rules_of(p)) for v, p in session.exec(query)}
     return [found[burnable.voucher] for burnable in burn_order(held.burnable for held in found.values())]

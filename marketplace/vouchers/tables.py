@@ -8,6 +8,8 @@ from sqlmodel import Field, SQLModel
 from marketplace.clock import now_ms
 
 _LIVE_WRITE_OFF = "state IN ('proposed', 'approved')"
+DROPPED = ("declined", "withdrawn")  # a proposed voucher that came to nothing
+NEVER_ISSUED = ("proposed", *DROPPED)
 
 
 def _fen() -> Column:  # type: ignore[type-arg]
@@ -91,7 +93,7 @@ class Voucher(SQLModel, table=True):
     programme_id: str = Field(foreign_key="programme.id", index=True)
     organisation_id: str = Field(foreign_key="organisation.id", index=True)
     face_fen: int = Field(sa_column=_fen())
-    # proposed | issued | active | exhausted | expired | suspended | revoked | closed
+    # proposed | declined | withdrawn | active | exhausted | expired | suspended | revoked | closed
     state: str = Field(default="proposed", index=True)
     use_by: str  # ISO day, Asia/Shanghai
     redeem_by: str = ""

@@ -8,7 +8,8 @@ from sqlmodel import Session
 
 from marketplace.evidence.files import file_view, files_of
 from marketplace.organisations.tables import Organisation
-from marketplace.vouchers.issuing import position
+from marketplace.vouchers.dropping import why_dropped
+from marketplace.vouchers.issuing import left_of, position
 from marketplace.vouchers.overrides import overrides_of
 from marketplace.vouchers.programme import OPEN_FIELDS
 from marketplace.vouchers.rollout import rules_of
@@ -41,11 +42,13 @@ def programme_view(row: Programme, *, full: bool = False) -> dict[str, Any]:
 
 
 def application_view(session: Session, row: Application) -> dict[str, Any]:
+    """An application with its files and overrides; `left_fen` of what it asks for stands in no voucher."""
     fields = (
         "id", "programme_id", "organisation_id", "state", "requested_fen", "purpose", "evidence", "checks",
         "decided_by", "note", "created_at_ms", "public_notice_at_ms",
     )  # fmt: skip
     view: dict[str, Any] = {name: getattr(row, name) for name in fields}
+    view["left_fen"] = left_of(session, row)
     view["asked"] = [each["code"] for each in row.asked]
     view["files"] = [file_view(file) for file in files_of(session, [row.id])]
     view["overrides"] = [override_view(each) for each in overrides_of(session, row.id)]
@@ -75,7 +78,8 @@ def subsidy_view(session: Session, row: OtherSubsidy) -> dict[str, Any]:
 
 
 def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
-    """A voucher with where its face is now; `remaining_fen` is what is not used and did not go back."""
+    """A voucher with where its face is now; `remaining_fen` is what is not used and did not go back; and by whom and
+    why it was declined or withdrawn, if it was."""
     fields = (
         "id", "application_id", "programme_id", "organisation_id", "state", "use_by", "redeem_by", "priority",
         "proposed_by", "approved_by", "created_at_ms", "issued_at_ms",
@@ -92,4 +96,4 @@ def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
     }
     found = position(session, row)
     remaining = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]
-    return view | found | {"remaining_fen": remaining}
+    return view | found | {"remaining_fen": remaining} | why_dropped(session, row)

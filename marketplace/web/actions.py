@@ -97,6 +97,14 @@ ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | {
     "approve-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "approve"},
                               ask=("批准发放? 面值随即从资金池划入。",
                                    "Approve? Its face value leaves the pool for the enterprise at once.")),
+    "decline-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "decline"},
+                              ask=("不予批准? 不动用资金, 申请可再次提出; 原因会告知申请单位。",
+                                   "Decline it? No money moves, the application may be proposed for again; "
+                                   "the applicant is told the reason.")),
+    "withdraw-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "withdraw"},
+                               ask=("撤回该项提议? 不动用资金, 申请可再次提出。",
+                                    "Withdraw this proposal? No money moves, the application may be "
+                                    "proposed for again.")),
     "suspend-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "suspend"},
                               ask=("暂停该模型券?", "Suspend this voucher?")),
     "resume-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "resume"}),

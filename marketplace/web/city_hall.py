@@ -92,12 +92,15 @@ def applications(request: Request, actor: Actor = Depends(OPERATOR), market: Mar
 
 @router.get("/city/vouchers")
 def all_vouchers(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
-    """Vouchers; what may be proposed; what waits for the second person."""
-    ready: list[dict[str, Any]] = applications_api.list_applications("confirmed", 1, actor, market)["items"]
+    """Vouchers; what may be proposed, and how much of it; what waits for the second person."""
+    confirmed: list[dict[str, Any]] = applications_api.list_applications("confirmed", 1, actor, market)["items"]
     found = vouchers.list_vouchers("", 1, actor, market)["items"]
-    issued = {row["application_id"] for row in found}
-    return page(request, "city_vouchers.html", vouchers=found, ready=[row for row in ready if row["id"] not in issued],
-                own=actor.member_id)  # fmt: skip
+    with reading(market.engine) as session:
+        people = names_of(
+            session, *(row[name] for row in found for name in ("proposed_by", "approved_by", "dropped_by"))
+        )
+    return page(request, "city_vouchers.html", vouchers=found, ready=[row for row in confirmed if row["left_fen"]],
+                people=people, own=actor.member_id)  # fmt: skip
 
 
 @router.get("/city/filings")

@@ -25,6 +25,7 @@ from marketplace.usage.tables import Usage
 from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import applications_api
 from marketplace.vouchers import subscriptions_api as contracts
+from marketplace.vouchers.tables import DROPPED
 from marketplace.web.drawing import stacked_bars
 from marketplace.web.rendering import PageRoute, page
 from model_store.errors import NotFound
@@ -72,7 +73,7 @@ def spending(session: Session, own: Any, at_ms: int) -> dict[str, Any]:
 @router.get("/console")
 def overview(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
     """Vouchers, spending and the latest calls at a glance."""
-    held = vouchers.list_vouchers("", 1, actor, market)["items"] if not actor.is_operator else []
+    held = held_vouchers(actor, market) if not actor.is_operator else []
     with reading(market.engine) as session:
         month = policy_date(now_ms()).strftime("%Y-%m")
         return page(
@@ -134,6 +135,12 @@ def subscriptions(request: Request, actor: Actor = Depends(ANYBODY), market: Mar
     return page(request, "subscriptions.html", contracts=found["items"], total=found["total"])
 
 
+def held_vouchers(actor: Actor, market: Market) -> list[dict[str, Any]]:
+    """An organisation's vouchers, without proposals that came to nothing."""
+    found = vouchers.list_vouchers("", 1, actor, market)["items"]
+    return [row for row in found if row["state"] not in DROPPED]
+
+
 @router.get("/console/vouchers")
 def own_vouchers(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
     """Vouchers held, applications under way, programmes to apply to."""
@@ -141,7 +148,7 @@ def own_vouchers(request: Request, actor: Actor = Depends(ANYBODY), market: Mark
     return page(
         request,
         "vouchers.html",
-        vouchers=vouchers.list_vouchers("", 1, actor, market)["items"],
+        vouchers=held_vouchers(actor, market),
         applications=applications_api.list_applications("", 1, actor, market)["items"],
         programmes=programmes,
     )

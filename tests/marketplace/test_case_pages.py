@@ -115,6 +115,33 @@ def test_an_override_shows_whose_turn_it_is(town, people):
     assert people.ask("wang", "GET", f"/applications/{application}").json()["state"] == "approved"
 
 
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_proposed_voucher_is_declined_or_withdrawn_on_the_page_and_may_be_proposed_again(town, people, language):
+    application = in_state(town, "check", "approve", "publish", "confirm", notice_days=0)
+    page, again = "/city/vouchers", {"application_id": application, "face_yuan": "10.00"}
+
+    def propose() -> str:
+        people.press("chen", "propose-voucher", **again)
+        found = people.ask("chen", "GET", "/vouchers?state=proposed").json()["items"]
+        return str(found[0]["id"])
+
+    voucher = propose()
+    assert 'action="/do/propose-voucher"' not in people.see("chen", page, language)  # nothing is left to propose
+    assert 'action="/do/withdraw-voucher"' in people.see("chen", page, language)
+    assert 'action="/do/decline-voucher"' not in people.see("chen", page, language)
+    assert 'action="/do/decline-voucher"' in people.see("lin", page, language)
+    people.press("lin", "decline-voucher", 400, voucher_id=voucher)
+    people.press("lin", "decline-voucher", voucher_id=voucher, note="金额过高")
+    text = people.see("lin", page, language)
+    assert "金额过高" in text
+    assert ("declined" if language == "en" else "未批准") in text
+    assert 'action="/do/propose-voucher"' in text
+    people.press("chen", "withdraw-voucher", voucher_id=propose())
+    assert ("withdrawn" if language == "en" else "已撤回") in people.see("chen", page, language)
+    assert voucher not in people.see("wang", "/console/vouchers", language)  # it holds none
+    assert "金额过高" in people.see("wang", "/console/notices", language)
+
+
 def test_subsidies_are_declared_and_invoices_entered_with_their_originals(town, people, client):
     town.voucher(1_000)
     contract = town.subscribe(contract_fen=90_000)

@@ -159,6 +159,18 @@ def test_two_persons_over_http(people):
     voucher = people("chen", "POST", "/vouchers", 201, json=proposal)["id"]
     assert people("chen", "POST", f"/vouchers/{voucher}/approve", 403)["error"]["code"] == "TWO_PERSONS"
     assert people("robot", "POST", f"/vouchers/{voucher}/approve", 403)["error"]["code"] == "PERSON_REQUIRED"
+    assert people("chen", "POST", f"/vouchers/{voucher}/decline", 403)["error"]["code"] == "TWO_PERSONS"
+    assert people("lin", "POST", f"/vouchers/{voucher}/withdraw", 403)["error"]["code"] == "PROPOSER_ONLY"
+    assert people("lin", "POST", f"/vouchers/{voucher}/decline", 400)["error"]["code"] == "REASON_REQUIRED"
+    declined = people("lin", "POST", f"/vouchers/{voucher}/decline", json={"note": "超出需要"})
+    assert (declined["state"], declined["reason"]) == ("declined", "超出需要")
+    assert declined["dropped_by"] not in ("", declined["proposed_by"])
+    assert people("wang", "GET", f"/vouchers/{voucher}")["reason"] == "超出需要"
+    assert people("chen", "POST", f"/vouchers/{voucher}/withdraw", 409)["error"]["code"] == "VOUCHER_STATE"
+    withdrawn = people("chen", "POST", "/vouchers", 201, json={"application_id": application})
+    assert withdrawn["face_fen"] == 100  # all that is left of it
+    assert people("chen", "POST", f"/vouchers/{withdrawn['id']}/withdraw")["state"] == "withdrawn"
+    voucher = people("chen", "POST", "/vouchers", 201, json=proposal)["id"]
     people("lin", "POST", f"/vouchers/{voucher}/approve")
     assert people("chen", "POST", f"/vouchers/{voucher}/suspend", json={"note": "核查"})["state"] == "suspended"
     assert people("chen", "POST", f"/vouchers/{voucher}/resume")["state"] == "active"

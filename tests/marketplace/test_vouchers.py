@@ -12,7 +12,7 @@ from marketplace.db import reading, transaction
 from marketplace.ledger.tables import CapCounter
 from marketplace.organisations.tables import AuditEvent, Notice, Organisation
 from marketplace.organisations.uscc import demo_code
-from marketplace.vouchers import applications, closing, eligibility, issuing, sale, subscriptions
+from marketplace.vouchers import applications, closing, dropping, eligibility, issuing, sale, subscriptions
 from marketplace.vouchers.eligibility import (
     Burnable,
     Decision,
@@ -33,6 +33,7 @@ from marketplace.vouchers.tables import Application, LeaseRow, Reservation, Subs
 from marketplace.vouchers.warnings import crossed
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
 from tests.marketplace.shelf import add_listing
+from tests.marketplace.stores import STORES
 from tests.marketplace.town import CHEN, LIN, START, Town, programme_file
 
 DAY = date(2027, 1, 15)
@@ -346,6 +347,64 @@ def test_one_person_proposes_and_another_approves(town):
         assert refused.value.code == "FACE_INVALID"
         issuing.propose(session, row, 400, member=CHEN, at_ms=town.now)
     assert town.balance(f"Q.avail[{voucher.id}]") == 600
+    town.check()
+
+
+@pytest.mark.parametrize("engine", STORES, indirect=True)
+def test_a_proposal_that_is_declined_moves_nothing_and_its_application_may_be_proposed_for_again(town):
+    programme = town.programme()
+    with transaction(town.engine) as session:
+        row = confirmed(town, session)
+        issuing.approve(session, issuing.propose(session, row, 300, member=CHEN, at_ms=town.now), member=LIN,
+                        at_ms=town.now)  # fmt: skip
+        voucher = issuing.propose(session, row, 700, member=CHEN, at_ms=town.now)
+        for member, code in ((CHEN, "TWO_PERSONS"), ("", "PERSON_REQUIRED")):
+            with pytest.raises(Forbidden) as refused:
+                dropping.decline(session, voucher, member=member, reason="重复")
+            assert refused.value.code == code
+        with pytest.raises(BadInput) as unsaid:
+            dropping.decline(session, voucher, member=LIN, reason=" ")
+        assert (unsaid.value.code, unsaid.value.field) == ("REASON_REQUIRED", "note")
+        dropping.decline(session, voucher, member=LIN, reason="金额过高")
+        assert dropping.why_dropped(session, voucher) == {"dropped_by": LIN, "reason": "金额过高"}
+        for decide in (
+            lambda: issuing.approve(session, voucher, member=LIN, at_ms=town.now),
+            lambda: dropping.decline(session, voucher, member=LIN, reason="再次"),
+            lambda: dropping.withdraw(session, voucher, member=CHEN),
+            lambda: issuing.suspend(session, voucher, actor=LIN),
+        ):
+            with pytest.raises(Conflict) as over:
+                decide()
+            assert over.value.code == "VOUCHER_STATE"
+        assert issuing.left_of(session, row) == 700
+        assert issuing.pool_position(session, get_programme(session, programme))["vouchers"] == 1
+        with pytest.raises(BadInput):
+            issuing.propose(session, row, 701, member=CHEN, at_ms=town.now)
+        again = issuing.propose(session, row, 700, member=CHEN, at_ms=town.now)
+        issuing.approve(session, again, member=LIN, at_ms=town.now)
+        told = session.exec(select(Notice).where(Notice.code == "VOUCHER_DECLINED"))
+        assert {each.organisation_id for each in told} == {"org_factory", "org_city"}
+    assert town.balance(f"Q.avail[{voucher.id}]") == 0
+    assert town.balance(f"Q.unissued[{programme}]") == 1_000_000 - 1_000
+    town.check()
+
+
+@pytest.mark.parametrize("engine", STORES, indirect=True)
+def test_who_proposed_a_voucher_may_withdraw_it_and_nobody_else(town):
+    town.programme()
+    with transaction(town.engine) as session:
+        row = confirmed(town, session)
+        voucher = issuing.propose(session, row, 1_000, member=CHEN, at_ms=town.now)
+        with pytest.raises(Forbidden) as refused:
+            dropping.withdraw(session, voucher, member=LIN)
+        assert refused.value.code == "PROPOSER_ONLY"
+        dropping.withdraw(session, voucher, member=CHEN, reason="金额有误")
+        assert dropping.why_dropped(session, voucher) == {"dropped_by": CHEN, "reason": "金额有误"}
+        assert issuing.left_of(session, row) == 1_000
+    town.subscribe()
+    with pytest.raises(PaymentRequired) as unpaid:
+        town.node().call()
+    assert unpaid.value.code == "VOUCHER_REQUIRED"  # as one who was never issued any
     town.check()
 
 
