@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     mlflow_uri: str = Field(default="", description="URL of an MLflow server; empty: one is run as a child process")
     mlflow_backend_uri: str = Field(default="", description="Backend store of the child MLflow; empty: SQLite in home")
     public_url: str = Field(default="", description="How clients reach the market; empty: http://host:port")
+    trusted_proxies: str = Field(
+        default="", description="Proxies whose X-Forwarded-For counts, as CIDRs separated by commas; empty: none"
+    )
     memory_budget_bytes: int = Field(default=2 << 30, description="Memory that loaded models may hold")
     max_body_bytes: int = Field(default=64 << 20, description="Largest request body of a call")
     max_upload_bytes: int = Field(default=1 << 30, description="Largest published bundle")

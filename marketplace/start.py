@@ -20,6 +20,7 @@ from marketplace.adapting.service import MarketAdapting
 from marketplace.app import create_app
 from marketplace.catalogue.publishing import reconcile
 from marketplace.choosing.service import MarketChooser
+from marketplace.client_address import read_networks
 from marketplace.db import open_database, transaction
 from marketplace.demo import KEYS_FILE, LOGINS_FILE, seed_organisations
 from marketplace.demo_voucher import seed_voucher
@@ -62,6 +63,7 @@ def run_market(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
+        read_networks(settings.trusted_proxies)
         with ExitStack() as stack:
             settings = settings.model_copy(update={"home": prepare_home(settings.home)})
             stack.enter_context(hold_folder(settings.home))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from marketplace.access import Actor, market_of, require
 from marketplace.body import Body
+from marketplace.client_address import client_address, read_networks, throttled_as
 from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.market import Market
@@ -50,7 +51,10 @@ def object_to(
     application_id: str, body: NewObjection, request: Request, market: Market = Depends(market_of)
 ) -> dict[str, Any]:
     """Object to what stands on public notice; no key. 429 OBJECTIONS_THROTTLED after ten an hour from one address."""
-    objections.THROTTLE.count(request.client.host if request.client else "", now_ms())
+    peer = request.client.host if request.client else ""
+    trusted = read_networks(market.settings.trusted_proxies)
+    address = client_address(peer, request.headers.getlist("x-forwarded-for"), trusted)
+    objections.THROTTLE.count(throttled_as(address), now_ms())
     with transaction(market.engine) as session:
         row = objections.object_to(session, application_id, **body.model_dump(), at_ms=now_ms())
         return {"id": row.id, "application_id": row.application_id, "received_at_ms": row.created_at_ms}

@@ -62,6 +62,13 @@ def test_a_market_keeps_its_keys_and_models_over_a_stop_and_over_a_kill(tmp_path
     market.stop()
 
 
+def test_a_setting_that_cannot_be_meant_is_refused_before_anything_is_made(tmp_path):
+    wrong = LiveMarket(tmp_path / "home", ALGOMART_TRUSTED_PROXIES="*")
+    with pytest.raises(AssertionError, match=r"(?s)TRUSTED_PROXIES_INVALID.*ALGOMART_TRUSTED_PROXIES"):
+        wrong.start()
+    assert not (wrong.home / "market.db").exists()
+
+
 def test_a_production_market_has_no_demonstration_and_invites_its_first_operator(production):
     assert not (production.home / "demo-keys.json").exists()
     assert production.client().get("/api/v1/models").json()["total"] == 0
