@@ -86,7 +86,12 @@ def programmes(request: Request, actor: Actor = Depends(OPERATOR), market: Marke
 @router.get("/city/applications")
 def applications(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
     found = applications_api.list_applications("", 1, actor, market)["items"]
-    rows = [row | {"next": STEPS.get(row["state"], ())} for row in found]
+    programmes = {row["id"]: row for row in vouchers.list_programmes(1, market)["items"]}
+    rows = []
+    for row in found:
+        programme = programmes.get(row["programme_id"], {})
+        pieces = {item["code"]: item for item in programme.get("evidence_schema", ())}
+        rows.append(row | {"next": STEPS.get(row["state"], ()), "of": programme, "pieces": pieces})
     return page(request, "city_applications.html", applications=rows)
 
 

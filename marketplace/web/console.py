@@ -144,13 +144,14 @@ def held_vouchers(actor: Actor, market: Market) -> list[dict[str, Any]]:
 @router.get("/console/vouchers")
 def own_vouchers(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
     """Vouchers held, applications under way, programmes to apply to."""
-    programmes = [row for row in vouchers.list_programmes(1, market)["items"] if row["state"] == "active"]
+    programmes = vouchers.list_programmes(1, market)["items"]
     return page(
         request,
         "vouchers.html",
         vouchers=held_vouchers(actor, market),
         applications=applications_api.list_applications("", 1, actor, market)["items"],
-        programmes=programmes,
+        programmes=[row for row in programmes if row["state"] == "active"],
+        titles={row["code"]: row for row in programmes},
     )
 
 

@@ -15,6 +15,9 @@ from marketplace.claims import batches
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import transaction
 from marketplace.vouchers import objections
+from marketplace.vouchers.programme import CHECKS
+from marketplace.vouchers.refusals import words as reason_words
+from marketplace.web.rendering import words
 from tests.marketplace.test_case_files import OBJECTION, PDF, People, apply, in_state, step
 from tests.marketplace.town import CHEN, Town
 
@@ -113,6 +116,26 @@ def test_an_override_shows_whose_turn_it_is(town, people):
     people.press("lin", "approve-override", override_id=override, application_id=application)
     people.press("lin", "decide-application", application_id=application, decision="approve")
     assert people.ask("wang", "GET", f"/applications/{application}").json()["state"] == "approved"
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_check_is_told_by_its_name_with_its_code_beside_it(town, people, language):
+    with transaction(town.engine) as session:
+        session.get_one(Filing, "flg_1").valid_until = "2026-01-02"
+    application = apply(town, people)
+    people.attach(application, PDF)
+    people.ask("wang", "PATCH", f"/applications/{application}", json={"evidence": [{"code": "plan", "value": "二期"}]})
+    step(people, application, "submit", "check")
+    names = {code: words()[f"v_check_{code}"][language] for code in CHECKS}
+    lists = [people.see("wang", "/console/vouchers", language), people.see("chen", "/city/applications", language)]
+    cases = [people.see(who, f"/{place}/applications/{application}", language)
+             for who, place in (("wang", "console"), ("chen", "city"))]  # fmt: skip
+    for text in lists + cases:
+        for code, name in names.items():
+            assert re.search(rf">{re.escape(name)}</span> <small[^>]*><code>{code}</code>", text)
+        assert reason_words("NO_FILED_MODEL")[language == "en"] in text  # what failed says why
+    assert ("Plan" if language == "en" else "计划") in lists[1]
+    assert ("Demonstration" if language == "en" else "演示券") in lists[0]
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
