@@ -1,4 +1,4 @@
-"""Reports on claims: batches down to the usage records, corrections, clawbacks."""
+"""Reports on claims: batches down to the usage records, corrections and overrides, clawbacks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from marketplace.organisations.tables import AuditEvent
 from marketplace.reports.declared import Report, Row, columns
 from marketplace.reports.facts import CHUNK, Facts
 from marketplace.usage.tables import Usage
+from marketplace.vouchers.tables import Application, CheckOverride
 
 
 def _claims(facts: Facts) -> Iterator[Row]:
@@ -129,18 +130,46 @@ def _corrections(facts: Facts) -> Iterator[Row]:
         decided = posted or events.get("decline")
         state = "posted" if posted else "declined" if decided else "proposed"
         amounts = (posted.details["gross_fen"], posted.details["subsidy_fen"]) if posted else (None, None)
-        yield (key, row.usage_id, row.organisation_id, facts.name(row.organisation_id), state, row.reason,
-               row.proposed_by, proposed.at_ms if proposed else row.created_at_ms, decided.actor if decided else "",
-               decided.at_ms if decided else None, *amounts, row.transfer_id if posted else None)  # fmt: skip
+        yield ("correction", key, row.usage_id, "", "", "", row.organisation_id, facts.name(row.organisation_id),
+               state, row.reason, row.proposed_by, proposed.at_ms if proposed else row.created_at_ms,
+               decided.actor if decided else "", decided.at_ms if decided else None, *amounts,
+               row.transfer_id if posted else None)  # fmt: skip
+
+
+_DECIDED = {"application.override-approve": "approved", "application.override-decline": "declined"}
+
+
+def _overrides(facts: Facts) -> Iterator[Row]:
+    """Failed checks that one person proposed to let pass, and what the other made of it by then."""
+    decided = {event.details["override"]: event for event in facts.events("application.") if event.action in _DECIDED}
+    applications = facts.by_id(Application)
+    for key, row in facts.by_id(CheckOverride).items():
+        of = applications[row.application_id]
+        if of.programme_id not in facts.programmes:
+            continue
+        event = decided.get(key)
+        yield ("override", key, "", of.id, row.code, row.failed_reason, of.organisation_id,
+               facts.name(of.organisation_id), _DECIDED[event.action] if event else "proposed", row.reason,
+               row.proposed_by, row.created_at_ms, event.actor if event else "", event.at_ms if event else None,
+               None, None, None)  # fmt: skip
+
+
+def _by_two(facts: Facts) -> Iterator[Row]:
+    yield from _corrections(facts)
+    yield from _overrides(facts)
 
 
 CORRECTIONS = Report(
     "corrections",
-    "更正 (双人复核)",
+    "更正与放行 (双人复核)",
     "Corrections and overrides (two approvals)",
     columns("""
-correction text 更正 | correction
-usage_id text 用量编号 | usage id
+kind text 类别 | kind
+id text 编号 | id
+usage_id text 用量编号 (更正) | usage id (correction)
+application text 申请 (放行) | application (override)
+check text 放行的核验 | check let pass
+failed_reason text 核验未通过的原因 | why the check failed
 enterprise text 企业编号 | enterprise id
 name text 企业 | enterprise
 state text 状态 | state
@@ -153,7 +182,7 @@ gross_fen fen 冲回总额 | gross taken back
 subsidy_fen fen 冲回补贴 | subsidy taken back
 transfer integer 入账 | transfer
 """),
-    _corrections,
+    _by_two,
 )
 _CLAWBACK = {"open": "opened", "confirm": "confirmed", "drop": "dropped", "demand": "demanded", "recover": "recovered",
              "write-off": "written_off"}  # fmt: skip

@@ -16,7 +16,7 @@ from openpyxl import load_workbook
 from sqlmodel import select
 from typer.testing import CliRunner
 
-from marketplace.catalogue.tables import Listing
+from marketplace.catalogue.tables import Filing, Listing
 from marketplace.claims import batches
 from marketplace.claims.tables import Invoice
 from marketplace.cli import app as command_line
@@ -34,10 +34,13 @@ from marketplace.reports.pack import facts_of, find, instant_of, write_pack, wri
 from marketplace.reports.register import REPORTS
 from marketplace.usage.tables import Usage
 from marketplace.vouchers import closing, subscriptions
+from marketplace.vouchers.applications import get_application
+from marketplace.vouchers.overrides import decide_override, get_override, propose_override
 from marketplace.vouchers.tables import Programme, Subscription
 from model_store.errors import BadInput, NotFound
 from tests.marketplace import test_claims as claims
 from tests.marketplace.stores import on_both_stores
+from tests.marketplace.test_case_files import in_state
 from tests.marketplace.test_claims import approved, trade
 from tests.marketplace.town import CHEN, LIN, Town
 
@@ -220,11 +223,46 @@ def test_corrections_name_both_persons_and_are_a_negative_row_of_the_cost_file(t
     assert report(town, blobs, "corrections", before) == []
     assert {(row["state"], row["proposed_by"], row["decided_by"]) for row in rows} == {("posted", CHEN, LIN)}
     assert sum(row["gross_fen"] for row in rows) == 19
+    assert {row["kind"] for row in rows} == {"correction"}
     costs = report(town, blobs, "cost-focus")
     assert sum(row["x_BilledCostFen"] for row in costs) == 18 - 6
     assert {row["ChargeClass"] for row in costs if row["x_BilledCostFen"] < 0 and row["ChargeCategory"] == "Usage"} == {
         "Correction"
     }
+
+
+def test_a_check_that_two_persons_let_pass_is_told_beside_the_corrections_as_of_each_instant(town, blobs):
+    with transaction(town.engine) as session:
+        session.get_one(Filing, "flg_1").valid_until = "2026-01-02"
+    application = in_state(town, "check", checks=[{"code": "pool"}, {"code": "filing"}])
+
+    def decided(decision: str) -> str:
+        with transaction(town.engine) as session:
+            row = get_application(session, application, None)
+            return propose_override(session, row, "filing", f"续期办理中 {decision}", member=CHEN).id
+
+    before = instant()
+    first, second = decided("decline"), decided("approve")
+    proposed = instant()
+    for override, decision in ((first, "decline"), (second, "approve")):
+        with transaction(town.engine) as session:
+            decide_override(session, get_override(session, override), decision, member=LIN)
+    assert report(town, blobs, "corrections", before) == []
+    then = report(town, blobs, "corrections", proposed)
+    assert [(row["id"], row["state"], row["decided_by"], row["decided_at"]) for row in then] == [
+        (each, "proposed", "", None) for each in sorted((first, second))
+    ]
+    rows = {row["id"]: row for row in report(town, blobs, "corrections")}
+    assert {key: row["state"] for key, row in rows.items()} == {first: "declined", second: "approved"}
+    row = rows[second]
+    assert (row["kind"], row["application"], row["check"]) == ("override", application, "filing")
+    assert (row["failed_reason"], row["reason"]) == ("NO_FILED_MODEL", "续期办理中 approve")
+    assert (row["proposed_by"], row["decided_by"], row["enterprise"]) == (CHEN, LIN, "org_factory")
+    assert row["usage_id"] == ""
+    assert row["gross_fen"] is None
+    assert report(town, blobs, "corrections", programme="town") == list(rows.values())
+    other = town.programme(code="other")
+    assert report(town, blobs, "corrections", programme=other) == []
 
 
 def test_clawbacks_and_returns_to_the_pool(town, blobs):
@@ -305,8 +343,17 @@ def test_findings_are_told_with_what_was_made_of_them_by_then(town, blobs):
 def test_the_same_instant_gives_the_same_bytes_whatever_happened_since(town, blobs, tmp_path):
     trade(town)
     batch = approved(town, blobs)
+    with transaction(town.engine) as session:
+        session.get_one(Filing, "flg_1").valid_until = "2026-01-02"
+    application = in_state(town, "check", checks=[{"code": "filing"}], code="other")
+    with transaction(town.engine) as session:
+        row = get_application(session, application, None)
+        override = propose_override(session, row, "filing", "续期办理中", member=CHEN).id
+        session.get_one(Filing, "flg_1").valid_until = ""
     as_of = instant()
     first = pack(town, blobs, as_of, tmp_path / "a")
+    with transaction(town.engine) as session:
+        decide_override(session, get_override(session, override), "approve", member=LIN)
     town.voucher(5_000, programme=report(town, blobs, "pool-position")[0]["programme"])
     node = town.node("n2")
     node.call(count=50)
