@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Workers:
             threading.Thread(target=self._watch, args=(number,), name=f"worker-{number}", daemon=True)
             for number in range(1, count)
         ]
+        self._left: Callable[[int], None] = lambda number: None  # who is told that a process has ended
         self.restarts = 0
 
     @property
@@ -64,9 +66,9 @@ class Workers:
 
     def join(self, app: ServingApp) -> None:
         """Make the first process one of them."""
-        group = ProcessGroup(0, self._urls, self.nodes, self._secret, self.stop_gently)
-        app.siblings = app.dataplane.joined.elsewhere = group
+        ProcessGroup(0, self._urls, self.nodes, self._secret, self.stop_gently).join(app)
         app.dataplane.limits.counts = self.counts
+        self._left = app.dataplane.orders.left
 
     @property
     def pids(self) -> list[int]:
@@ -112,6 +114,7 @@ class Workers:
                     else:
                         process = self._processes[number] = self._spawn(number, epoch)
                 status = str(process.wait() if process is not None else 0)
+                self._left(number)
                 self.counts.clear(number)
                 close_epoch(self._market.engine, self._market.journals, node, epoch)
             except Exception as error:  # the database is away, or there is no memory: the others go on

@@ -36,6 +36,7 @@ from serving.heads import request_id_of
 from serving.keyless import check_own_machine
 from serving.messages import JSON_TYPE, Request, Response, json_response
 from serving.observed import CODE, PRINCIPAL, Observed
+from serving.orders import ASKS as ORDERS
 from serving.ports import Ports, Principal
 from serving.protocols.oip import OpenInference
 from serving.protocols.openai import OpenAI, is_openai_path, openai_error_body
@@ -174,6 +175,8 @@ class ServingApp:
                 body = await self._body(headers, receive, take, is_upload=False)
                 if what == PASSED_RPC and self.companion is not None:
                     response = await while_connected(self.companion.answer_passed(headers, body), receive)
+                elif what in ORDERS:
+                    response = Response(200, await self.dataplane.orders.told(what, body), [JSON_TYPE])
                 else:
                     told = self.dataplane.joined.told(what, orjson.loads(body))
                     response = Response(404) if told is None else Response(200, told, [JSON_TYPE])
@@ -349,6 +352,7 @@ class ServingApp:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 await self.dataplane.start()
+                await self.dataplane.orders.catch_up()
                 if self.companion is not None:
                     await self.companion.start()
             elif message["type"] == "lifespan.shutdown":

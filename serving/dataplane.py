@@ -38,6 +38,7 @@ from serving.leases import LeaseBook
 from serving.limits import CallLimits
 from serving.loop_lag import LoopLag
 from serving.metering import PriceLine, rate_usage
+from serving.orders import Orders
 from serving.ports import KeyLimits, Ports, Principal, ServedVersion
 from serving.residency import Residency
 from serving.resident import Resident
@@ -76,6 +77,7 @@ class DataPlane:
         self.shadows = ShadowBook(self)
         self.joined = JoinedFigures(self)  # with other processes behind the same port
         self.residency = Residency(self.settings, fetch=ports.bundles.fetch)
+        self.orders = Orders(self.residency)
         self.idempotency = IdempotencyTable(self.settings.idempotency_entries)
         self._restored: asyncio.Task[None] | None = None
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
@@ -127,6 +129,7 @@ class DataPlane:
         self.loop_lag.stop()
         if self._restored is not None:
             await asyncio.wait([self._restored])
+        await self.orders.close()
         await self.shadows.close()
         await self.queue.close()
         await self.worker_queue.close()

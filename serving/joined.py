@@ -1,4 +1,4 @@
-"""What all processes behind one port have counted, as one: statistics, drift, shadows, and a canary's tally.
+"""What all processes behind one port know, as one: statistics, drift, shadows, a canary's tally, what is unloaded.
 
 Each process counts by itself, on its own event loop; who is asked asks the others (`serving.siblings`) and adds up. A
 process that does not answer just now is left out, as in `/metrics`. Alone, a process answers from its own memory.
@@ -19,7 +19,7 @@ from serving.statistics import Statistics
 if TYPE_CHECKING:
     from serving.dataplane import DataPlane
 
-TALLIES, STATISTICS, DRIFT, SHADOW = "tallies", "statistics", "drift", "shadow"
+TALLIES, STATISTICS, DRIFT, SHADOW, UNLOADED = "tallies", "statistics", "drift", "shadow", "unloaded"
 
 
 class Elsewhere(Protocol):
@@ -54,6 +54,7 @@ class JoinedFigures:
             STATISTICS: self._statistics,
             DRIFT: self._drift,
             SHADOW: self._shadow,
+            UNLOADED: self._plane.residency.unloaded,
         }
         return msgspec.json.encode(own[what](**query)) if what in own else None
 
@@ -91,6 +92,12 @@ class JoinedFigures:
     def tallies_now(self, name: str) -> list[Tally]:
         """Each process's own."""
         return [self._tally(name), *_decoded(self._ask_now(TALLIES, {"name": name}), Tally)]
+
+    async def unloaded(self) -> frozenset[tuple[str, bool]]:
+        """Digest and trust of what was unloaded by order, and what no process has loaded since."""
+        own = self._plane.residency.unloaded()
+        others = [] if self.elsewhere is None or not own else await self.elsewhere.ask(UNLOADED, {})
+        return own.intersection(*_decoded(others, frozenset[tuple[str, bool]]))
 
     # --- this process's own -------------------------------------------------------------------------------------------
 

@@ -122,9 +122,36 @@ class Residency:
         self._drop(resident)
         return True
 
+    async def evict_when_idle(self, served: ServedVersion, within_s: float) -> bool:
+        """As `evict`, once the calls in hand have ended; False where it is in use all that time."""
+        deadline = time.monotonic() + within_s
+        while not self.evict(served) and (served.digest, served.trusted) in self._residents:
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                return False
+        return True
+
+    def unloaded(self) -> frozenset[tuple[str, bool]]:
+        """Digest and trust of what was unloaded by `evict`, and what nothing has loaded since."""
+        return frozenset(self._unloaded)
+
     def was_unloaded(self, served: ServedVersion) -> bool:
-        """Whether it was unloaded by `evict` and nothing has loaded it since."""
         return (served.digest, served.trusted) in self._unloaded
+
+    def forget_unloading(self, served: ServedVersion) -> None:
+        """As if it had not been unloaded by order, but left to make room."""
+        self._unloaded.discard((served.digest, served.trusted))
+
+    async def has_room_for(self, served: ServedVersion) -> bool:
+        """Whether it is loaded, or can be with nobody unloaded. Raises what reading its bundle raises."""
+        if (served.digest, served.trusted) in self._residents:
+            return True
+        if self._fetch is not None:
+            await self._fetch(served)
+        need = await asyncio.get_running_loop().run_in_executor(self._pool, _estimate, served, self._settings)
+        return self.held_bytes + need <= self._settings.memory_budget_bytes
 
     def set_pinned(self, served: ServedVersion, pinned: bool) -> None:
         """A pinned resident is never evicted to make room."""

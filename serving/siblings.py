@@ -18,20 +18,22 @@ from typing import Any
 import httpx
 import msgspec
 
-from serving.app import ASKED, Asgi
+from serving.app import ASKED, Asgi, ServingApp
 from serving.errors import process_away
 from serving.expositions import join_expositions
 from serving.forwarding import ASK, CLIENT, HOP, Forward
+from serving.orders import FIRST
 from serving.protocols.openai import is_openai_path
+from serving.remote.link import refusal_of
 
 _log = logging.getLogger("algomart.siblings")
 METRICS_S = 2.0
 FIGURES_S = 2.0
-FIRST = 0
 
 
 class ProcessGroup:
-    """Implements `serving.app.Siblings` for process `number` of those that answer privately at `urls`."""
+    """Implements `serving.app.Siblings`, `serving.joined.Elsewhere` and `serving.orders.Others` for process `number` of
+    those that answer privately at `urls`."""
 
     def __init__(
         self,
@@ -50,6 +52,10 @@ class ProcessGroup:
         self._now = httpx.Client(trust_env=False, timeout=FIGURES_S)
         self._urls = list(urls)
         self._before_stop = before_stop
+
+    def join(self, app: ServingApp) -> None:
+        """Make the process that `app` answers in one of them."""
+        app.siblings = app.dataplane.joined.elsewhere = app.dataplane.orders.others = self
 
     def way_of(self, scope: MutableMapping[str, Any]) -> Asgi | None:
         """See the port. A request that a sibling has passed on is answered here, with the address the sibling saw."""
@@ -88,6 +94,18 @@ class ProcessGroup:
             _log.warning("%s could not be asked of another process: %s", what, error)
             raise process_away() from error
         return answer.status_code, answer.headers, answer.content
+
+    async def ask_one(self, number: int, what: str, content: bytes, timeout_s: float) -> bytes:
+        """See `serving.orders.Others`."""
+        http = self._forward[number].http
+        try:
+            answer = await http.post(f"{ASKED}{what}", headers=self._asking, content=content, timeout=timeout_s)
+        except httpx.HTTPError as error:
+            _log.warning("%s could not be asked of %s: %r", what, self.nodes[number], error)
+            raise process_away() from error
+        if answer.status_code != 200:
+            raise refusal_of(answer.status_code, answer.content)
+        return answer.content
 
     async def ask(self, what: str, query: Mapping[str, Any]) -> list[bytes]:
         """See `serving.joined.Elsewhere`."""

@@ -178,7 +178,7 @@ class GrpcInference:
 
     async def _model_ready(self, principal: Principal, request: Any) -> Document:
         try:
-            self._about.check_ready(principal, request.name, request.version or None)
+            await self._about.check_ready(principal, request.name, request.version or None)
         except NotFound:
             return {"ready": False}
         return {"ready": True}
@@ -199,7 +199,8 @@ class GrpcInference:
         return await self._dataplane.in_thread(self._about.all_statistics, principal, known)
 
     async def _repository_index(self, principal: Principal, request: Any) -> Document:
-        return {"models": await self._dataplane.in_thread(self._about.index, principal)}
+        unloaded = await self._about.unloaded()
+        return {"models": await self._dataplane.in_thread(self._about.index, principal, unloaded)}
 
     async def _load(self, principal: Principal, request: Any) -> Document:
         try:
@@ -211,7 +212,7 @@ class GrpcInference:
         return {}
 
     async def _unload(self, principal: Principal, request: Any) -> Document:
-        self._about.unload(principal, request.model_name)
+        await self._about.unload(principal, request.model_name)
         return {}
 
     # --- health -------------------------------------------------------------------------------------------------------

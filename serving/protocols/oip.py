@@ -115,7 +115,8 @@ class OpenInference:
         if path == "/v2/repository/index":
             check_method(method, "POST")
             _check_index_body(request.body)
-            return await self._in_thread(self.about.index, request.principal)
+            unloaded = await self.about.unloaded()
+            return await self._in_thread(lambda asker: self.about.index(asker, unloaded), request.principal)
         parts = path.split("/")
         if parts[1:4] == ["v2", "repository", "models"] and parts[-1] in ("load", "unload") and len(parts) in (6, 7):
             check_method(method, "POST")
@@ -256,7 +257,7 @@ class OpenInference:
     async def _about(self, request: Request, target: Target) -> Response:
         principal, name, selector = request.principal, target.name, target.selector
         if target.verb == "ready":
-            self.about.check_ready(principal, name, selector)
+            await self.about.check_ready(principal, name, selector)
             return Response(200)
         if target.verb == "stats":
             return json_response(await self.about.statistics(principal, name, selector))
@@ -276,7 +277,7 @@ class OpenInference:
                 refusal.details["loading"] = name
                 raise
         else:
-            self.about.unload(request.principal, name)
+            await self.about.unload(request.principal, name)
         return Response(200)
 
 

@@ -14,6 +14,7 @@ from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
 from serving.dataplane import DataPlane
 from serving.errors import model_unloaded, not_owner, scope_missing
+from serving.orders import LOAD, UNLOAD
 from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols import triton_compat
 from serving.protocols.oip_classification import is_batched
@@ -50,11 +51,11 @@ class About:
         name = SERVER if self._names is None else triton_compat.SERVER
         return {"name": name, "version": self._version, "extensions": EXTENSIONS}
 
-    def check_ready(self, principal: Principal, name: str, selector: str | None) -> None:
+    async def check_ready(self, principal: Principal, name: str, selector: str | None) -> None:
         """Every model that there is can be called, so is ready. In Triton's words one that was unloaded is not, until
         it is loaded again, by order or by its next call: raises `NotFound` MODEL_UNLOADED."""
         served = self.resolve(principal, name, selector)
-        if self._is_unloaded(served):
+        if self._dataplane.residency.was_unloaded(served) and _key(served) in await self.unloaded():
             raise model_unloaded(served.name)
 
     async def metadata(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
@@ -92,25 +93,29 @@ class About:
             ]
         }
 
-    def index(self, principal: Principal) -> list[dict[str, Any]]:
-        """Every visible model; all are ready, since one that is not loaded is loaded by its first call (but see
-        `check_ready`)."""
+    async def unloaded(self) -> frozenset[tuple[str, bool]]:
+        """Digest and trust of what is not ready, see `check_ready`."""
+        return frozenset() if self._names is None else await self._dataplane.joined.unloaded()
+
+    def index(self, principal: Principal, unloaded: frozenset[tuple[str, bool]]) -> list[dict[str, Any]]:
+        """Every visible model; all are ready but those that `unloaded` answers, since one that is not loaded is loaded
+        by its first call. Thousands of models take milliseconds."""
         return [
             self._named(
                 principal,
                 each,
-                {"name": path_name(each.name), "version": str(each.version), **self._state(each)},
+                {"name": path_name(each.name), "version": str(each.version), **_state(_key(each) in unloaded)},
             )
             for each in self._ports.bundles.visible(principal)
         ]
 
     async def load(self, principal: Principal, name: str) -> None:
-        """Load the latest version now. Raises `Forbidden` NOT_OWNER, and what loading raises."""
-        self._dataplane.residency.release(await self._dataplane.residency.acquire(self._owned(principal, name)))
+        """Load the latest version now, in every process. Raises `Forbidden` NOT_OWNER, and as `Orders.give`."""
+        await self._dataplane.orders.give(LOAD, self._owned(principal, name))
 
-    def unload(self, principal: Principal, name: str) -> None:
-        """Drop the latest version; one in use leaves when it is idle and its room is needed. Raises NOT_OWNER."""
-        self._dataplane.residency.evict(self._owned(principal, name))
+    async def unload(self, principal: Principal, name: str) -> None:
+        """Drop the latest version in every process, once its calls in hand have ended. Raises as `load`."""
+        await self._dataplane.orders.give(UNLOAD, self._owned(principal, name))
 
     def shown(self, principal: Principal, served: ServedVersion) -> str:
         """The model's name as this caller may write it in a path."""
@@ -119,19 +124,21 @@ class About:
     def _named(self, principal: Principal, served: ServedVersion, document: dict[str, Any]) -> dict[str, Any]:
         return document if self._names is None else document | {"name": self.shown(principal, served)}
 
-    def _state(self, served: ServedVersion) -> dict[str, str]:
-        if self._is_unloaded(served):
-            return {"state": "UNAVAILABLE", "reason": "unloaded"}
-        return {"state": "READY", "reason": ""}
-
-    def _is_unloaded(self, served: ServedVersion) -> bool:
-        return self._names is not None and self._dataplane.residency.was_unloaded(served)
-
     def _owned(self, principal: Principal, name: str) -> ServedVersion:
         served = self.resolve(principal, name, None)
         if principal.organisation != served.owner and principal.role != "operator":
             raise not_owner(served.name)
         return served
+
+
+def _key(served: ServedVersion) -> tuple[str, bool]:
+    return served.digest, served.trusted
+
+
+def _state(unloaded: bool) -> dict[str, str]:
+    if unloaded:
+        return {"state": "UNAVAILABLE", "reason": "unloaded"}
+    return {"state": "READY", "reason": ""}
 
 
 def check_scope(principal: Principal, scope: str) -> None:

@@ -78,8 +78,7 @@ def main() -> None:
         ports, order.settings, JournalWriter(Path(order.journals), order.nodes[order.number], order.epoch)
     )
     app = ServingApp(plane, ports, inner=MarketTies(plane, catalogue, link))
-    group = ProcessGroup(order.number, order.urls, order.nodes, order.secret)
-    app.siblings = plane.joined.elsewhere = group
+    ProcessGroup(order.number, order.urls, order.nodes, order.secret).join(app)
     plane.limits.counts = KeyCounts(len(order.nodes), order.number, order.keys)
     own = socket.socket(fileno=order.listener)
     serve(

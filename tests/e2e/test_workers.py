@@ -38,7 +38,14 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
 
 def workers(market: LiveMarket) -> list[psutil.Process]:
     children = psutil.Process(market.pid).children()
-    return [each for each in children if "serving.remote.worker" in " ".join(each.cmdline())]
+    return [each for each in children if "serving.remote.worker" in " ".join(command(each))]
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended, and its parent has not looked yet
+        return []
 
 
 def metrics(market: LiveMarket, name: str = "algomart_up_seconds") -> dict[str, float]:
