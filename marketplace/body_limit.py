@@ -13,7 +13,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from marketplace.errors import refusal_response
-from serving.errors import body_too_large
+from serving.errors.requests import body_too_large
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from model_store.errors import BadInput, Broken, NotFound, Refusal
-from serving.errors import body_too_large
+from serving.errors.requests import body_too_large
 
 _log = logging.getLogger("algomart.market")
 # pydantic's error types → the rule in Chinese; `{}` takes the limit. Others fall back on pydantic's English.

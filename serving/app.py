@@ -9,32 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hmac
 import importlib.metadata
-import ipaddress
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import orjson
 
 from model_store.errors import Refusal
 from serving.access_log import AccessLog
+from serving.asgi import ASKED, PASSED_RPC, Asgi, Companion, Scope, Send, Siblings, Skin
 from serving.bodies import DECOMPRESS_IN_THREAD_BYTES, BodyRoom, Disconnected, Message, Receive, decompress, read_body
+from serving.connected import send_stream, while_connected
 from serving.dataplane import DataPlane
-from serving.errors import (
-    bodies_full,
-    internal_error,
-    key_missing,
-    native_error_body,
-    no_such_path,
-    oip_error_body,
-    refusal_text,
-    uploads_full,
-)
+from serving.errors.access import key_missing
+from serving.errors.node import bodies_full, internal_error, uploads_full
+from serving.errors.rendering import native_error_body, oip_error_body, refusal_text
+from serving.errors.requests import no_such_path
 from serving.heads import request_id_of
 from serving.keyless import check_own_machine
 from serving.messages import JSON_TYPE, Request, Response, json_response
+from serving.metrics_page import metrics_page
 from serving.observed import CODE, PRINCIPAL, Observed
 from serving.orders import ASKS as ORDERS
 from serving.ports import Ports, Principal
@@ -42,53 +37,10 @@ from serving.protocols.oip import OpenInference
 from serving.protocols.openai import OpenAI, is_openai_path, openai_error_body
 from serving.protocols.triton_compat import triton_text
 
-T = TypeVar("T")
-Scope = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("algomart.serving")
 TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 UPLOAD_PATHS = ("/v1/sample-sets",)
-ASKED = "/siblings/"  # what processes behind one port ask each other
-PASSED_RPC = "rpc"
 JOIN_IN_THREAD_BYTES = 8 << 20  # what is copied in a millisecond or two
-
-
-class Skin(Protocol):
-    async def answer(self, request: Request) -> Response: ...
-
-
-class Companion(Protocol):
-    """What answers over the same data plane on a port of its own (gRPC)."""
-
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-    async def answer_passed(self, headers: Mapping[bytes, bytes], content: bytes) -> Response:
-        """A call that another process has taken, and whose key of idempotency is this one's."""
-
-
-class Siblings(Protocol):
-    """Other processes that answer on the same port (`serving.siblings`)."""
-
-    def way_of(self, scope: Scope) -> Asgi | None:
-        """Who answers this request; None: this process."""
-
-    def is_from_one(self, scope: Scope) -> bool:
-        """Another of them asks this, for itself."""
-
-    def is_elsewhere(self, key: bytes) -> bool:
-        """This key of idempotency is another process's."""
-
-    async def ask_owner(
-        self, key: bytes, what: str, headers: Mapping[str, str], content: bytes
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Ask the process whose key of idempotency it is: status, headers and body. Raises `Unavailable`."""
-
-    async def metrics(self, own: bytes) -> bytes:
-        """Everybody's exposition in one, beginning with this process's `own`."""
-
-    async def before_stop(self) -> None:
-        """Awaited while this process still answers everything."""
 
 
 class ServingApp:
@@ -289,7 +241,7 @@ class ServingApp:
             return
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         with contextlib.suppress(Disconnected):
-            await while_connected(_send_stream(send, response.stream), receive)
+            await while_connected(send_stream(send, response.stream), receive)
 
     async def _refuse(
         self, send: Send, refusal: Refusal, error_body: Callable[[Refusal, str], bytes], request_id: str
@@ -316,32 +268,14 @@ class ServingApp:
         return error_body(refusal, request_id), headers
 
     async def _metrics(self, scope: Scope, send: Send) -> None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        token = self.dataplane.settings.metrics_token.encode()
-        given = headers.get(b"authorization", b"")
-        passed_on = self.siblings is not None and self.siblings.is_from_one(scope)
-        if not (
-            passed_on or _is_loopback(scope, headers) or (token and hmac.compare_digest(given, b"Bearer " + token))
-        ):
+        body = await metrics_page(self, scope)
+        if body is None:
+            headers: dict[bytes, bytes] = dict(scope["headers"])
             await self._refuse(send, no_such_path("/metrics"), native_error_body, request_id_of(headers))
             return
-        body = self.dataplane.statistics.prometheus(self.dataplane.gauges() | self.gauges() | self._of_the_log())
-        body += self.dataplane.loop_lag.prometheus()
-        if self.siblings is not None and not passed_on:
-            body = await self.siblings.metrics(body)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [TEXT_TYPE, (b"content-length", str(len(body)).encode())],
-            }
-        )
+        headers_out = [TEXT_TYPE, (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers_out})
         await send({"type": "http.response.body", "body": body})
-
-    def _of_the_log(self) -> dict[str, float]:
-        if self.access_log is None:
-            return {}
-        return {"algomart_access_log_dropped_total": self.access_log.dropped}
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -390,42 +324,3 @@ def token_of(headers: Mapping[bytes, bytes]) -> bytes:
     if not found:
         raise key_missing()
     return found
-
-
-def _is_loopback(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-    """A caller on this machine itself; what a proxy passes on is not."""
-    client = scope.get("client")
-    if client is None or b"x-forwarded-for" in headers or b"forwarded" in headers:
-        return False
-    try:
-        return ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return False
-
-
-async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
-    async for chunk in stream:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def while_connected(work: Awaitable[T], receive: Receive) -> T:
-    """Await `work`, cancelling it when the client goes away. Raises `Disconnected` then."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_for_disconnect(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Disconnected
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
 
 from model_store.errors import Refusal
-from serving.errors import deadline_exceeded, queue_full, shutting_down, wait_too_long
+from serving.errors.node import deadline_exceeded, queue_full, shutting_down, wait_too_long
 from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
 from serving.lanes import Lane, shared_key
 from serving.resident import Resident

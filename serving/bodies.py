@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from model_store.errors import Refusal
-from serving.errors import body_encoding, body_too_large, body_too_slow
+from serving.errors.node import body_too_slow
+from serving.errors.requests import body_encoding, body_too_large
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

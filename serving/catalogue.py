@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from model_store.names import path_name
-from serving.errors import model_not_found
+from serving.errors.access import model_not_found
 from serving.ports import Principal, ServedVersion
 
 

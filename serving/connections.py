@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.errors import connections_full, native_error_body
+from serving.errors.node import connections_full
+from serving.errors.rendering import native_error_body
 from serving.heads import request_id_of
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from serving.batching import RunQueue
 from serving.calls import Call, Inference
 from serving.digests import digest_of_arrays, mint_usage_id
 from serving.drift import DriftBook
-from serving.errors import deadline_exceeded, internal_error, shutting_down
+from serving.errors.node import deadline_exceeded, internal_error, shutting_down
 from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
 from serving.joined import JoinedFigures
 from serving.journal import JournalWriter

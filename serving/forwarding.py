@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 
-from serving.app import Send, while_connected
+from serving.asgi import Send
 from serving.bodies import Disconnected, Message, Receive
-from serving.errors import process_away
+from serving.connected import while_connected
+from serving.errors.node import process_away
 
 _log = logging.getLogger("algomart.forwarding")
 HOP = b"x-algomart-hop"  # the secret of this start: a sibling passed this request of a caller on

@@ -18,7 +18,7 @@ import grpc.aio
 
 from model_store.errors import Refusal
 from serving.access_log import RUNS, AccessLog, Line, Runs, now_ms
-from serving.errors import internal_error, port_in_use, rpcs_full, shutting_down
+from serving.errors.node import internal_error, port_in_use, rpcs_full, shutting_down
 from serving.messages import Response
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
@@ -121,7 +121,7 @@ class GrpcServer:
                 self._watching.cancel()
 
     async def answer_passed(self, headers: Mapping[bytes, bytes], content: bytes) -> Response:
-        """See `serving.app.Companion`. Raises `Refusal`."""
+        """See `serving.asgi.Companion`. Raises `Refusal`."""
         return await self._service.answer_passed(headers, await self._app.authenticate(headers), content)
 
     def _handler(self, service: str, method: Method) -> Any:

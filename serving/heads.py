@@ -15,7 +15,7 @@ import msgspec
 from serving.digests import mint_usage_id
 from serving.keycache import digest_of_token
 from serving.protocols.oip import Target, deadline_of, header_length_of
-from serving.protocols.oip_codec import priority_of
+from serving.protocols.oip_request import priority_of
 
 MAX_HEAD_BYTES = 4096
 MAX_LENGTH_DIGITS = 6

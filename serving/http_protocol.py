@@ -20,7 +20,7 @@ from model_store.errors import Refusal
 from serving.access_log import Line, now_ms
 from serving.app import ServingApp
 from serving.connections import UNREAD_S, GuardedConnection
-from serving.errors import internal_error
+from serving.errors.node import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path, path_of
 from serving.protocols.oip_turn import Answer

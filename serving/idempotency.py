@@ -14,7 +14,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import idempotency_conflict, request_field
+from serving.errors.requests import idempotency_conflict, request_field
 from serving.journal import JournalUnreadable, UsageEntry, read_segment
 from serving.journal_format import SUFFIX
 

@@ -14,7 +14,8 @@ import time
 from collections import OrderedDict
 
 from model_store.errors import Forbidden, Refusal, Unauthenticated
-from serving.errors import admission_unavailable, key_expired, key_missing
+from serving.errors.access import key_expired, key_missing
+from serving.errors.node import admission_unavailable
 from serving.ports import Admission, Principal
 
 _log = logging.getLogger("algomart.keys")

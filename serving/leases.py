@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from model_store.errors import Refusal
-from serving.errors import admission_unavailable, lease_too_small, price_missing
+from serving.errors.access import lease_too_small, price_missing
+from serving.errors.node import admission_unavailable
 from serving.metering import Lease, PriceLine, rate_usage
 from serving.ports import Admission, Principal, ServedVersion
 

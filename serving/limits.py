@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from math import ceil
 
-from serving.errors import concurrency_limited, rate_limited
+from serving.errors.node import concurrency_limited, rate_limited
 from serving.key_counts import SECOND_NS, KeyCounts, name_of
 from serving.ports import KeyLimits, Principal
 

@@ -15,7 +15,7 @@ from model_store.bundle import Bundle, open_bundle
 from model_store.errors import PaymentRequired, Unauthenticated
 from model_store.manifest import AdapterOf
 from serving.digests import mint_usage_id
-from serving.errors import adapter_base_missing, model_not_found
+from serving.errors.access import adapter_base_missing, model_not_found
 from serving.leases import now_ms
 from serving.metering import Lease, LeaseKind, PriceLine
 from serving.ports import Principal, ServedVersion

@@ -11,7 +11,7 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import HTTP
 
-from serving.errors import request_field
+from serving.errors.requests import request_field
 
 MAX_FIELDS = 50
 MAX_HEAD_BYTES = 8192  # of one part

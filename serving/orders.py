@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from model_store.errors import Refusal, Unavailable
+from model_store.errors import Refusal
+from serving.errors.node import model_in_use, not_everywhere
 from serving.ports import ServedVersion
 from serving.residency import Residency
 
@@ -231,32 +232,3 @@ def _decoded(content: bytes, kind: Any) -> Any:
 
 def _is_away(refusal: Refusal) -> bool:
     return refusal.code == "PROCESS_AWAY"
-
-
-def model_in_use(name: str) -> Unavailable:
-    return Unavailable(
-        "MODEL_IN_USE",
-        zh=f"模型“{name}”正在被调用, 未卸载",
-        en=f"{name} is in use all the time and was not unloaded",
-        remedy_zh="请在调用结束后重试",
-        remedy_en="try again when its calls have ended",
-        field="model",
-        retry_after_s=10,
-    )
-
-
-def not_everywhere(verb: str, name: str, done: int, processes: int, why: list[Refusal]) -> Unavailable:
-    """`done` of `processes` had carried the order out; now none has."""
-    codes = sorted({each.code for each in why})
-    word_zh, word_en = ("加载", "loaded") if verb == LOAD else ("卸载", "unloaded")
-    return Unavailable(
-        "NOT_EVERYWHERE",
-        zh=f"{processes} 个进程中 {done} 个已{word_zh}“{name}”, {len(why)} 个未完成 ({', '.join(codes)}), 已全部撤回",
-        en=f"{done} of {processes} processes {word_en} {name}, {len(why)} did not ({', '.join(codes)}); "
-        "it was taken back in all",
-        remedy_zh="请稍后重试; 若仍失败, 请查看日志",
-        remedy_en="try again shortly; if it lasts, look at the log",
-        field="model",
-        retry_after_s=5,
-        details={"done": done, "processes": processes, "reasons": codes},
-    )

@@ -22,7 +22,7 @@ from model_store.bundle import open_bundle
 from model_store.errors import Refusal, Unprocessable
 from model_store.runtime import Graph, load_graph, release_memory
 from serving.adapters_on_base import StackedAdapter
-from serving.errors import memory_full
+from serving.errors.node import memory_full
 from serving.mapping import Mapper
 from serving.ports import ServedVersion
 from serving.resident import Resident, estimate_bytes, load_adapter, load_resident, mapped_model

@@ -13,7 +13,7 @@ import numpy as np
 from model_store.errors import Refusal
 from model_store.tensors import Array
 from serving.digests import digest_of_arrays
-from serving.errors import deadline_exceeded
+from serving.errors.node import deadline_exceeded
 from serving.fairness import Flow
 from serving.resident import Resident
 

@@ -10,9 +10,10 @@ import sys
 
 import uvicorn
 
-from serving.app import Companion, ServingApp
+from serving.app import ServingApp
+from serving.asgi import Companion
 from serving.connections import SlowClients
-from serving.errors import grpc_not_installed, port_in_use
+from serving.errors.node import grpc_not_installed, port_in_use
 from serving.http_protocol import fast_protocol
 
 GRACE_S = 15

@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import msgspec
 
-from serving.app import ASKED, Asgi, ServingApp
-from serving.errors import process_away
+from serving.app import ServingApp
+from serving.asgi import ASKED, Asgi
+from serving.errors.node import process_away
 from serving.expositions import join_expositions
 from serving.forwarding import ASK, CLIENT, HOP, Forward
 from serving.orders import FIRST
@@ -32,8 +33,8 @@ FIGURES_S = 2.0
 
 
 class ProcessGroup:
-    """Implements `serving.app.Siblings`, `serving.joined.Elsewhere` and `serving.orders.Others` for process `number` of
-    those that answer privately at `urls`."""
+    """Implements `serving.asgi.Siblings`, `serving.joined.Elsewhere` and `serving.orders.Others` for process `number`
+    of those that answer privately at `urls`."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from marketplace.catalogue.tables import Alias, Filing, Listing, ModelVersion
 from marketplace.organisations.tables import Organisation
 from model_store.errors import Forbidden, NotFound
 from model_store.names import canonical
-from serving.errors import model_not_found
+from serving.errors.access import model_not_found
 
 _MANIFEST_SHOWN = (
     "inputs", "outputs", "features", "target", "labels", "metrics", "cost", "data", "method", "variation", "adaptable",

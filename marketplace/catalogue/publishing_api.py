@@ -30,7 +30,7 @@ from model_store.archive import extract
 from model_store.bundle import Bundle, Limits, bare_bundle, seal, unpack
 from model_store.errors import BadInput, TooLarge, Unprocessable
 from model_store.names import canonical
-from serving.errors import model_not_found
+from serving.errors.access import model_not_found
 
 router = APIRouter(tags=["publishing"])
 PUBLISHER = require(scope="publish")

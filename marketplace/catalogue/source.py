@@ -17,7 +17,7 @@ from marketplace.catalogue.tables import Alias, Listing, ModelVersion, Rollout
 from marketplace.db import reading
 from model_store.errors import Refusal
 from serving.catalogue import Catalogue, Entry, Split
-from serving.errors import adapter_base_missing
+from serving.errors.access import adapter_base_missing
 from serving.ports import ServedVersion
 
 RUNNABLE_STATES = ("inspected", "in_review", "listed")

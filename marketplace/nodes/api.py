@@ -32,7 +32,7 @@ from marketplace.vouchers.tables import NodeEpoch
 from marketplace.vouchers.write_offs import held_fen
 from model_store.errors import BadInput, Conflict, NotFound
 from serving.catalogue import Entry
-from serving.errors import model_not_found
+from serving.errors.access import model_not_found
 from serving.ports import Principal
 from serving.remote.wire import LeaseAsk, WireChange, WireChanges, encode_catalogue
 

@@ -13,7 +13,8 @@ import grpc
 import orjson
 
 from model_store.errors import Refusal
-from serving.errors import deadline_exceeded, request_message
+from serving.errors.node import deadline_exceeded
+from serving.errors.requests import request_message
 from serving.heads import request_id_of
 from serving.ports import Principal
 from serving.slow_readers import SlowReaders

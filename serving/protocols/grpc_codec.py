@@ -2,7 +2,8 @@
 `NotHere` for an extension that is not offered.
 
 Tensors come raw (`raw_input_contents`, read as views of the message's own bytes) or as typed `contents`; answers are
-always raw, as Triton's are. The rules of types, shapes, parameters and outputs are those of REST (`oip_codec`).
+always raw, as Triton's are. The rules of types, shapes, parameters and outputs are those of REST
+(`oip_request`, `oip_tensors`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 from model_store.errors import Refusal
 from model_store.tensors import NUMPY_OF, OIP_OF, Array, object_array
 from serving.calls import Inference
-from serving.errors import (
+from serving.errors.requests import (
     binary_required,
     request_field,
     request_message,
@@ -25,17 +26,9 @@ from serving.errors import (
     tensor_data,
 )
 from serving.protocols.grpc_messages import ModelInferRequest, ModelInferResponse
-from serving.protocols.oip_codec import (
-    MAX_NAME_CHARACTERS,
-    MAX_TENSORS,
-    InferRequest,
-    array_of_binary,
-    binary_of_array,
-    converted,
-    dtype_and_shape,
-    take_outputs,
-    take_parameters,
-)
+from serving.protocols.oip_request import MAX_NAME_CHARACTERS, MAX_TENSORS, InferRequest, take_outputs, take_parameters
+from serving.protocols.oip_response import binary_of_array
+from serving.protocols.oip_tensors import array_of_binary, converted, dtype_and_shape
 
 _CONTENTS = {
     "BOOL": "bool_contents",

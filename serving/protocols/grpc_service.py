@@ -1,4 +1,4 @@
-"""`inference.GRPCInferenceService`: a skin over `DataPlane`, saying what the REST skin says (`oip_about`, `oip_codec`).
+"""`inference.GRPCInferenceService`: a skin over `DataPlane` that says what REST says (`oip_about`, `oip_request`).
 
 A model is `vendor--name` or `vendor/name`; a version is a number or an alias.
 """
@@ -14,10 +14,10 @@ from google.protobuf import json_format
 
 from model_store.errors import NotFound, NotHere, Refusal
 from model_store.manifest import Manifest
-from serving.app import PASSED_RPC, Siblings
+from serving.asgi import PASSED_RPC, Siblings
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
-from serving.errors import no_such_path
+from serving.errors.requests import no_such_path
 from serving.messages import Response
 from serving.ports import Principal
 from serving.protocols.grpc_call import GrpcCall
@@ -32,8 +32,8 @@ from serving.protocols.grpc_messages import (
 from serving.protocols.oip import deadline_of
 from serving.protocols.oip_about import check_scope
 from serving.protocols.oip_classification import check_classes, classified
-from serving.protocols.oip_codec import InferRequest, priority_of
 from serving.protocols.oip_extensions import check_load_parameters
+from serving.protocols.oip_request import InferRequest, priority_of
 from serving.remote.link import refusal_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import orjson
 
 from model_store.errors import NotHere, Refusal
 from serving.dataplane import DataPlane
-from serving.errors import no_such_path, request_field, scope_missing
+from serving.errors.access import scope_missing
+from serving.errors.requests import no_such_path, request_field
 from serving.messages import Request, Response, json_response
 from serving.multipart import Form, parse_form
 from serving.ports import Adapting, Chooser, Ports

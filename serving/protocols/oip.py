@@ -17,21 +17,15 @@ from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import DataPlane, Inference
 from serving.digests import digest_of_bytes
-from serving.errors import no_such_path, request_field, request_json
+from serving.errors.requests import no_such_path, request_field, request_json
 from serving.messages import JSON_TYPE, Request, Response, check_method, json_response
 from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols.oip_about import About, check_scope
 from serving.protocols.oip_classification import check_classes, classified
-from serving.protocols.oip_codec import (
-    InferRequest,
-    check_binary_needs,
-    decode_request,
-    encode_response,
-    priority_of,
-    response_head,
-)
 from serving.protocols.oip_extensions import check_load_body, not_offered_at
 from serving.protocols.oip_generate import GenerateRequest, decode_generate, encode_generate
+from serving.protocols.oip_request import InferRequest, decode_request, priority_of
+from serving.protocols.oip_response import check_binary_needs, encode_response, response_head
 from serving.protocols.oip_turn import Answer, Turn
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from model_store.errors import NotFound
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
 from serving.dataplane import DataPlane
-from serving.errors import model_unloaded, not_owner, scope_missing
+from serving.errors.access import model_unloaded, not_owner, scope_missing
 from serving.orders import LOAD, UNLOAD
 from serving.ports import Ports, Principal, ServedVersion
 from serving.protocols import triton_compat

@@ -14,7 +14,7 @@ import numpy as np
 from model_store.errors import BadInput
 from model_store.manifest import Manifest, TensorSpec
 from model_store.tensors import Array, object_array
-from serving.errors import request_field
+from serving.errors.requests import request_field
 
 MAX_CLASSIFICATIONS = 1 << 17  # strings of one answer; each costs a microsecond
 _NO_VALUES = frozenset({"BYTES", "BOOL", "BF16"})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import orjson
 
 from model_store.errors import NotHere
-from serving.errors import extension_not_offered, request_field, request_json, shared_memory_not_offered
+from serving.errors.requests import extension_not_offered, request_field, request_json, shared_memory_not_offered
 
 
 def not_offered_at(path: str) -> NotHere | None:

@@ -19,8 +19,10 @@ import orjson
 from model_store.errors import BadInput
 from model_store.manifest import Manifest, TensorSpec
 from model_store.tensors import Array
-from serving.errors import binary_required, request_field, tensor_data
-from serving.protocols.oip_codec import array_of_json, loads, text_of, words_of
+from serving.errors.requests import binary_required, request_field, tensor_data
+from serving.protocols.oip_request import loads
+from serving.protocols.oip_response import text_of, words_of
+from serving.protocols.oip_tensors import array_of_json
 
 _SCALARS = (str, int, float, bool)
 

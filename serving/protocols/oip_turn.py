@@ -21,9 +21,10 @@ from model_store.errors import Refusal
 from model_store.tensors import Array
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_arrays, mint_usage_ids
-from serving.errors import internal_error
+from serving.errors.node import internal_error
 from serving.metering import UsageRecord
-from serving.protocols.oip_codec import InferRequest, encode_response
+from serving.protocols.oip_request import InferRequest
+from serving.protocols.oip_response import encode_response
 from serving.small_calls import SmallCall, run_now
 from serving.statistics import VersionStatistics
 

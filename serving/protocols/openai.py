@@ -21,7 +21,8 @@ from model_store.tensors import Array
 from serving.calls import Inference, with_what_was_run
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_bytes
-from serving.errors import no_such_path, refusal_text, request_field, request_json
+from serving.errors.rendering import refusal_text
+from serving.errors.requests import no_such_path, request_field, request_json
 from serving.messages import JSON_TYPE, Request, Response, check_method, json_response
 from serving.ports import Ports, ServedVersion
 from serving.protocols.oip import deadline_of

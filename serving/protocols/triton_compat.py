@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from model_store.errors import Refusal
 from model_store.names import path_name
-from serving.errors import refusal_text
+from serving.errors.rendering import refusal_text
 from serving.ports import BundleSource, Principal
 
 SERVER = "triton"

@@ -19,10 +19,11 @@ from serving.calls import Inference, with_what_was_run
 from serving.dataplane import DataPlane
 from serving.digests import digest_of_bytes
 from serving.drift import Outside, shown
-from serving.errors import request_field, scope_missing
+from serving.errors.access import scope_missing
+from serving.errors.requests import request_field
 from serving.messages import Request, Response, json_response
 from serving.ports import Ports, ServedVersion
-from serving.protocols.oip_codec import priority_of
+from serving.protocols.oip_request import priority_of
 from serving.protocols.pipelines import Pipelines
 from serving.protocols.use_rows import TABLE_TYPES, Asked, encode_chunks, read_rows
 

@@ -14,7 +14,7 @@ from model_store.processing.columns import ColumnMatch, apply_matches, column_mi
 from model_store.processing.pipeline import Pipeline
 from model_store.processing.tables import PARQUET_MAGIC, read_table
 from model_store.tensors import Array
-from serving.errors import request_field, request_json
+from serving.errors.requests import request_field, request_json
 from serving.multipart import parse_form
 
 MAX_ROWS = 10_000

@@ -15,10 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from serving.app import Send, ServingApp
+from serving.app import ServingApp
+from serving.asgi import Send
 from serving.bodies import Receive
 from serving.dataplane import DataPlane
-from serving.errors import no_such_path
+from serving.errors.requests import no_such_path
 from serving.folder_lock import hold_folder
 from serving.journal import JournalWriter
 from serving.ports import Ports

@@ -6,7 +6,7 @@ import pytest
 
 from model_store.errors import TooLarge, TooMany, TooSlow
 from serving.bodies import BodyRoom, Disconnected, Message, Receive, read_body
-from serving.errors import uploads_full
+from serving.errors.node import uploads_full
 
 
 def arriving(*parts: bytes, whole: bool = True) -> Receive:

@@ -33,8 +33,8 @@ from serving.journal_format import (
 from serving.journal_summary import summarise
 from serving.multipart import parse_form
 from serving.protocols.oip import Target, parse_model_path
-from serving.protocols.oip_codec import decode_request
 from serving.protocols.oip_generate import decode_generate
+from serving.protocols.oip_request import decode_request
 from serving.protocols.use_rows import read_rows
 from tests.serving.parts import rows
 from tests.serving.test_http import PATH, Served, raw, read_answers, request_of, serve

@@ -16,13 +16,8 @@ from hypothesis.extra import numpy as hnp
 
 from model_store.errors import BadInput
 from model_store.tensors import NUMPY_OF, OIP_OF, object_array
-from serving.protocols.oip_codec import (
-    InferRequest,
-    check_binary_needs,
-    decode_request,
-    encode_response,
-    response_head,
-)
+from serving.protocols.oip_request import InferRequest, decode_request
+from serving.protocols.oip_response import check_binary_needs, encode_response, response_head
 
 PLAIN = InferRequest("", {}, None, {}, False, None)
 BINARY = InferRequest("", {}, None, {}, True, None)

@@ -14,7 +14,7 @@ import pytest
 from model_store.errors import Refusal, Unavailable
 from serving import orders as module
 from serving import residency as residency_module
-from serving.errors import process_away
+from serving.errors.node import process_away
 from serving.orders import LOAD, TAKE, UNLOAD, Order, Orders
 from serving.ports import ServedVersion
 from serving.residency import Residency

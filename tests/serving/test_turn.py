@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from serving import journal
 from serving.http_protocol import fast_protocol
-from serving.protocols.oip_codec import decode_request
+from serving.protocols.oip_request import decode_request
 from tests.serving.parts import KEY, OTHER_KEY, FullDisk, Node, double, gather, model, running_node, until
 
 FLOAT = 1
