@@ -74,6 +74,17 @@ class Refusal(Exception):
             body["request_id"] = request_id
         return body
 
+    def forget_frames(self) -> None:
+        """Let go of the frames that it came through, once it has been answered.
+
+        They hold the call, whose futures hold the refusal: a ring that only the garbage collector takes apart, while
+        everybody waits (50 ms for the 35,000 objects of 500 refused calls).
+        """
+        error: BaseException | None = self
+        while error is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
+            error = error.__context__
+
 
 class BadInput(Refusal):
     status = 400

@@ -254,7 +254,8 @@ class ServingApp:
     def refusal_parts(
         self, refusal: Refusal, error_body: Callable[[Refusal, str], bytes], request_id: str
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """Body and headers of a refusal, counted in the statistics."""
+        """Body and headers of a refusal, counted in the statistics; its frames are let go."""
+        refusal.forget_frames()
         statistics = self.dataplane.statistics
         statistics.refused(refusal.code)
         statistics.answered(refusal.status)

@@ -139,14 +139,12 @@ class GrpcServer:
             try:
                 await answer(call)
             except Refusal as refusal:
-                await self._refuse(call, refusal)
-            except grpc.aio.AbortError:
-                raise
+                self._refuse(call, refusal)
             except Exception:
                 if call.is_over:
                     return
                 _log.exception("unexpected error, request %s", call.request_id)
-                await self._refuse(call, internal_error())
+                self._refuse(call, internal_error())
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -181,11 +179,12 @@ class GrpcServer:
 
         return answer
 
-    async def _refuse(self, call: GrpcCall, refusal: Refusal) -> None:
+    def _refuse(self, call: GrpcCall, refusal: Refusal) -> None:
         statistics = self._app.dataplane.statistics
         statistics.refused(refusal.code)
         statistics.answered(refusal.status)
-        await call.refuse(refusal, self._app.refusal_text(refusal))
+        refusal.forget_frames()
+        call.refuse(refusal, self._app.refusal_text(refusal))
 
 
 @contextmanager

@@ -131,6 +131,9 @@ def _run_alone(job: Job, max_output_bytes: int) -> Ran | BaseException:
     cpu = time.thread_time()
     try:
         outputs = job.resident.runner.run(job.inputs, job.outputs, left_ms, max_output_bytes)
+    except Refusal as refusal:
+        refusal.forget_frames()
+        return refusal
     except Exception as error:  # handed to the call's own future
         return error
     compute_ms = (time.monotonic() - started) * 1000

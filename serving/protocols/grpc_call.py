@@ -113,8 +113,9 @@ class GrpcCall:
         pairs = [(name.replace("_", "-"), value) for name, value in trailing.items()]
         self._context.set_trailing_metadata((("x-request-id", self.request_id), *pairs))
 
-    async def refuse(self, refusal: Refusal, text: str) -> None:
-        """End the call: status, `text` in both languages, code and remedy in the trailing metadata."""
+    def refuse(self, refusal: Refusal, text: str) -> None:
+        """How the call ends when its handler returns: status, `text` in both languages, code and remedy in the trailing
+        metadata."""
         self.refused = refusal
         body = refusal.as_dict(self.request_id)
         body.pop("details", None)  # may be long
@@ -129,4 +130,7 @@ class GrpcCall:
         limits = refusal.details.get("ratelimit", {})
         trailing += [(f"ratelimit-{name}", str(value)) for name, value in limits.items()]
         status = STATUS_OF.get(refusal.status, grpc.StatusCode.UNKNOWN)
-        await self._context.abort(status, text[:MAX_STATUS_CHARACTERS], tuple(trailing))
+        # Not `abort`: the error that it raises and gRPC's own state of the call hold each other (see `forget_frames`).
+        self._context.set_code(status)
+        self._context.set_details(text[:MAX_STATUS_CHARACTERS])
+        self._context.set_trailing_metadata(tuple(trailing))

@@ -90,6 +90,7 @@ class GrpcInference:
             except Refusal as refusal:
                 self._dataplane.statistics.refused(refusal.code)
                 self._dataplane.statistics.answered(refusal.status)
+                refusal.forget_frames()
                 answer = await self._dataplane.in_thread(_refused, content, refusal, self._app.refusal_text(refusal))
             await call.write(answer)
 
