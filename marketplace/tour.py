@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 
 from marketplace.client import Market, MarketError
+from marketplace.tour_contract import contract_pdf
 from marketplace.tour_model import RANGES, build_tour_bundle
 
 MICRO_PER_CALL = 370_000  # 0.37 fen
@@ -144,6 +145,9 @@ def run_mode(tour: Tour, mode: str, name: str, calls: int) -> dict[str, Any]:
     """Issue a voucher in this mode, subscribe, choose, adapt, call, and read the receipt back."""
     factory = tour["factory"]
     voucher = issue_voucher(tour, PROGRAMMES[mode])
+    files = factory.get(f"/api/v1/applications/{voucher['application_id']}")["files"]
+    for file in files:
+        tour.say(f"③ [{mode}] 申报材料 {file['name']}, SHA-256 {file['sha256'][:16]}…")
     contract = factory.subscribe(name, contract_fen=CONTRACT_FEN, on_voucher_end="refuse")
     tour.say(f"③ [{mode}] 发券 {FACE_FEN / 100:.2f} 元 (两人复核), 订阅 {name}")
     derivative = choose_and_adapt(tour, name, mode)
@@ -151,22 +155,39 @@ def run_mode(tour: Tour, mode: str, name: str, calls: int) -> dict[str, Any]:
     usage_ids.append(factory.use(derivative, example_row(0))["usage_id"])
     tour.say(f"⑤ [{mode}] 调用 {len(usage_ids)} 次, 其中 1 次为私有派生模型 {derivative}")
     receipt = settle(tour, mode, voucher["id"], contract["id"], usage_ids)
+    receipt["evidence"] = [{name: file[name] for name in ("code", "kind", "sha256")} for file in files]
     factory.post(f"/api/v1/subscriptions/{contract['id']}/end")
     tour["operator"].post(f"/api/v1/vouchers/{voucher['id']}/suspend", {"note": "tour"})
     return receipt
 
 
 def issue_voucher(tour: Tour, programme: str) -> dict[str, Any]:
-    """Application → checks → approval → public notice → proposal by one operator, approval by another."""
+    """Application, with the files that it asks for → checks → approval → public notice → proposal by one operator,
+    approval by another."""
     factory, operator = tour["factory"], tour["operator"]
     application = factory.post(
         "/api/v1/applications", {"programme": programme, "requested_fen": FACE_FEN, "purpose": "演示"}
     )
+    attach_files(tour, application["id"], programme)
     factory.post(f"/api/v1/applications/{application['id']}/submit")
     for step in ("check", "approve", "publish", "confirm"):
         operator.post(f"/api/v1/applications/{application['id']}/{step}", {"note": "tour"})
     proposed = operator.post("/api/v1/vouchers", {"application_id": application["id"], "face_fen": FACE_FEN})
     return dict(tour["operator2"].post(f"/api/v1/vouchers/{proposed['id']}/approve", {"note": "tour"}))
+
+
+def attach_files(tour: Tour, application_id: str, programme: str) -> None:
+    """A contract for each file that the programme must have."""
+    factory = tour["factory"]
+    schema = factory.get(f"/api/v1/programmes/{programme}")["evidence_schema"]
+    lines = ["DEMONSTRATION - not a contract of anybody's", "", f"Application {application_id}",
+             f"Use of a cutting power model, {CONTRACT_FEN / 100:.2f} yuan foreseen"]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "demonstration-contract.pdf"
+        path.write_bytes(contract_pdf(lines))
+        for piece in schema:
+            if piece["kind"] == "file" and piece["required"]:
+                factory.attach_evidence(application_id, piece["code"], path)
 
 
 def choose_and_adapt(tour: Tour, name: str, mode: str) -> str:

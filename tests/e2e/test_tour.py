@@ -110,6 +110,16 @@ def test_a_private_derivative_is_sold_at_its_parent_s_derivative_price(toured: T
         assert sold == {("dongzhi/cutting-power", "use"), (f"demo-factory/cutting-power-{mode}", "derivative")}
 
 
+def test_the_files_that_a_programme_must_have_were_handed_in(toured: Toured) -> None:
+    for mode, code in MODES.items():
+        programme = next(each for each in toured.published("programmes") if each["code"] == code)
+        wanted = [piece["code"] for piece in programme["evidence_schema"] if piece["kind"] == "file"]
+        handed_in = toured.receipt["modes"][mode]["evidence"]
+        assert [(each["code"], each["kind"]) for each in handed_in] == [(piece, "pdf") for piece in wanted]
+        assert all(len(each["sha256"]) == 64 for each in handed_in)
+    assert toured.receipt["modes"]["reimburse"]["evidence"]  # one of the two shows what an upload is
+
+
 def test_the_receipt_has_the_published_keys_per_mode_and_in_sum(toured: Toured) -> None:
     total, modes = toured.receipt, toured.receipt["modes"]
     assert set(modes) == set(MODES)
