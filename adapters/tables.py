@@ -11,17 +11,8 @@ import numpy as np
 from adapters.recipe import Context
 from adapters.samples import Table, find_label_column, label_text, read_table
 from model_store.errors import Unprocessable
-from model_store.manifest import (
-    Categories,
-    Feature,
-    FeatureReference,
-    Impute,
-    Label,
-    Manifest,
-    PreStep,
-    Target,
-    TensorSpec,
-)
+from model_store.manifest import Feature, FeatureReference, Label, Manifest, Target, TensorSpec
+from model_store.step_specs import Categories, Impute, PreStep
 
 MAX_CATEGORIES = 30
 MAX_CLASSES_OF_NUMBERS = 12  # a numeric label with more values than this is a quantity

@@ -16,7 +16,8 @@ from adapters.export import declare_once
 from adapters.recipe import Context, Note
 from adapters.samples import Samples, Table
 from model_store.errors import BadInput
-from model_store.manifest import Feature, Manifest, Target, TensorSpec, Window
+from model_store.manifest import Feature, Manifest, Target, TensorSpec
+from model_store.step_specs import Window
 
 TENSOR = "windows"
 STATISTICS = ("mean", "std", "min", "max", "last", "slope")

@@ -15,8 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_store.bundle import Bundle, seal
 from model_store.golden import Golden, write_golden
-from model_store.manifest import (
-    Columns,
+from model_store.manifest import (  # fmt: skip
     DataSource,
     Feature,
     FeatureReference,
@@ -24,8 +23,8 @@ from model_store.manifest import (
     Metric,
     Target,
     TensorSpec,
-    Value,
-)  # fmt: skip
+)
+from model_store.step_specs import Columns, Value  # fmt: skip
 
 K11_N_PER_MM2, EXPONENT, NOISE, SEED = 2220.0, 0.14, 0.02, 20250205
 RANGES = {"speed": (60.0, 300.0), "feed": (0.08, 0.6), "depth": (0.5, 6.0)}

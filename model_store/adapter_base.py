@@ -19,8 +19,9 @@ from model_store.errors import Unprocessable
 from model_store.golden import Golden, read_golden, write_golden
 from model_store.graph_specs import read_model_proto
 from model_store.inspection.parity import compare_outputs
-from model_store.manifest import TensorSpec, Vector
+from model_store.manifest import TensorSpec
 from model_store.runtime import Graph, load_graph
+from model_store.step_specs import Vector
 from model_store.tensors import NUMPY_OF, Array
 
 CLASSES = 64  # room in the head of a base that answers pooled vectors

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from model_store.errors import Unprocessable
-from model_store.manifest import OipType, TensorSpec
+from model_store.manifest import TensorSpec
+from model_store.schema import OipType
 
 SITES_KEY = "algomart.adapter_sites"
 INDEX = "adapter_idx"

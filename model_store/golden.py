@@ -28,7 +28,7 @@ import onnx
 from onnx import numpy_helper
 
 from model_store.errors import Refusal, TooLarge, Unprocessable
-from model_store.manifest import OipType
+from model_store.schema import OipType
 from model_store.tensors import NUMPY_OF, OIP_OF_ONNX, Array, as_bytes_array, object_array, oip_of_array
 
 MAX_GOLDEN_PAIRS = 64

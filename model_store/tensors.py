@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_store.errors import BadInput, Unprocessable
-from model_store.manifest import OipType
+from model_store.schema import OipType
 
 Array = npt.NDArray[Any]
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)

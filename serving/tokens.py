@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from model_store.manifest import Manifest, Tokenise
+from model_store.manifest import Manifest
+from model_store.step_specs import Tokenise
 from model_store.tensors import Array
 
 

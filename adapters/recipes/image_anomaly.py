@@ -91,7 +91,8 @@ def target_of(context: Context, parent: Manifest, labels: list[str]) -> Manifest
 def new_manifest(context: Context, base: Manifest, threshold: float, data: list[Any]) -> Manifest:
     """The child's schema: one image in, a score and a verdict out."""
     from adapters import derive
-    from model_store.manifest import Anomaly, TensorSpec
+    from model_store.manifest import TensorSpec
+    from model_store.step_specs import Anomaly
 
     return derive.derived_manifest(
         context, base, RECIPE.relation, task="anomaly-detection", data=data, target=base.target, labels=base.labels,

@@ -20,7 +20,8 @@ def run(context: Context) -> Outcome:
 
     from adapters import derive, graphs, linear, measure, samples, split, texts
     from model_store.bundle import seal
-    from model_store.manifest import Classify, Target, TensorSpec
+    from model_store.manifest import Target, TensorSpec
+    from model_store.step_specs import Classify
 
     parent = context.parent
     assert parent is not None

@@ -92,7 +92,8 @@ def check_normal(count: int) -> None:
 def new_manifest(context: Context, base: Manifest, train: Samples, threshold: float) -> Manifest:
     """The child's schema: rows of a series in, a score and a verdict for the window that ends at each row."""
     from adapters import derive, windows
-    from model_store.manifest import Anomaly, TensorSpec
+    from model_store.manifest import TensorSpec
+    from model_store.step_specs import Anomaly
 
     step = windows.window_step(context, base.features, train)
     return derive.derived_manifest(

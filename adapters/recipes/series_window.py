@@ -96,7 +96,8 @@ def fit_head(context: Context, x_train: Any, wanted: Any) -> tuple[Any, onnx.Mod
 def new_manifest(context: Context, base: Manifest, train: Samples, category: bool) -> Manifest:
     """The child's schema: rows of a series in, one answer for the window that ends at each row."""
     from adapters import derive, texts, windows
-    from model_store.manifest import Classify, PostStep, TensorSpec, Value
+    from model_store.manifest import TensorSpec
+    from model_store.step_specs import Classify, PostStep, Value
 
     step = windows.window_step(context, base.features, train)
     names = sorted(set(train.labels))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.recipe import Context, Needs, Note, Outcome, Parameter, Recipe
 from model_store.errors import Refusal, Unprocessable
-from model_store.manifest import Affine, Anomaly, Classify, Isotonic, PostStep, Sigmoid, Softmax, TensorSpec, Value
+from model_store.manifest import TensorSpec
+from model_store.step_specs import Affine, Anomaly, Classify, Isotonic, PostStep, Sigmoid, Softmax, Value
 
 if TYPE_CHECKING:
     import onnx

@@ -74,7 +74,8 @@ def run(context: Context) -> Outcome:
 def new_manifest(context: Context, base: Manifest, train: Samples, method: str) -> Manifest:
     """The child's schema: features and target as the base has them, processing and tensors of its own."""
     from adapters import derive, tables
-    from model_store.manifest import Classify, Columns, Label, PostStep, TensorSpec, Value
+    from model_store.manifest import Label, TensorSpec
+    from model_store.step_specs import Classify, Columns, PostStep, Value
 
     features = [feature for feature in base.features if feature.kind in ("number", "integer", "category")]
     pre = [*tables.encoding_steps(features, train.rows), Columns(features=[f.name for f in features], tensor=TENSOR)]

@@ -191,7 +191,8 @@ def check_same_weights(encoder: Any, parent: Bundle) -> None:
 def new_manifest(context: Context, base: Manifest, train: Samples, as_adapter: bool) -> Manifest:
     """The child's schema: one text in, tokens by the base's own tokenizer, one of the labels out."""
     from adapters import derive, texts
-    from model_store.manifest import Classify, PostStep, Softmax, Take, TensorSpec, Tokenise
+    from model_store.manifest import TensorSpec
+    from model_store.step_specs import Classify, PostStep, Softmax, Take, Tokenise
 
     names = sorted(set(train.labels))
     file = next((step.file for step in base.pre if isinstance(step, Tokenise)), "tokenizer.json")

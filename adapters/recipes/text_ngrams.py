@@ -64,7 +64,8 @@ def run(context: Context) -> Outcome:
 def new_manifest(context: Context, base: Manifest, train: Samples) -> Manifest:
     """The child's schema: one text in, one of the labels out."""
     from adapters import derive, texts
-    from model_store.manifest import Classify, HashNgrams, TensorSpec
+    from model_store.manifest import TensorSpec
+    from model_store.step_specs import Classify, HashNgrams
 
     names = sorted(set(train.labels))
     low, high = int(context.params["low"]), int(context.params["high"])

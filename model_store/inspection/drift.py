@@ -10,9 +10,10 @@ import numpy as np
 from model_store.errors import Refusal
 from model_store.inspection.intervals import MIN_ROWS, wilson
 from model_store.inspection.parity import take_rows
-from model_store.manifest import Manifest, Normalise
+from model_store.manifest import Manifest
 from model_store.processing.pipeline import Pipeline
 from model_store.runtime import Graph
+from model_store.step_specs import Normalise
 from model_store.tensors import Array
 
 NOISE_SHARE = 0.01  # of each column's standard deviation

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from model_store import manifest as m
+from model_store import step_specs as m
 from model_store.errors import Unprocessable
+from model_store.manifest import Target
 from model_store.tensors import BFLOAT16, Array
 
 
 class Decoding:
     """Tensors as they are transformed, and the results made of them."""
 
-    def __init__(self, target: m.Target | None, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
+    def __init__(self, target: Target | None, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
         self.target = target
         self.tensors: dict[str, Array] = dict(outputs)
         self.inputs = inputs

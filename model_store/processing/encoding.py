@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from model_store import manifest as m
 from model_store.errors import BadInput, TooLarge
+from model_store.manifest import Feature
+from model_store.schema import OipType
 from model_store.tensors import NUMPY_OF, Array
 
 MAX_TENSOR_BYTES = 512 * 1024 * 1024
@@ -21,7 +22,7 @@ MAX_TEXT_CHARACTERS = 100_000
 class Encoding:
     """The work table of one call: cells by feature (columns of the rows) and the tensors made so far."""
 
-    def __init__(self, features: Mapping[str, m.Feature], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    def __init__(self, features: Mapping[str, Feature], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         self.features = features
         self.rows = rows
         self.folder = folder
@@ -33,7 +34,7 @@ class Encoding:
                 cells = [self._cell(feature, cell, place) for place, cell in enumerate(cells)]
             self.cells[name] = cells
 
-    def _cell(self, feature: m.Feature, cell: Any, place: int) -> Any:
+    def _cell(self, feature: Feature, cell: Any, place: int) -> Any:
         """A present value, the default, None for an optional one; FEATURE_MISSING for a required one."""
         if isinstance(cell, np.ndarray) or (cell is not None and cell != ""):
             return cell
@@ -52,7 +53,7 @@ class Encoding:
             field=feature.name,
         )
 
-    def number(self, feature: m.Feature, cell: Any, place: int) -> float:
+    def number(self, feature: Feature, cell: Any, place: int) -> float:
         """A finite number; None becomes NaN (for `impute`). FEATURE_NOT_NUMBER otherwise."""
         if cell is None:
             return math.nan
@@ -130,7 +131,7 @@ class Encoding:
         return found
 
 
-def cast(values: Array, dtype: m.OipType, feature: m.Feature, place: int | None = None) -> Array:
+def cast(values: Array, dtype: OipType, feature: Feature, place: int | None = None) -> Array:
     """float64 → the tensor's type; FEATURE_OUT_OF_RANGE where it cannot hold a value (or a fraction, for integers).
 
     `place`: the row that all values belong to; None: one value a row.

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from model_store import manifest as m
+from model_store import step_specs as m
 from model_store.errors import BadInput
 
 MAX_IMAGE_PIXELS = 50_000_000

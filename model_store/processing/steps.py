@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from model_store import manifest as m
+from model_store import step_specs as m
 from model_store.errors import BadInput
 from model_store.processing.encoding import Encoding, cast, not_imputed
 from model_store.processing.pictures import fit_picture, open_picture

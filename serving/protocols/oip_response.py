@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from model_store.manifest import OipType
+from model_store.schema import OipType
 from model_store.tensors import OIP_OF, Array
 from serving.errors.requests import binary_required
 from serving.protocols.oip_request import InferRequest

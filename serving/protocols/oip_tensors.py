@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from model_store.manifest import OipType
+from model_store.schema import OipType
 from model_store.tensors import NUMPY_OF, Array, object_array
 from serving.errors.requests import binary_required, request_field, tensor_binary, tensor_data
 

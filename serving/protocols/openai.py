@@ -15,8 +15,9 @@ import numpy as np
 import orjson
 
 from model_store.errors import Refusal, Unprocessable
-from model_store.manifest import Feature, Manifest, Tokenise, Vector
+from model_store.manifest import Feature, Manifest
 from model_store.processing.pipeline import Pipeline
+from model_store.step_specs import Tokenise, Vector
 from model_store.tensors import Array
 from serving.calls import Inference, with_what_was_run
 from serving.dataplane import DataPlane

@@ -13,7 +13,8 @@ from adapters import graphs, measure
 from adapters.derive import write_golden
 from model_store.bundle import Bundle, seal
 from model_store.errors import Refusal
-from model_store.manifest import DecodeImage, Feature, Manifest, TensorSpec, Vector
+from model_store.manifest import Feature, Manifest, TensorSpec
+from model_store.step_specs import DecodeImage, Vector
 from tests.adapters.workbench import adapt, value_of, write_images
 
 

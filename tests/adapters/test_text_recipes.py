@@ -16,9 +16,10 @@ from model_store.adapter_file import check_adapter, read_adapter, sites_of_bundl
 from model_store.bundle import Bundle, seal
 from model_store.errors import Refusal
 from model_store.golden import read_golden
-from model_store.manifest import Feature, Manifest, TensorSpec, Tokenise, Vector
+from model_store.manifest import Feature, Manifest, TensorSpec
 from model_store.processing.pipeline import Pipeline
 from model_store.runtime import load_graph
+from model_store.step_specs import Tokenise, Vector
 from tests.adapters.workbench import SHARED, adapt, value_of, write_table
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")

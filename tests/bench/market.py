@@ -20,17 +20,8 @@ import numpy as np
 import onnxruntime
 
 from model_store.bundle import pack, seal
-from model_store.manifest import (
-    Classify,
-    Columns,
-    DataSource,
-    Feature,
-    Label,
-    Manifest,
-    Metric,
-    Target,
-    TensorSpec,
-)
+from model_store.manifest import DataSource, Feature, Label, Manifest, Metric, Target, TensorSpec
+from model_store.step_specs import Classify, Columns
 from tests.bench import load
 from tests.bench.servers import BODIES, BODY, ROOT, START_S, Server, free_port
 from tests.bench.tiny import CLASSES, FEATURES, write_tiny

@@ -10,16 +10,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from model_store.bundle import Bundle, pack, seal
-from model_store.manifest import (
-    Columns,
-    DataSource,
-    Feature,
-    Manifest,
-    Metric,
-    Target,
-    TensorSpec,
-    Value,
-)
+from model_store.manifest import DataSource, Feature, Manifest, Metric, Target, TensorSpec
+from model_store.step_specs import Columns, Value
 
 WEIGHTS = np.array([[1.0], [2.0], [3.0], [4.0]], dtype=np.float32)
 

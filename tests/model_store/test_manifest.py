@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from model_store.bundle import canonical_manifest, parse_manifest
 from model_store.errors import Unprocessable
-from model_store.manifest import Manifest, OipType, PostStep, PreStep
+from model_store.manifest import Manifest
 from model_store.processing import decoding, steps
+from model_store.schema import OipType
+from model_store.step_specs import PostStep, PreStep
 from model_store.tensors import NUMPY_OF
 
 SHELF = sorted((Path(__file__).parents[2] / "marketplace" / "catalogue" / "starter").glob("*.zip"))

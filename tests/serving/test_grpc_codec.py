@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from model_store.errors import BadInput, NotHere, Refusal
-from model_store.manifest import OipType
+from model_store.schema import OipType
 from model_store.tensors import NUMPY_OF
 from serving.calls import Inference
 from serving.protocols.grpc_codec import decode_infer, encode_inference

@@ -9,7 +9,8 @@ from adapters.datasets import AI4I, read_ai4i
 from adapters.recipes.shelf import models
 from adapters.recipes.shelf.family import SEED, Entrant, Family, Parts, Price, Text, generated_columns
 from adapters.samples import Samples
-from model_store.manifest import Categories, Columns, Feature, Label, PreStep, Target
+from model_store.manifest import Feature, Label, Target
+from model_store.step_specs import Categories, Columns, PreStep
 
 FEATURES = [
     Feature(

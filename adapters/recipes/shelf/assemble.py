@@ -25,18 +25,8 @@ from model_store.bundle import Bundle, pack, seal
 from model_store.graph_specs import specs_of
 from model_store.inspection.inspector import inspect_bundle
 from model_store.inspection.report import Report
-from model_store.manifest import (
-    Batching,
-    Classify,
-    DataSource,
-    FeatureReference,
-    Manifest,
-    Metric,
-    PostStep,
-    TensorSpec,
-    Value,
-    Vector,
-)
+from model_store.manifest import Batching, DataSource, FeatureReference, Manifest, Metric, TensorSpec
+from model_store.step_specs import Classify, PostStep, Value, Vector
 
 GOLDEN_ROWS = 4
 QUANTILES = np.linspace(0, 1, 11)

@@ -10,7 +10,8 @@ from adapters.datasets import BEARING, BEARING_SIZE, read_bearing
 from adapters.recipes.shelf import models, nets
 from adapters.recipes.shelf.family import Entrant, Family, Lesson, Parts, Price, Row, Text, Trained
 from adapters.samples import Samples
-from model_store.manifest import Feature, Label, PreStep, Series, Spectrum, Target
+from model_store.manifest import Feature, Label, Target
+from model_store.step_specs import PreStep, Series, Spectrum
 
 RATE_HZ = 12_000
 TRAIN_SHARE = 0.6

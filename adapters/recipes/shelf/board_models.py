@@ -12,7 +12,8 @@ import numpy as np
 from adapters.datasets import BOARDS
 from adapters.recipes.shelf import boards, nets
 from adapters.recipes.shelf.family import Arrays, Entrant, Family, Lesson, Parts, Price, Text, Trained
-from model_store.manifest import Anomaly, Label, Target
+from model_store.manifest import Label, Target
+from model_store.step_specs import Anomaly
 
 EPOCHS = 12
 OVERKILL = 0.05

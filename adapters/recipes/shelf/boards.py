@@ -14,7 +14,8 @@ from adapters import split
 from adapters.datasets import BOARD_DEFECTS, Board, png_bytes, read_boards
 from adapters.recipes.shelf.family import SEED, Parts, Row
 from adapters.samples import Samples
-from model_store.manifest import DecodeImage, Feature, PreStep
+from model_store.manifest import Feature
+from model_store.step_specs import DecodeImage, PreStep
 
 SIDE = 64
 JITTER = 8

@@ -11,7 +11,8 @@ from adapters.datasets import CONCRETE, read_uci
 from adapters.recipes.shelf import models
 from adapters.recipes.shelf.family import SEED, Entrant, Family, Parts, Price, Text, generated_columns
 from adapters.samples import Samples
-from model_store.manifest import Columns, Feature, PreStep, Target
+from model_store.manifest import Feature, Target
+from model_store.step_specs import Columns, PreStep
 
 COLUMNS = (
     ("cement", "水泥", "Cement", "kg/m³", 700.0, ["水泥用量"]),

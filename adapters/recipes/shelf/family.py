@@ -16,7 +16,8 @@ import onnx
 
 from adapters.datasets import Source
 from adapters.samples import Samples
-from model_store.manifest import Adaptable, Feature, Label, Link, Modality, PostStep, PreStep, Scenario, Target, Task
+from model_store.manifest import Adaptable, Feature, Label, Link, Modality, Scenario, Target, Task
+from model_store.step_specs import PostStep, PreStep
 
 SEED = 20250205  # the day the policy was issued
 Arrays = dict[str, npt.NDArray[Any]]

@@ -9,7 +9,8 @@ from adapters.datasets import HYDRAULIC, HYDRAULIC_SENSORS, read_hydraulic
 from adapters.recipes.shelf import models
 from adapters.recipes.shelf.family import SEED, Entrant, Family, Parts, Price, Text, generated_columns
 from adapters.samples import Samples
-from model_store.manifest import Columns, Feature, Label, PreStep, Target
+from model_store.manifest import Feature, Label, Target
+from model_store.step_specs import Columns, PreStep
 
 SENSORS = {
     "TS1": ("温度 TS1", "Temperature TS1", "°C"),

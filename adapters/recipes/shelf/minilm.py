@@ -30,7 +30,8 @@ from model_store import golden
 from model_store.adapter_base import with_sites
 from model_store.bundle import Bundle, pack, seal
 from model_store.errors import Unprocessable
-from model_store.manifest import DataSource, Feature, FeatureReference, Manifest, TensorSpec, Tokenise, Vector
+from model_store.manifest import DataSource, Feature, FeatureReference, Manifest, TensorSpec
+from model_store.step_specs import Tokenise, Vector
 
 NAME = "pearl/minilm-l6"
 SITES = ("q", "v")  # at every matrix they would cost the base's own calls up to 5%, here about 1%

@@ -14,7 +14,8 @@ from adapters.datasets import ORDERS, read_orders
 from adapters.recipes.shelf import models
 from adapters.recipes.shelf.family import SEED, Entrant, Family, Parts, Price, Row, Text
 from adapters.samples import Samples
-from model_store.manifest import Feature, HashNgrams, Label, PreStep, Target
+from model_store.manifest import Feature, Label, Target
+from model_store.step_specs import HashNgrams, PreStep
 
 LEAST_ROWS = 25  # a system with fewer orders cannot be measured
 SYSTEMS = {

@@ -10,7 +10,8 @@ from adapters.datasets import POWER, read_fixed_split, read_uci
 from adapters.recipes.shelf import models
 from adapters.recipes.shelf.family import Entrant, Family, Parts, Price, Text, generated_columns
 from adapters.samples import Samples
-from model_store.manifest import Columns, Feature, PreStep, Target
+from model_store.manifest import Feature, Target
+from model_store.step_specs import Columns, PreStep
 
 FEATURES = [
     Feature(

@@ -9,7 +9,8 @@ from adapters.datasets import STEEL, read_steel
 from adapters.recipes.shelf import models
 from adapters.recipes.shelf.family import SEED, Entrant, Family, Parts, Price, Text, generated_columns
 from adapters.samples import Samples
-from model_store.manifest import Columns, Feature, Label, PreStep, Target
+from model_store.manifest import Feature, Label, Target
+from model_store.step_specs import Columns, PreStep
 
 # name, heading as published, zh, en, unit
 COLUMNS = (

@@ -12,7 +12,8 @@ from adapters.datasets import TURBOFAN, TURBOFAN_SENSORS, Rows, read_turbofan
 from adapters.recipes.shelf import models, nets
 from adapters.recipes.shelf.family import Arrays, Entrant, Family, Lesson, Parts, Price, Row, Text, Trained
 from adapters.samples import Samples
-from model_store.manifest import Feature, PreStep, ScaleTensor, Target, Window
+from model_store.manifest import Feature, Target
+from model_store.step_specs import PreStep, ScaleTensor, Window
 
 SIZE = 30
 CAP = 125.0
