@@ -45,9 +45,9 @@ class Resident:
     """
 
     __slots__ = (
-        "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "hot_at",
+        "_indexed_base", "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "hot_at",
         "last_used", "load_ms", "manifest", "mapped", "max_rows", "name", "owner", "pinned", "references", "runner",
-        "runs_on", "slots", "token_tensor", "trusted", "uses",
+        "slots", "token_tensor", "trusted", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -62,8 +62,7 @@ class Resident:
         indexed = isinstance(runner, Graph) and runner.sites is not None and runner.sites.indexed
         self.slots = SlotTable(runner) if indexed else None
         self.base = base
-        indexed_base = base if isinstance(runner, StackedAdapter) else None
-        self.runs_on: Resident = indexed_base or self
+        self._indexed_base = indexed_base = base if isinstance(runner, StackedAdapter) else None
         self.batch_inputs = [spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1]
         self.batchable = self.graph is not None and manifest.batching.dynamic and _all_batched(self.graph)
         self.max_rows = max(1, manifest.batching.max_rows)
@@ -80,6 +79,11 @@ class Resident:
         self.references = 0
         self.uses = 0
         self.last_used = 0
+
+    @property
+    def runs_on(self) -> Resident:
+        """Not an attribute: what holds itself is left to the garbage collector when it is unloaded, with all it holds."""
+        return self._indexed_base or self
 
     def rows_of(self, inputs: dict[str, Array]) -> int:
         """Rows of a call: the largest first dimension among inputs whose first dimension is free; else 1."""

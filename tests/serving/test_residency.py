@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,21 @@ async def test_a_load_that_fails_tells_everyone_and_leaves_nothing_behind() -> N
     assert residency.held_bytes == 0
     assert residency.residents() == []
     await residency.close()
+
+
+@pytest.mark.usefixtures("sized")
+async def test_what_leaves_is_gone_without_the_garbage_collector() -> None:
+    residency = residency_of(1)
+    gc.collect()
+    before = sum(isinstance(each, Resident) for each in gc.get_objects())
+    gc.disable()
+    try:
+        for name in "abcdef":
+            residency.release(await residency.acquire(version(name)))
+        await residency.close()
+        assert sum(isinstance(each, Resident) for each in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("sized")
