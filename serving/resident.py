@@ -45,9 +45,9 @@ class Resident:
     """
 
     __slots__ = (
-        "_indexed_base", "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph", "hot_at",
-        "last_used", "load_ms", "manifest", "mapped", "max_rows", "name", "owner", "pinned", "references", "runner",
-        "slots", "token_tensor", "trusted", "uses",
+        "_indexed_base", "base", "batch_inputs", "batchable", "bytes", "cost", "counts_images", "digest", "graph",
+        "hot_at", "last_used", "load_ms", "manifest", "mapped", "max_rows", "name", "owner", "pinned", "references",
+        "runner", "slots", "token_tensor", "trusted", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +82,7 @@ class Resident:
 
     @property
     def runs_on(self) -> Resident:
-        """Not an attribute: what holds itself is left to the garbage collector when it is unloaded, with all it holds."""
+        """Not an attribute: what holds itself is left to the garbage collector when it is unloaded."""
         return self._indexed_base or self
 
     def rows_of(self, inputs: dict[str, Array]) -> int:
