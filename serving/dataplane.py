@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
 import threading
 import time
@@ -29,7 +28,7 @@ from serving.batching import RunQueue
 from serving.calls import Call, Inference
 from serving.digests import digest_of_arrays, mint_usage_id
 from serving.drift import DriftBook
-from serving.errors.node import deadline_exceeded, internal_error, shutting_down
+from serving.errors.node import deadline_exceeded, shutting_down
 from serving.idempotency import IdempotencyTable, key_digest, remembered_from_journals
 from serving.joined import JoinedFigures
 from serving.journal import JournalWriter
@@ -40,9 +39,9 @@ from serving.loop_lag import LoopLag
 from serving.metering import PriceLine, rate_usage
 from serving.orders import Orders
 from serving.ports import KeyLimits, Ports, Principal, ServedVersion
+from serving.queued_calls import QueuedCalls
 from serving.residency import Residency
 from serving.resident import Resident
-from serving.runs import Ran
 from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import SmallCall, run_now
@@ -110,6 +109,7 @@ class DataPlane:
             look=look,
             **bounds,
         )
+        self._queued = QueuedCalls(self)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class DataPlane:
             if idempotency_key is not None:
                 await self._claim(call, idempotency_key)
             patient = deadline_ms is None or deadline_ms >= self.settings.run_deadline_ms
-            answer = await self._infer_queued(call, inputs, names, limit_ms, priority, patient)
+            answer = await self._queued.run(call, inputs, names, limit_ms, priority, patient)
         finally:
             if leave is not None:
                 _when_done(call.run, leave)
@@ -352,119 +352,6 @@ class DataPlane:
         payload = f"{call.served.name} {call.digest}"
         call.entry = await self.idempotency.claim(key, payload, mint_usage_id())
         call.key = key
-
-    async def _infer_queued(
-        self,
-        call: Call,
-        inputs: dict[str, Array],
-        outputs: list[str] | None,
-        limit_ms: float,
-        priority: str,
-        patient: bool,
-    ) -> Inference:
-        arrived = time.monotonic()
-        billed = call.entry is not None and call.entry.billed
-        resident: Resident | None = None
-        try:
-            try:
-                async with asyncio.timeout(limit_ms / 1000):
-                    resident = await self.residency.acquire(call.served)
-                    if resident.graph is not None:
-                        resident.graph.check_inputs(inputs)  # nothing is reserved for what cannot run
-                    call.rows = resident.rows_of(inputs)
-                    if resident.counts_images:
-                        call.units = {**(call.units or {}), "images": call.rows}
-                    if resident.token_tensor is not None and resident.token_tensor in inputs:
-                        tokens = count_tokens(inputs[resident.token_tensor])
-                        call.units = {**(call.units or {}), "tokens_in": tokens}
-                    self.journal.check_ready()
-                    if not billed:
-                        bound = {**(call.units or {}), "calls": 1, "rows": call.rows, "ms": int(limit_ms) + 1}
-                        with contextlib.nullcontext() if self.tracing is None else self.tracing.step("lease"):
-                            call.reserved = await self.leases.reserve(call.principal, call.served, bound, call.purpose)
-            except TimeoutError:
-                raise deadline_exceeded(limit_ms) from None
-            left_ms = limit_ms - (time.monotonic() - arrived) * 1000
-            queue = self.queue if resident.graph is not None else self.worker_queue
-            tenant, weight = call.principal.organisation, call.principal.weight
-            job = queue.submit(resident, inputs, outputs, call.rows, left_ms, tenant, priority, weight, patient)
-            call.run = job.done
-        except BaseException as error:
-            self._drop(call, resident, error)
-            raise
-        answer: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
-        loaded = resident
-        elements = sum(array.size for array in inputs.values())
-        job.done.add_done_callback(lambda done: self._conclude(call, loaded, elements, done, answer))
-        if call.served.shadow is not None:
-            job.done.add_done_callback(lambda done: self._offer_shadow(call, inputs, outputs, done))
-        try:
-            return await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            if not job.started:
-                job.done.cancel()  # dropped before it runs; what has started is finished and billed
-            raise
-
-    def _drop(self, call: Call, resident: Resident | None, error: BaseException) -> None:
-        if resident is not None:
-            self.residency.release(resident)
-        self._fail(call, error)
-
-    def _offer_shadow(
-        self, call: Call, inputs: dict[str, Array], outputs: list[str] | None, done: asyncio.Future[Ran]
-    ) -> None:
-        if not done.cancelled() and done.exception() is None:
-            ran = done.result()
-            self.shadows.offer(call.served, inputs, outputs, ran.outputs, call.rows, ran.compute_ms)
-
-    def _fail(self, call: Call, error: BaseException | None) -> None:
-        if isinstance(error, Refusal):
-            call.statistics.count_broken(error.code)
-        if call.reserved is None and call.entry is not None and not call.entry.billed:
-            self.idempotency.finish(call.key, call.entry, None)
-        call.fail(self.idempotency)
-
-    def _conclude(
-        self,
-        call: Call,
-        resident: Resident,
-        elements: int,
-        done: asyncio.Future[Ran],
-        answer: asyncio.Future[Inference],
-    ) -> None:
-        """The run ended: settle, journal, and answer whoever still waits."""
-        self.residency.release(resident)
-        failure: BaseException | None = None
-        inference: Inference | None = None
-        if done.cancelled():
-            self._fail(call, None)
-            failure = shutting_down()
-        else:
-            failure = done.exception()
-            if failure is not None:
-                if not isinstance(failure, Refusal):
-                    _log.error("a run broke", exc_info=failure)
-                    failure = internal_error()
-                self._fail(call, failure)
-            else:
-                ran = done.result()
-                resident.cost.record(elements, ran.batch_cpu_ms, shared=ran.batch_rows != call.rows)
-                if (run := ran.execution) is not None:
-                    call.statistics.executed(run.rows, run.compute_ms, run.input_ms, run.output_ms)
-                try:
-                    inference = call.succeed(
-                        self.journal, self.idempotency, ran.outputs, ran.digest, ran.queue_ms, ran.compute_ms
-                    )
-                except Refusal as refusal:
-                    failure = refusal
-        if answer.done():
-            return
-        if inference is not None:
-            answer.set_result(inference)
-        else:
-            assert failure is not None, "no inference without a failure"
-            answer.set_exception(failure)
 
     # --- around it ----------------------------------------------------------------------------------------------------
 
