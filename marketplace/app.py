@@ -26,6 +26,7 @@ from marketplace.market import Market
 from marketplace.nodes import api as nodes_api
 from marketplace.nodes import write_off_api
 from marketplace.organisations import api as organisations_api
+from marketplace.organisations import members_api
 from marketplace.reports import api as reports_api
 from marketplace.review import api as review_api
 from marketplace.tracking.proxy import PREFIX as MLFLOW_PREFIX
@@ -139,6 +140,6 @@ class RequestIds:
 
 
 def _routers() -> list[APIRouter]:
-    shop = [organisations_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
+    shop = [organisations_api, members_api, keys_api, catalogue_api, rollouts_api, publishing_api, review_api]
     money = [vouchers_api, usage_api, ledger_api, claims_api, findings_api, reports_api, nodes_api, write_off_api]
     return [module.router for module in (*shop, *money)]

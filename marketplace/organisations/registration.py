@@ -65,27 +65,10 @@ def register_organisation(
 
     `hashed`: the password's hash where the caller has made it already.
     """
-    if kind not in ("enterprise", "vendor"):
-        raise BadInput(
-            "KIND_INVALID",
-            zh="单位类型只能是 enterprise(企业)或 vendor(供应商)",
-            en="an organisation registers as enterprise or vendor",
-            remedy_zh="运营方账号由平台部署者创建",
-            remedy_en="operator accounts are created by whoever runs the market",
-            field="kind",
-        )
+    check_kind(kind)
     name_zh = check_text(name_zh, field="name_zh")
     slug = check_vendor(slug, field="slug")
-    code = check_uscc(uscc) if uscc else None
-    if code is None and kind == "enterprise":
-        raise BadInput(
-            "USCC_REQUIRED",
-            zh="企业须填写统一社会信用代码",
-            en="an enterprise registers with its unified social credit code",
-            remedy_zh="请填写营业执照上的18位代码",
-            remedy_en="give the 18 characters on the business licence",
-            field="uscc",
-        )
+    code = _code_of(kind, uscc)
     check_free(session, slug=slug, uscc=code, email=check_email(email))
     hashed = hashed or hashed_password(password)
     organisation = Organisation(
@@ -109,6 +92,38 @@ def register_organisation(
         },
     )
     member = add_member(session, organisation, email=email, name=member_name, role="owner", hashed=hashed)
+    _announce(session, organisation, member)
+    return organisation, member
+
+
+def check_kind(kind: str) -> None:
+    """`BadInput` KIND_INVALID for what does not register by itself."""
+    if kind not in ("enterprise", "vendor"):
+        raise BadInput(
+            "KIND_INVALID",
+            zh="单位类型只能是 enterprise(企业)或 vendor(供应商)",
+            en="an organisation registers as enterprise or vendor",
+            remedy_zh="运营方账号由平台部署者创建",
+            remedy_en="operator accounts are created by whoever runs the market",
+            field="kind",
+        )
+
+
+def _code_of(kind: str, uscc: str | None) -> str | None:
+    code = check_uscc(uscc) if uscc else None
+    if code is None and kind == "enterprise":
+        raise BadInput(
+            "USCC_REQUIRED",
+            zh="企业须填写统一社会信用代码",
+            en="an enterprise registers with its unified social credit code",
+            remedy_zh="请填写营业执照上的18位代码",
+            remedy_en="give the 18 characters on the business licence",
+            field="uscc",
+        )
+    return code
+
+
+def _announce(session: Session, organisation: Organisation, member: Member) -> None:
     audit.record(
         session,
         actor=member.id,
@@ -119,11 +134,10 @@ def register_organisation(
     notices.notify_operators(
         session,
         "ORGANISATION_PENDING",
-        zh=f"{name_zh} 申请入驻, 等待审核",
-        en=f"{name_en or name_zh} has registered and waits for approval",
+        zh=f"{organisation.name_zh} 申请入驻, 等待审核",
+        en=f"{organisation.name_en or organisation.name_zh} has registered and waits for approval",
         link="/city/organisations",
     )
-    return organisation, member
 
 
 def hashed_password(password: str) -> str:

@@ -25,6 +25,7 @@ from marketplace.catalogue import rollouts_api as rollouts
 from marketplace.keys import api as keys
 from marketplace.market import Market
 from marketplace.organisations import api as organisations
+from marketplace.organisations import members_api
 from marketplace.organisations.declaring import shareholders_of
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
@@ -43,9 +44,9 @@ LISTS = ("scopes", "asked")  # fields of which a form may have several
 
 ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | {
     "register": Action(organisations.register, "/register?done=1", form="register.html"),
-    "accept": Action(organisations.accept, "/login?done=1", form="password.html"),
-    "reset": Action(organisations.reset, "/login?done=1", form="password.html"),
-    "forgot": Action(organisations.forgot, "/forgot?done=1"),
+    "accept": Action(members_api.accept, "/login?done=1", form="password.html"),
+    "reset": Action(members_api.reset, "/login?done=1", form="password.html"),
+    "forgot": Action(members_api.forgot, "/forgot?done=1"),
     "create-key": Action(keys.create_key, "/console/keys", reveal=("name", "key")),
     "rotate-key": Action(keys.rotate_key, "/console/keys", reveal=("name", "key"),
                          ask=("更换密钥? 旧密钥还有效 24 小时。", "Rotate this key? The old one works 24 hours more.")),
@@ -53,14 +54,14 @@ ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | {
     "revoke-key": Action(keys.revoke_key, "/console/keys",
                          ask=("吊销密钥? 用它的程序一秒内停止, 不能恢复。",
                               "Revoke this key? What uses it stops within a second, for good.")),
-    "invite": Action(organisations.invite, "/console/members", reveal=("member.email", "accept_path")),
+    "invite": Action(members_api.invite, "/console/members", reveal=("member.email", "accept_path")),
     "declare": Action(organisations.put_declaration, "/console/members",
                       ask=("更新申报信息? 此前的申报保留在审计日志中。",
                            "Declare this? What was declared before stays in the audit log.")),
-    "disable-member": Action(organisations.disable, "/console/members",
+    "disable-member": Action(members_api.disable, "/console/members",
                              ask=("停用该成员? 其会话与密钥立即失效。",
                                   "Disable this member? Sessions and keys end at once.")),
-    "reset-member": Action(organisations.issue_reset, "/console/members", reveal=("reset_path",)),
+    "reset-member": Action(members_api.issue_reset, "/console/members", reveal=("reset_path",)),
     "read-notices": Action(organisations.read_notices, "/console/notices"),
     "subscribe": Action(subscriptions.subscribe, "/console/subscriptions",
                         ask=("订阅并按合约金额预留模型券?", "Subscribe, and reserve the voucher's share of it?")),

@@ -18,6 +18,7 @@ from marketplace.keys import api as keys
 from marketplace.keys.authentication import SCOPES
 from marketplace.market import Market
 from marketplace.organisations import api as organisations
+from marketplace.organisations import members_api
 from marketplace.organisations.declaring import lines_of
 from marketplace.usage.queries import Filters, list_usage, trace
 from marketplace.usage.statements import read_month, statement
@@ -157,7 +158,7 @@ def own_vouchers(request: Request, actor: Actor = Depends(ANYBODY), market: Mark
 
 @router.get("/console/keys")
 def own_keys(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
-    held = organisations.list_members(actor, market)["items"]
+    held = members_api.list_members(actor, market)["items"]
     return page(
         request,
         "keys.html",
@@ -170,7 +171,7 @@ def own_keys(request: Request, actor: Actor = Depends(ANYBODY), market: Market =
 @router.get("/console/members")
 def members(request: Request, actor: Actor = Depends(ANYBODY), market: Market = Depends(market_of)) -> Response:
     """People, and what the organisation declares of itself."""
-    held = organisations.list_members(actor, market)["items"]
+    held = members_api.list_members(actor, market)["items"]
     mine = None if actor.is_operator else organisations.list_organisations("", "", 1, actor, market)["items"][0]
     return page(request, "members.html", members=held, declared=mine,
                 shareholders=lines_of(mine["shareholders"]) if mine else "")  # fmt: skip

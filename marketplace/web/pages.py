@@ -19,7 +19,7 @@ from marketplace.clock import now_ms
 from marketplace.db import reading, transaction
 from marketplace.market import Market
 from marketplace.organisations import members
-from marketplace.organisations.api import set_session_cookie
+from marketplace.organisations.members_api import set_session_cookie
 from marketplace.web.model_page import model_facts
 from marketplace.web.rendering import PageRoute, page
 from model_store.errors import BadInput, Refusal
