@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from model_store.bundle import open_bundle
@@ -44,7 +45,7 @@ from serving.residency import Residency
 from serving.resident import Resident
 from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
-from serving.small_calls import SmallCall, run_now
+from serving.small_calls import LATER, Later, SmallCall, run_now
 from serving.statistics import Statistics
 from serving.tokens import count_tokens
 from serving.tracing import Tracing, tracing_wanted
@@ -53,6 +54,7 @@ __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
 _log = logging.getLogger("algomart.dataplane")
 MANIFESTS_KEPT = 2048
+HELD_MS = 50.0  # at most, that a call may be held for a turn of the event loop
 DIGEST_IN_THREAD_BYTES = 1 << 20
 
 
@@ -83,8 +85,9 @@ class DataPlane:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._stopped = False
-        self._inline_limit_ms = self.settings.inline_limit_ms
+        self._inline_limit_ms, self._held_limit_ms = self.settings.inline_limit_ms, self.settings.held_limit_ms
         self._busy_ms = 0.0  # how long the calls admitted in this turn of the event loop would hold it one by one
+        self._held_ms = 0.0  # and those that found it full
         threads, slots = self.settings.run_threads, self.settings.worker_slots
         self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
         self._run_pool = concurrent.futures.ThreadPoolExecutor(threads, "run")
@@ -166,11 +169,13 @@ class DataPlane:
         purpose: str = "use",
         deadline_ms: float | None = None,
         priority: str = "normal",
-    ) -> SmallCall | None:
+        held_ms: float | None = None,
+    ) -> SmallCall | Later | None:
         """Reserve for a call that can run here and now: short, and nothing has to be waited for; else None.
 
         For calls without Idempotency-Key. What is admitted in one turn of the event loop is expected to hold it for
-        4 ms at most; the rest comes in later turns. `deadline_ms` and `priority` are those with which it would wait.
+        4 ms at most. `LATER` (nothing was done) where the next turn may have room for it and the caller can hold it
+        until then: `held_ms`, for how long it has been. `deadline_ms` and `priority`: with which it would wait.
         Raises `Unavailable` JOURNAL_UNAVAILABLE, `TooMany` RATE_LIMITED, CONCURRENCY_LIMITED, and QUEUE_FULL or
         WAIT_TOO_LONG where it would have to wait, and there is no room, or no time.
         """
@@ -188,6 +193,8 @@ class DataPlane:
         expected_ms = resident.cost.predict_ms(elements, rows)
         busy_ms = self._busy_ms + expected_ms
         if expected_ms > self._inline_limit_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
+            if busy_ms > TURN_MS and held_ms is not None and self._may_be_held(expected_ms, held_ms, deadline_ms):
+                return LATER
             self._check_room(resident, principal, priority, deadline_ms)
             return None
         held = self.leases.find(principal.organisation, served.listing_id, purpose)
@@ -239,6 +246,15 @@ class DataPlane:
             at_ms,
         )
 
+    def _may_be_held(self, expected_ms: float, held_ms: float, deadline_ms: float | None) -> bool:
+        """A later turn of the event loop is soon enough for this call, and there is room for it among those held."""
+        if not self._busy_ms or expected_ms > self._inline_limit_ms or self.settings.journal_sync != "grouped":
+            return False  # no turn would do
+        if held_ms > HELD_MS or (deadline_ms is not None and deadline_ms - held_ms < HELD_MS):
+            return False
+        self._held_ms += expected_ms
+        return self._held_ms <= self._held_limit_ms
+
     def _check_room(self, resident: Resident, principal: Principal, priority: str, deadline_ms: float | None) -> None:
         """Refuse a call that would find its queue full or too long, before it costs more. Raises `TooMany`."""
         queue = self.queue if resident.graph is not None else self.worker_queue
@@ -248,7 +264,7 @@ class DataPlane:
             queue.check_room(resident, principal.organisation, priority, left_ms)
 
     def _turn_over(self) -> None:
-        self._busy_ms = 0.0
+        self._busy_ms = self._held_ms = 0.0
 
     def _infer_now(self, call: SmallCall) -> Inference:
         """Run an admitted call at once, by itself. Raises what the run raises, and `Unavailable`."""
@@ -302,16 +318,19 @@ class DataPlane:
             else:
                 digest = digest_of_arrays(inputs)
         if idempotency_key is None:
-            small = self.admit_now(
-                principal,
-                served,
-                inputs,
-                names,
-                digest=digest,
-                units=units,
-                purpose=purpose,
-                deadline_ms=limit_ms,
-                priority=priority,
+            small = await self._admit_soon(
+                partial(
+                    self.admit_now,
+                    principal,
+                    served,
+                    inputs,
+                    names,
+                    digest=digest,
+                    units=units,
+                    purpose=purpose,
+                    deadline_ms=limit_ms,
+                    priority=priority,
+                )
             )
             if small is not None:
                 done = self._infer_now(small)
@@ -344,6 +363,22 @@ class DataPlane:
         if self.settings.journal_sync == "before_answer":
             await self.journal.synced()
         return answer
+
+    async def _admit_soon(self, ask: Callable[..., SmallCall | Later | None]) -> SmallCall | None:
+        """`admit_now` in this turn of the event loop, or in one of the next few."""
+        small = ask(held_ms=0.0)
+        if small is not LATER:
+            return small
+        began, held_ms = time.monotonic(), 0.0
+        while small is LATER:
+            await asyncio.sleep(0)
+            if self._stopped:
+                raise shutting_down()
+            held_ms = (time.monotonic() - began) * 1000
+            small = ask(held_ms=held_ms)
+        if small is not None:
+            small.held_ms = held_ms
+        return small
 
     async def _claim(self, call: Call, idempotency_key: str) -> None:
         key = key_digest(call.principal.organisation, idempotency_key)

@@ -24,6 +24,7 @@ from serving.errors.node import internal_error
 from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path, path_of
 from serving.protocols.oip_turn import Answer
+from serving.small_calls import LATER, Later
 from serving.tracing import TRACE_ID
 
 _log = logging.getLogger("algomart.serving")
@@ -62,11 +63,19 @@ class _FastHttpProtocol(GuardedConnection):
         self._active_at = 0.0
         self._idle_timer: Any = None
         self._trace_id = 0  # that the sampler was asked about for what is being read
+        self._held = b""  # read, but not looked at yet: the request it begins with has its turn later
+        self._held_ms: float | None = 0.0  # for how long what is being looked at has been held; None: it must not be
 
     # --- parsing ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._held:
+            self._held += data
+            return
         self._read_at = time.perf_counter()
+        self._look_at(data)
+
+    def _look_at(self, data: bytes) -> None:
         known = self._known
         if known is not None and self._between and self._answer_known(known, data):
             return
@@ -81,12 +90,25 @@ class _FastHttpProtocol(GuardedConnection):
         if body is None or not self._is_free():
             return False
         self._fields = known.head.fields
-        if not self._take(known.head, body, self._deliver):
+        taken = self._take(known.head, body, self._deliver, self._held_ms)
+        if not taken:
             self._declined = True
             return False
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if taken is LATER:
+            self._held = data
+            self.serving.oip.turn.hold(self._look_again)
         return True
+
+    def _look_again(self, may_be_held: bool = True) -> None:
+        """At what was held, in a later turn of the event loop."""
+        data, self._held = self._held, b""
+        if not data or self.transport.is_closing():
+            return
+        self._held_ms = (time.perf_counter() - self._read_at) * 1000 if may_be_held else None
+        self._look_at(data)
+        self._held_ms = 0.0
 
     def _is_free(self) -> bool:
         """Nothing else is being answered on this connection, and its answers flow."""
@@ -197,23 +219,28 @@ class _FastHttpProtocol(GuardedConnection):
         super().send_400_response(msg)
 
     def shutdown(self) -> None:
+        self._look_again(may_be_held=False)
         self._keep_order()
         super().shutdown()
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    def _take(self, head: Head, body: bytes, deliver: Callable[[Answer], None]) -> bool:
-        """Have it answered at the end of this turn of the loop; False (nothing done): it takes the ordinary way."""
+    def _take(
+        self, head: Head, body: bytes, deliver: Callable[[Answer], None], held_ms: float | None = None
+    ) -> bool | Later:
+        """Have it answered at the end of this turn of the loop. Else nothing is done: False: it takes the ordinary way;
+        `LATER`: its turn is not this one, and it can be held, as it has been for `held_ms`."""
         oip = self.serving.oip
-        if self.serving.dataplane.tracing is not None and self._is_traced(head):
+        if self.serving.dataplane.tracing is not None and not self._trace_id and self._is_traced(head):
             return False
         principal = self.serving.dataplane.keys.peek(head.token, head.token_digest)
         if principal is None:
             return False
         try:
-            limits = head.deadline_ms, head.priority
-            if not oip.take(Answer(deliver, head), principal, head.target, body, head.header_length, *limits):
-                return False
+            limits = head.deadline_ms, head.priority, held_ms
+            taken = oip.take(Answer(deliver, head), principal, head.target, body, head.header_length, *limits)
+            if taken is not True:
+                return taken
         except Refusal as refusal:
             self._refuse(refusal, deliver, head)
             return True
@@ -233,7 +260,9 @@ class _FastHttpProtocol(GuardedConnection):
         dropped, self._trace_id = tracing.is_dropped("POST", path_of(head.target), head.fields)
         return not dropped
 
-    def _take_parsed(self, target: Target, body: bytes, deliver: Callable[[Answer], None]) -> tuple[bool, Head | None]:
+    def _take_parsed(
+        self, target: Target, body: bytes, deliver: Callable[[Answer], None]
+    ) -> tuple[bool | Later, Head | None]:
         """As `_take`, for a request that the parser has read; and its head."""
         try:
             head = head_of(target, self._fields)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
+HELD_TURNS = 4  # how many turns full of such runs may be waiting, before the next goes to the queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class ServingSettings:
         """Below this a run stays on the event loop. With a single core a thread could not work beside the loop, only
         take the interpreter and the core from it, so the limit is what the loop may be held at all."""
         return self.inline_ms or (1.0 if self.run_threads > 1 else TURN_MS)
+
+    @property
+    def held_limit_ms(self) -> float:
+        """Short runs that may wait for later turns of the event loop; where there is a core to spare, a thread is
+        sooner."""
+        return HELD_TURNS * TURN_MS if self.run_threads == 1 else 0.0
 
     @property
     def run_threads(self) -> int:

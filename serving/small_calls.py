@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from math import ceil
+from typing import Final
 
 import msgspec
 
@@ -16,6 +18,15 @@ from serving.metering import PriceLine, UsageRecord, rate_usage
 from serving.ports import Principal, ServedVersion
 from serving.resident import Resident
 from serving.statistics import VersionStatistics
+
+
+class Later(Enum):
+    """A call that may run on the event loop, but not in this turn of it: ask again in the next."""
+
+    NEXT_TURN = "next turn"
+
+
+LATER: Final = Later.NEXT_TURN
 
 
 class SmallCall(msgspec.Struct, gc=False):
@@ -38,6 +49,7 @@ class SmallCall(msgspec.Struct, gc=False):
     at_ms: int
     usage_id: str = ""
     compute_ms: float = 0.0
+    held_ms: float = 0.0  # for a turn of the event loop with room for it
 
     def charge(self, compute_ms: float) -> None:
         """The run is over: fix the amount, and give back what was reserved beyond it."""
@@ -95,5 +107,5 @@ def run_now(call: SmallCall, max_output_bytes: int) -> dict[str, Array]:
     call.charge(compute_ms)
     call.usage_id = mint_usage_id(call.at_ms)
     call.resident.cost.record(call.elements, compute_ms)
-    call.statistics.success(call.rows, compute_ms, 0.0, compute_ms, call.at_ms)
+    call.statistics.success(call.rows, call.held_ms + compute_ms, call.held_ms, compute_ms, call.at_ms)
     return results

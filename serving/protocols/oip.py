@@ -27,6 +27,7 @@ from serving.protocols.oip_generate import GenerateRequest, decode_generate, enc
 from serving.protocols.oip_request import InferRequest, decode_request, priority_of
 from serving.protocols.oip_response import check_binary_needs, encode_response, response_head
 from serving.protocols.oip_turn import Answer, Turn
+from serving.small_calls import LATER, Later
 
 T = TypeVar("T")
 JSON_IN_THREAD_BYTES = 128 << 10  # decoding more than this would hold the event loop
@@ -128,11 +129,12 @@ class OpenInference:
         header_length: int | None,
         deadline_ms: float | None = None,
         priority: str | None = None,
-    ) -> bool:
+        held_ms: float | None = None,
+    ) -> bool | Later:
         """Take a small request that needs no waiting, to be run and answered at the end of this turn of the event loop.
 
-        False where it must wait for something (then nothing was done); raises `Refusal`, also where it would wait in
-        vain.
+        False where it must wait for something, `LATER` where only for its turn, if it can be held (`held_ms`: so long
+        already); then nothing was done. Raises `Refusal`, also where it would wait in vain.
         """
         check_scope(principal, "use")
         try:
@@ -154,9 +156,14 @@ class OpenInference:
             digest=digest_of_bytes(body),
             deadline_ms=deadline_ms,
             priority=request.priority or priority or "normal",
+            held_ms=held_ms,
         )
         if call is None:
             return False
+        if call is LATER:
+            return LATER
+        if held_ms:
+            call.held_ms = held_ms
         answer.call, answer.request, answer.head = call, request, self._head(served)
         self.turn.take(answer)
         return True
