@@ -26,6 +26,7 @@ from marketplace.db import open_database, reading, transaction
 from marketplace.integrity.books import compare
 from marketplace.ledger.rebuild import rebuild
 from marketplace.migrations.upgrade import upgrade
+from marketplace.usage import recovery
 from marketplace.usage.tables import Usage
 from marketplace.vouchers import closing, issuing
 from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Subscription, Voucher
@@ -36,6 +37,7 @@ from serving.journal_format import UsageEntry, read_segment
 from serving.metering import MICRO_PER_FEN, UsageRecord
 from tests.marketplace.town import CHEN, LIN, Node, Town
 from tests.simulator.books import Violation
+from tests.simulator.real_losing import RealLosing
 from tests.simulator.world import RATIOS
 
 MODELS = ("vendor/steel", "vendor/copper")
@@ -62,7 +64,8 @@ def run_real(seed: int, steps: int, url: str = "") -> dict[str, int]:
     """One history on a real store; what happened, in numbers. Raises `Violation` and what the market raises."""
     with fresh_market(url) as (engine, folder):
         world = RealWorld(seed, engine, folder)
-        with patch.object(serving.leases, "now_ms", lambda: world.town.now):
+        clocks = [patch.object(module, "now_ms", lambda: world.town.now) for module in (serving.leases, recovery)]
+        with clocks[0], clocks[1]:
             try:
                 world.run(steps)
             finally:
@@ -87,12 +90,15 @@ class RealWorld:
         self.subscriptions: dict[str, str] = {}
         self.written: dict[str, UsageRecord] = {}
         self.lost: set[str] = set()
+        self.losing = RealLosing(self)
         self.counts: dict[str, int] = defaultdict(int)
         actions: list[tuple[Callable[[], int], float]] = [
             (self.calls, 40), (self.ingest, 10), (self.kill, 2), (self.power_cut, 1), (self.recover, 4), (self.stop, 1),
             (self.issue, 3), (self.subscribe, 4), (self.end_contract, 1), (self.tick, 4), (self.hours, 1),
             (self.lapse, 1),
             (self.suspend, 0.5), (self.freeze, 1), (self.decide_claim, 2), (self.correct, 2),
+            (self.losing.lose, 0.5), (self.losing.propose, 2), (self.losing.decide, 2), (self.losing.arrive, 1),
+            (self.losing.turn_up, 0.5),
         ]  # fmt: skip
         self._actions = [action for action, _ in actions]
         self._cumulated = list(accumulate(weight for _, weight in actions))
@@ -106,6 +112,7 @@ class RealWorld:
             self._die(name)
         for name in [*self.dead]:
             self._close(name)
+        self.losing.finish()
         self.check()
         self.counts["steps"] += done
 
@@ -288,7 +295,10 @@ class RealWorld:
             foreign = len(set(rows) - set(self.written))
             raise Violation(f"{len(missing)} acknowledged records are not posted, {foreign} came from nowhere")
         wrong = [row.usage_id for row in rows.values() if row.amount_micro != self.written[row.usage_id].amount_micro]
-        wrong += [row.usage_id for row in rows.values() if row.status == "quarantined"]
+        kept_out = {row.usage_id: row.reason for row in rows.values() if row.status == "quarantined"}
+        late = self.losing.uncovered
+        wrong += [each for each, why in kept_out.items() if why != "LEASE_WRITTEN_OFF" or each not in late]
+        self.counts["uncovered"] += len(kept_out)
         if wrong:
             raise Violation(f"charged otherwise than written, or quarantined: {wrong[:3]}")
         self._check_meters(rows)
@@ -310,7 +320,7 @@ class RealWorld:
         corrected = self._corrected()
         micro: dict[str, int] = defaultdict(int)
         for row in rows.values():
-            if row.usage_id not in corrected:
+            if row.usage_id not in corrected and row.status != "quarantined":
                 micro[row.reservation_id or row.subscription_id] += row.amount_micro
         open_leases = [lease.id for lease in self.town.rows(LeaseRow) if lease.state in closing.OPEN]
         for row in self.town.rows(Reservation):
