@@ -5,17 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
 from serving.cost import CostEstimate
-from serving.dataplane import DataPlane
 from tests.serving.test_http import Served, numbers, raw, read_answers, request_of, serve
 
 EACH_MS = 3.0  # one of them fills a turn
@@ -29,19 +27,13 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def queued(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every run is expected to take `EACH_MS`; what goes to the queue is noted."""
+def queued(served: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Every run is expected to take `EACH_MS`; answers how many went to the queue since."""
     served.warm()
     monkeypatch.setattr(CostEstimate, "predict_ms", lambda *_: EACH_MS)
-    found: list[int] = []
-    real = DataPlane._infer_queued
-
-    async def noted(self: DataPlane, *arguments: Any) -> Any:
-        found.append(1)
-        return await real(self, *arguments)
-
-    monkeypatch.setattr(DataPlane, "_infer_queued", noted)
-    return found
+    queue = served.node.dataplane.queue
+    before = queue.runs
+    return lambda: queue.runs - before
 
 
 @contextmanager
@@ -77,7 +69,7 @@ def standing_still(served: Served) -> Iterator[None]:
         goes_on.set()
 
 
-def test_calls_that_come_at_once_have_their_turns_on_the_loop(served: Served, queued: list[int]) -> None:
+def test_calls_that_come_at_once_have_their_turns_on_the_loop(served: Served, queued: Callable[[], int]) -> None:
     with connections(served, 4) as each:
         before = len(served.node.usage())
         for turn in range(5):
@@ -87,11 +79,11 @@ def test_calls_that_come_at_once_have_their_turns_on_the_loop(served: Served, qu
             for number, connection in enumerate(each):
                 ((status, body),) = read_answers(connection, 1)
                 assert (status, numbers(body)) == (200, [2.0 * (10 * turn + number)] * 3)
-    assert not queued
+    assert queued() == 0
     assert len(served.node.usage()) - before == 20
 
 
-def test_more_than_a_few_turns_full_go_to_the_queue(served: Served, queued: list[int]) -> None:
+def test_more_than_a_few_turns_full_go_to_the_queue(served: Served, queued: Callable[[], int]) -> None:
     with connections(served, 12) as each:
         with standing_still(served):
             for number, connection in enumerate(each):
@@ -99,10 +91,10 @@ def test_more_than_a_few_turns_full_go_to_the_queue(served: Served, queued: list
         for number, connection in enumerate(each):
             ((status, body),) = read_answers(connection, 1)
             assert (status, numbers(body)) == (200, [2.0 * number] * 3)
-    assert 0 < len(queued) < 12
+    assert 0 < queued() < 12
 
 
-def test_the_ordinary_way_has_its_turns_too(served: Served, queued: list[int]) -> None:
+def test_the_ordinary_way_has_its_turns_too(served: Served, queued: Callable[[], int]) -> None:
     with connections(served, 4) as each:
         with standing_still(served):
             for number, connection in enumerate(each):
@@ -111,10 +103,12 @@ def test_the_ordinary_way_has_its_turns_too(served: Served, queued: list[int]) -
         for number, connection in enumerate(each):
             ((status, body),) = read_answers(connection, 1)
             assert (status, numbers(body)) == (200, [2.0 * number] * 3)
-    assert not queued
+    assert queued() == 0
 
 
-def test_what_follows_a_held_request_on_its_connection_is_answered_after_it(served: Served, queued: list[int]) -> None:
+def test_what_follows_a_held_request_on_its_connection_is_answered_after_it(
+    served: Served, queued: Callable[[], int]
+) -> None:
     with connections(served, 2) as (first, second):
         with standing_still(served):
             first.sendall(call(1))
@@ -127,7 +121,8 @@ def test_what_follows_a_held_request_on_its_connection_is_answered_after_it(serv
     assert answers[3][0] == 400
 
 
-def test_a_held_call_is_answered_before_its_server_ends(served: Served, queued: list[int]) -> None:
+@pytest.mark.usefixtures("queued")
+def test_a_held_call_is_answered_before_its_server_ends(served: Served) -> None:
     with connections(served, 4) as each:
         with standing_still(served):
             for number, connection in enumerate(each):
