@@ -6,7 +6,7 @@ transaction of it can still be under way; a transfer that appeared in it afterwa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from sqlmodel import Session, col, func, select
 
 from marketplace.clock import end_of_day_ms, policy_date, start_of_day_ms
 from marketplace.integrity.chain import GENESIS, LAYOUT, SEGMENT_FIELDS, canonical, chain_of, segment_leaf
-from marketplace.integrity.merkle import leaf_hash, levels_of, path_in, root_of
+from marketplace.integrity.merkle import leaf_hash, root_of
 from marketplace.integrity.tables import DayRoot, JournalSegment
 from marketplace.ledger.tables import LedgerEntry, LedgerTransfer
 
@@ -54,17 +54,25 @@ def leaf_of(transfer: LedgerTransfer, entries: list[tuple[str, int]]) -> bytes:
 def leaves_of(session: Session, day: date, layout: int = LAYOUT) -> Leaves:
     """The leaves of a day, read in portions: 32 bytes of each stay in memory."""
     found = Leaves()
+    for whose, leaf in each_leaf(session, day, layout):
+        if isinstance(whose, int):
+            found.transfers.append(whose)
+        else:
+            found.segments.append(whose)
+        found.hashes.append(leaf)
+    return found
+
+
+def each_leaf(session: Session, day: date, layout: int) -> Iterator[tuple[int | SegmentKey, bytes]]:
+    """Whose each leaf of a day is, and its hash, in the order of the day's tree."""
     for transfer_id, leaf in _transfers(session, day):
-        found.transfers.append(transfer_id)
-        found.hashes.append(leaf_hash(leaf))
+        yield transfer_id, leaf_hash(leaf)
     if layout < 2:
-        return found
+        return
     first, last = start_of_day_ms(day), end_of_day_ms(day)
     query = select(JournalSegment).where(JournalSegment.recorded_at_ms >= first, JournalSegment.recorded_at_ms <= last)
     for row in sorted(session.exec(query), key=key_of):  # not by the database: collations differ
-        found.segments.append(key_of(row))
-        found.hashes.append(leaf_hash(segment_leaf(facts_of(row))))
-    return found
+        yield key_of(row), leaf_hash(segment_leaf(facts_of(row)))
 
 
 def _transfers(session: Session, day: date) -> Iterator[tuple[int, bytes]]:
@@ -75,16 +83,23 @@ def _transfers(session: Session, day: date) -> Iterator[tuple[int, bytes]]:
         rows = session.exec(query.order_by(col(LedgerTransfer.id)).limit(CHUNK)).all()
         if not rows:
             return
-        lines = select(LedgerEntry.transfer_id, LedgerEntry.account, LedgerEntry.amount_fen)
         between = (LedgerEntry.transfer_id >= (rows[0].id or 0), LedgerEntry.transfer_id <= (rows[-1].id or 0))
-        entries: dict[int, list[tuple[str, int]]] = {}
-        ordered = lines.where(*between).order_by(col(LedgerEntry.transfer_id), col(LedgerEntry.line))
-        for transfer_id, account, fen in session.exec(ordered):
-            entries.setdefault(transfer_id, []).append((account, fen))
-        for row in rows:
-            yield row.id or 0, leaf_of(row, entries.get(row.id or 0, []))
+        for row, leaf in with_leaves(session, rows, *between):
+            yield row.id or 0, leaf
             session.expunge(row)
         after = rows[-1].id or 0
+
+
+def with_leaves(
+    session: Session, rows: Sequence[LedgerTransfer], *entries_of: Any
+) -> Iterator[tuple[LedgerTransfer, bytes]]:
+    """Each of these transfers with its leaf. `entries_of`: what narrows the entries down to theirs, at least."""
+    entries: dict[int, list[tuple[str, int]]] = {}
+    lines = select(LedgerEntry.transfer_id, LedgerEntry.account, LedgerEntry.amount_fen).where(*entries_of)
+    for transfer_id, account, fen in session.exec(lines.order_by(col(LedgerEntry.transfer_id), col(LedgerEntry.line))):
+        entries.setdefault(transfer_id, []).append((account, fen))
+    for row in rows:
+        yield row, leaf_of(row, entries.get(row.id or 0, []))
 
 
 def key_of(row: JournalSegment) -> SegmentKey:
@@ -152,50 +167,3 @@ def check_days(session: Session) -> list[str]:
             wrong.append(f"{row.day}: the chain is broken")
             chain = row.chain
     return wrong
-
-
-@dataclass(slots=True)
-class _Tree:
-    """A closed day's tree, and the places of its leaves."""
-
-    day: str
-    levels: list[list[bytes]]
-    transfers: dict[int, int]
-    segments: dict[SegmentKey, int]
-
-    def proof(self, index: int) -> dict[str, Any]:
-        path = [each.hex() for each in path_in(self.levels, index)]
-        return {"day": self.day, "index": index, "size": len(self.levels[0]), "path": path}
-
-
-class Prover:
-    """Proofs of transfers and segments; each day's tree is built once."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._layouts = {row.day: row.layout for row in list_days(session)}
-        self._days: dict[str, _Tree] = {}
-
-    def transfer(self, row: LedgerTransfer) -> dict[str, Any] | None:
-        """Day, place and path in that day's tree; None where the day is not closed yet."""
-        found = self._day(row.posted_at_ms)
-        return None if found is None else found.proof(found.transfers[row.id or 0])
-
-    def segment(self, row: JournalSegment) -> dict[str, Any] | None:
-        """As `transfer`."""
-        found = self._day(row.recorded_at_ms)
-        index = None if found is None else found.segments.get(key_of(row))
-        return None if found is None or index is None else found.proof(index)
-
-    def _day(self, at_ms: int) -> _Tree | None:
-        day = policy_date(at_ms)
-        name = day.isoformat()
-        layout = self._layouts.get(name)
-        if layout is None:
-            return None
-        if name not in self._days:
-            leaves = leaves_of(self._session, day, layout)
-            transfers = {transfer: at for at, transfer in enumerate(leaves.transfers)}
-            segments = {key: at for at, key in enumerate(leaves.segments, len(transfers))}
-            self._days[name] = _Tree(name, levels_of(leaves.hashes), transfers, segments)
-        return self._days[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 EMPTY = hashlib.sha256(b"").digest()
 
@@ -18,34 +18,27 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
         return EMPTY
     level = list(leaves)
     while len(level) > 1:
-        level = _up(level)
+        level = list(upper(level))
     return level[0]
 
 
 def proof_of(leaves: Sequence[bytes], index: int) -> list[bytes]:
     """The siblings from a leaf up to the root. Raises IndexError."""
-    return path_in(levels_of(leaves), index)
-
-
-def levels_of(leaves: Sequence[bytes]) -> list[list[bytes]]:
-    """All levels of the tree, the leaves first: for many proofs of one tree."""
     levels = [list(leaves)]
     while len(levels[-1]) > 1:
-        levels.append(_up(levels[-1]))
-    return levels
+        levels.append(list(upper(levels[-1])))
+    return [levels[level][at] for level, at in siblings(index, len(leaves))]
 
 
-def path_in(levels: Sequence[Sequence[bytes]], index: int) -> list[bytes]:
-    """As `proof_of`, of a tree whose levels are known."""
-    if not 0 <= index < len(levels[0]):
+def siblings(index: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the siblings of a leaf stand from the leaves up: level (the leaves' is 0) and place. Raises IndexError."""
+    if not 0 <= index < size:
         raise IndexError(index)
-    path = []
-    for level in levels[:-1]:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
-        index //= 2
-    return path
+    level = 0
+    while size > 1:
+        if index ^ 1 < size:
+            yield level, index ^ 1
+        index, size, level = index // 2, (size + 1) // 2, level + 1
 
 
 def root_by(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
@@ -65,8 +58,12 @@ def root_by(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     return node
 
 
-def _up(level: list[bytes]) -> list[bytes]:
-    return [_inner(level[at], level[at + 1]) if at + 1 < len(level) else level[at] for at in range(0, len(level), 2)]
+def upper(level: Iterable[bytes]) -> Iterator[bytes]:
+    """The level above one that is read node by node."""
+    nodes = iter(level)
+    for left in nodes:
+        right = next(nodes, None)
+        yield left if right is None else _inner(left, right)
 
 
 def _inner(left: bytes, right: bytes) -> bytes:

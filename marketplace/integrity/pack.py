@@ -1,122 +1,226 @@
-"""The pack of a claim batch: all that an auditor needs to judge each fen of it without this market (`verify`)."""
+"""The pack of a claim batch: all that an auditor needs to judge each fen of it without this market (`verify`).
+
+It is written as it is read: rows come from the database in pages, are sorted on disk and go into files, the files into
+the zip. Memory grows with the batch's lines, with days and their journal segments, never with transfers or usage.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
+import os
+import shutil
+import sqlite3
+import tempfile
 import zipfile
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from marketplace.catalogue.tables import PriceVersion
-from marketplace.claims.batches import lines_of
-from marketplace.claims.tables import ClaimBatch, ClaimedTransfer
+from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine
 from marketplace.clock import now_ms
 from marketplace.integrity.chain import canonical, segment_leaf
-from marketplace.integrity.days import Prover, day_facts, facts_of, leaf_of, list_days
+from marketplace.integrity.days import day_facts, facts_of, list_days, with_leaves
+from marketplace.integrity.opened import COLUMNS
+from marketplace.integrity.prover import Prover
+from marketplace.integrity.records import Records
 from marketplace.integrity.segments import segments_of
-from marketplace.integrity.tables import JournalSegment
-from marketplace.integrity.verify import COLUMNS, FORMAT
+from marketplace.integrity.spool import spool
+from marketplace.integrity.verify import FORMAT
 from marketplace.ledger.tables import LedgerEntry, LedgerTransfer
 from marketplace.usage.tables import Usage
 from model_store.blobs import Blobs
 
+PAGE = 1_000  # rows of one read
+CHUNK = 1 << 20  # bytes
+STANDING = ("in_batch", "accepted")  # states of lines that are claimed
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # in the archive: the same pack has the same bytes
+_ID = 8  # bytes
+_TABLES = (
+    "CREATE TABLE proof (transfer TEXT PRIMARY KEY, proof BLOB NOT NULL)",
+    "CREATE TABLE usage (usage_id TEXT PRIMARY KEY, line TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE place (node TEXT, epoch INTEGER, seq INTEGER, PRIMARY KEY (node, epoch, seq)) WITHOUT ROWID",
+)
 
 
-def write_pack(session: Session, batch: ClaimBatch, blobs: Blobs) -> bytes:
+def write_pack(session: Session, batch: ClaimBatch, blobs: Blobs, target: Path) -> Path:
     """A zip of the frozen document, its transfers, their usage, the journal segments that this was written down in,
-    the proofs of both, the chain of days, and a manifest.
+    the proofs of both, the chain of days, and a manifest: at `target`, whole or not at all. Answers `target`.
 
-    A line that came back since is not in it: its transfers may stand in another batch by now.
+    A line that came back since is not in it: its transfers may stand in another batch by now. `session` must see one
+    state throughout (`db.snapshot`). What is under way lies in a folder beside `target`; of a killed process it stays.
     """
-    claim = blobs.path(batch.sha256).read_bytes()
-    transfers = _claimed(session, batch)
-    usage, prover = _usage(session, transfers), Prover(session)
-    proofs = {str(key): prover.transfer(session.get_one(LedgerTransfer, key)) for key in transfers}
-    files = {
-        "claim.json": claim,
-        "transfers.jsonl": b"".join(leaf + b"\n" for leaf in _leaves(session, transfers)),
-        "usage.csv": _csv(usage),
-        "proofs.json": canonical(proofs),
-        "segments.json": canonical(_segments(session, prover, [row for row, _ in usage])),
-        "days.json": canonical([day_facts(row) for row in list_days(session)]),
-    }
-    manifest = {
+    with tempfile.TemporaryDirectory(prefix="pack-", dir=target.parent) as scratch:
+        members, zipped = Path(scratch, "members"), Path(scratch, "pack.zip")
+        members.mkdir()
+        with blobs.path(batch.sha256).open("rb") as source, (members / "claim.json").open("wb") as copy:
+            shutil.copyfileobj(source, copy, CHUNK)
+        _write_members(session, batch, members, Path(scratch))
+        files = sorted(members.iterdir())
+        manifest = _manifest(session, batch) | {"files": {path.name: _sha256(path) for path in files}}
+        _zip(zipped, canonical(manifest), files)
+        os.replace(zipped, target)
+    return target
+
+
+def _write_members(session: Session, batch: ClaimBatch, members: Path, scratch: Path) -> None:
+    with spool(scratch, *_TABLES) as sorted_rows, Prover(session, scratch) as prover:
+        with (members / "transfers.jsonl").open("wb") as out:
+            for page in _claimed(session, batch, scratch):
+                _take_transfers(session, page, prover, sorted_rows, out.write)
+                _take_usage(session, page, sorted_rows)
+        proofs = sorted_rows.execute("SELECT transfer, proof FROM proof ORDER BY transfer")
+        _write_json(members / "proofs.json", (b'"%s":%s' % (key.encode(), proof) for key, proof in proofs), b"{}")
+        with (members / "usage.csv").open("w", encoding="utf-8", newline="") as table:
+            table.write(_csv_line(COLUMNS))
+            for (line,) in sorted_rows.execute("SELECT line FROM usage ORDER BY usage_id"):
+                table.write(line)
+        segments = (canonical(each) for each in _segments(session, prover, sorted_rows))
+        _write_json(members / "segments.json", segments, b"[]")
+    _write_json(members / "days.json", (canonical(day_facts(row)) for row in list_days(session)), b"[]")
+
+
+def _manifest(session: Session, batch: ClaimBatch) -> dict[str, Any]:
+    lines = select(ClaimLine.id).where(ClaimLine.batch_id == batch.id, col(ClaimLine.state).in_(STANDING))
+    return {
         "format": FORMAT,
         "batch": batch.id,
         "claim_sha256": batch.sha256,
         "state": batch.state,
         "total_fen": batch.total_fen,
-        "lines": [line.id for line in lines_of(session, batch) if line.state in ("in_batch", "accepted")],
+        "lines": list(session.exec(lines.order_by(col(ClaimLine.id)))),
         "made_at_ms": now_ms(),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in (("manifest.json", canonical(manifest)), *sorted(files.items())):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
 
 
-def _claimed(session: Session, batch: ClaimBatch) -> list[int]:
-    lines = [line.id for line in lines_of(session, batch) if line.state in ("in_batch", "accepted")]
-    query = select(ClaimedTransfer.transfer_id).where(col(ClaimedTransfer.line_id).in_(lines))
-    return sorted(session.exec(query))
+def _claimed(session: Session, batch: ClaimBatch, scratch: Path) -> Iterator[list[int]]:
+    """The transfers of the lines that stand, in order, a page at a time.
+
+    Read once and kept on disk: with a limit and a place to go on from, the database would go through the batch again
+    for each page.
+    """
+    query = (
+        sa.select(col(ClaimedTransfer.transfer_id))
+        .join(ClaimLine, col(ClaimLine.id) == col(ClaimedTransfer.line_id))
+        .where(col(ClaimLine.batch_id) == batch.id, col(ClaimLine.state).in_(STANDING))
+        .order_by(col(ClaimedTransfer.transfer_id))
+    )
+    ids = Records(scratch, _ID)
+    try:
+        for (transfer,) in _rows(session, query):
+            ids.append(transfer.to_bytes(_ID))
+        for start in range(0, len(ids), PAGE):
+            yield [int.from_bytes(each) for each in ids.between(start, min(start + PAGE, len(ids)))]
+    finally:
+        ids.close()
 
 
-def _leaves(session: Session, transfers: list[int]) -> list[bytes]:
-    found = []
-    for transfer_id in transfers:
-        row = session.get_one(LedgerTransfer, transfer_id)
-        query = select(LedgerEntry).where(LedgerEntry.transfer_id == transfer_id).order_by(col(LedgerEntry.line))
-        found.append(leaf_of(row, [(entry.account, entry.amount_fen) for entry in session.exec(query)]))
-    return found
+def _rows(session: Session, query: Any) -> Any:
+    """Its rows as they come, `PAGE` of them in memory."""
+    return session.connection().execute(query, execution_options={"yield_per": PAGE})
 
 
-def _usage(session: Session, transfers: list[int]) -> list[tuple[Usage, PriceVersion | None]]:
-    """The usage that these transfers carry, with the price it was rated by, in id order."""
-    rows: list[tuple[Usage, PriceVersion | None]] = []
-    for start in range(0, len(transfers), 1_000):
-        query = select(Usage, PriceVersion).join(
-            PriceVersion, col(PriceVersion.id) == col(Usage.price_version), isouter=True
-        )
-        rows += session.exec(query.where(col(Usage.transfer_id).in_(transfers[start : start + 1_000]))).all()
-    return sorted(rows, key=lambda row: row[0].usage_id)
+def _take_transfers(
+    session: Session, page: list[int], prover: Prover, sorted_rows: sqlite3.Connection, write: Any
+) -> None:
+    """Their leaves are written, their proofs kept to be sorted as JSON sorts its keys: as text."""
+    found = select(LedgerTransfer).where(col(LedgerTransfer.id).in_(page)).order_by(col(LedgerTransfer.id))
+    rows = session.exec(found).all()
+    if len(rows) != len(page):
+        raise LookupError(f"of {len(page)} claimed transfers from {page[0]} on, the ledger has {len(rows)}")
+    for row, leaf in with_leaves(session, rows, col(LedgerEntry.transfer_id).in_(page)):
+        write(leaf + b"\n")
+        transfer = row.id or 0
+        proof = canonical(prover.transfer(transfer, row.posted_at_ms))
+        sorted_rows.execute("INSERT INTO proof VALUES (?, ?)", (str(transfer), proof))
 
 
-def _csv(rows: list[tuple[Usage, PriceVersion | None]]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for usage, price in rows:
-        unit, micro = (price.unit, price.micro_per_unit) if price else ("calls", 0)
-        writer.writerow(
-            (usage.usage_id, usage.transfer_id, usage.reservation_id, usage.occurred_at_ms, usage.organisation_id,
-             usage.model, usage.price_version, unit, usage.units.get(unit, 0), micro, usage.amount_micro,
-             usage.lease_kind, usage.node, usage.epoch, usage.seq, usage.request_digest, usage.response_digest)
-        )  # fmt: skip
-    return buffer.getvalue().encode()
+def _take_usage(session: Session, page: list[int], sorted_rows: sqlite3.Connection) -> None:
+    """The usage that these transfers carry, with the price it was rated by."""
+    usage = [column for column in sa.inspect(Usage).columns if column.name in _USAGE]
+    query = (
+        sa.select(*usage, col(PriceVersion.unit), col(PriceVersion.micro_per_unit))
+        .join(PriceVersion, col(PriceVersion.id) == col(Usage.price_version), isouter=True)
+        .where(col(Usage.transfer_id).in_(page))
+    )
+    for row in _rows(session, query):
+        told = row._asdict()
+        unit, micro = (row.unit, row.micro_per_unit) if row.unit is not None else ("calls", 0)
+        told |= {"unit": unit, "units": row.units.get(unit, 0), "micro_per_unit": micro}
+        line = _csv_line([told[name] for name in COLUMNS])
+        sorted_rows.execute("INSERT INTO usage VALUES (?, ?)", (row.usage_id, line))
+        sorted_rows.execute("INSERT OR IGNORE INTO place VALUES (?, ?, ?)", (row.node, row.epoch, row.seq))
 
 
-def _segments(session: Session, prover: Prover, usage: list[Usage]) -> list[dict[str, Any]]:
+class _Echo:
+    """A file for `csv.writer` that hands each line back."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+_USAGE = frozenset(COLUMNS)
+_csv_line = csv.writer(_Echo(), lineterminator="\n").writerow
+
+
+def _segments(session: Session, prover: Prover, sorted_rows: sqlite3.Connection) -> Iterator[dict[str, Any]]:
     """The shortest recorded segment that has each record, a proved one where there is one: leaf and proof."""
-    seqs: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for row in usage:
-        seqs[row.node, row.epoch].append(row.seq)
-    found: list[dict[str, Any]] = []
-    for (node, epoch), wanted in sorted(seqs.items()):
+    for node, epoch in sorted_rows.execute("SELECT DISTINCT node, epoch FROM place ORDER BY node, epoch"):
         known = [(each, prover.segment(each)) for each in segments_of(session, node, epoch)]
         # stable: among the proved ones, and among the others, the shortest stays first
         known.sort(key=lambda each: each[1] is None)
-        taken: dict[int, tuple[JournalSegment, dict[str, Any] | None]] = {}
-        for seq in wanted:
-            at = next((at for at, (each, _) in enumerate(known) if each.first_seq <= seq <= each.last_seq), None)
-            if at is not None:
-                taken[at] = known[at]
-        for _, (segment, proof) in sorted(taken.items()):
-            found.append({"leaf": segment_leaf(facts_of(segment)).decode(), "proof": proof})
-    return found
+        covered: list[tuple[int, int]] = []
+        for segment, proof in known:
+            span = (segment.first_seq, segment.last_seq)
+            if any(_has_record(sorted_rows, node, epoch, *part) for part in _outside(span, covered)):
+                covered.append(span)
+                yield {"leaf": segment_leaf(facts_of(segment)).decode(), "proof": proof}
+
+
+def _outside(span: tuple[int, int], covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of a span that none of the others covers; both ends of each are counted."""
+    left = [span]
+    for first, last in covered:
+        left = [
+            part
+            for start, end in left
+            for part in ((start, min(end, first - 1)), (max(start, last + 1), end))
+            if part[0] <= part[1]
+        ]
+    return left
+
+
+def _has_record(sorted_rows: sqlite3.Connection, node: str, epoch: int, first: int, last: int) -> bool:
+    query = "SELECT 1 FROM place WHERE node = ? AND epoch = ? AND seq BETWEEN ? AND ? LIMIT 1"
+    return sorted_rows.execute(query, (node, epoch, first, last)).fetchone() is not None
+
+
+def _write_json(path: Path, items: Iterable[bytes], brackets: bytes) -> None:
+    """An array or an object, item by item, in the one spelling (`canonical`)."""
+    with path.open("wb") as out:
+        out.write(brackets[:1])
+        for at, item in enumerate(items):
+            out.write(b"," + item if at else item)
+        out.write(brackets[1:])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _zip(target: Path, manifest: bytes, files: list[Path]) -> None:
+    with target.open("wb") as out:
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo("manifest.json", _EPOCH), manifest, zipfile.ZIP_DEFLATED)
+            for path in files:
+                entry = zipfile.ZipInfo(path.name, _EPOCH)
+                entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, path.stat().st_size
+                with path.open("rb") as source, archive.open(entry, "w") as member:
+                    shutil.copyfileobj(source, member, CHUNK)
+        out.flush()
+        os.fsync(out.fileno())  # before it gets its name

@@ -2,32 +2,29 @@
 
 Each check says what it holds of; the first thing that does not hold is named with the file and the row. What it cannot
 know is which chain of days was kept outside: compare the last one shown with that.
+
+Nothing is read whole: files are streams, usage and transfers lie in tables on disk. Memory grows with the days, the
+lines' names and the transfers of one line.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from marketplace.integrity.chain import GENESIS, SEGMENT, SEGMENT_FIELDS, chain_of, leaf_count
 from marketplace.integrity.merkle import leaf_hash, root_by
+from marketplace.integrity.opened import UNREADABLE, Pack, open_pack
 
 FORMAT = "algomart-pack/2"
 FORMATS = ("algomart-pack/1", FORMAT)  # 1: without the segments of journals
-COLUMNS = (
-    "usage_id", "transfer_id", "reservation_id", "occurred_at_ms", "organisation_id", "model", "price_version", "unit",
-    "units", "micro_per_unit", "amount_micro", "lease_kind", "node", "epoch", "seq", "request_digest",
-    "response_digest",
-)  # fmt: skip
 MICRO = 1_000_000
-MAX_BYTES = 4 << 30
+Spans = dict[tuple[str, int], list[tuple[int, int]]]  # (node, epoch) → first and last record of what is proved
 
 
 @dataclass
@@ -50,99 +47,151 @@ def verify_pack(path: Path) -> Report:
     """Never raises for what is in the pack: whatever is wrong with it stands in the report."""
     report = Report()
     try:
-        _verify(read_pack(path), report)
-    except (KeyError, ValueError, TypeError, IndexError, OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        with open_pack(path) as pack:
+            _verify(pack, report)
+    except UNREADABLE as error:
         report.wrong.append(f"the pack cannot be read: {type(error).__name__}: {error}")
     return report
 
 
-def read_pack(path: Path) -> dict[str, bytes]:
-    """A pack's files by name. Raises ValueError, OSError, `zipfile.BadZipFile`."""
-    with zipfile.ZipFile(path) as archive:
-        if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-            raise ValueError("larger than a pack may be")
-        return {info.filename: archive.read(info) for info in archive.infolist()}
-
-
-def _verify(files: dict[str, bytes], report: Report) -> None:
-    manifest = json.loads(files["manifest.json"])
+def _verify(pack: Pack, report: Report) -> None:
+    manifest = pack.document("manifest.json")
     report.check(manifest["format"] in FORMATS, f"manifest.json: format {manifest['format']!r}, expected {FORMAT!r}")
-    named = manifest["files"]
-    report.check(set(named) == set(files) - {"manifest.json"}, "manifest.json: names other files than the pack has")
-    for name, sha256 in named.items():
-        report.check(hashlib.sha256(files.get(name, b"")).hexdigest() == sha256, f"{name}: its SHA-256 is another")
-    claim_sha256 = hashlib.sha256(files["claim.json"]).hexdigest()
-    report.check(claim_sha256 == manifest["claim_sha256"], "claim.json: not the document that was frozen")
-    claim = json.loads(files["claim.json"])
-    report.check(claim["batch"] == manifest["batch"], "claim.json: of another batch")
-    leaves = {json.loads(leaf)["id"]: leaf for leaf in files["transfers.jsonl"].splitlines()}
-    rows = list(csv.DictReader(io.StringIO(files["usage.csv"].decode())))
-    kept = set(manifest["lines"])
-    lines = [line for line in claim["lines"] if line["line"] in kept]
-    total = sum(line["subsidy_fen"] for line in lines)
-    report.check(len(lines) == len(kept), "manifest.json: names lines that were not frozen")
-    report.check(total == manifest["total_fen"], f"the lines are {total} fen, the batch {manifest['total_fen']}")
-    _verify_lines(lines, leaves, rows, report)
-    _verify_usage(rows, report)
-    days = json.loads(files["days.json"])
-    roots = _verify_days(days, report)
-    anchored = _verify_proofs(leaves, json.loads(files["proofs.json"]), roots, report)
-    segments = json.loads(files["segments.json"]) if manifest["format"] != FORMATS[0] else []
-    proved, covered = _verify_segments(segments, rows, roots, report)
+    claim_sha256 = _verify_files(pack, manifest, report)
+    roots, last = _verify_days(pack.items("days.json"), report)
+    segments = pack.items("segments.json") if manifest["format"] != FORMATS[0] else iter(())
+    recorded, proved, spans = _verify_segments(segments, roots, report)
+    records, covered = _verify_usage(pack, spans, report)
+    transfers = _take_leaves(pack, report)
+    total, lines = _verify_claim(pack, manifest, report)
+    anchored = _verify_proofs(pack, roots, report)
     report.facts = {
         "batch": manifest["batch"],
         "claim_sha256": claim_sha256,
         "total_fen": total,
-        "lines": len(lines),
-        "transfers": len(leaves),
-        "usage_records": len(rows),
+        "lines": lines,
+        "transfers": transfers,
+        "usage_records": records,
         "transfers_in_closed_days": anchored,
-        "journal_segments": len(segments),
+        "journal_segments": recorded,
         "journal_segments_in_closed_days": proved,
         "usage_in_proved_journals": covered,
-        "last_day": days[-1]["day"] if days else "",
-        "last_chain": days[-1]["chain"] if days else "",
+        "last_day": last["day"] if last else "",
+        "last_chain": last["chain"] if last else "",
     }
 
 
-def _verify_lines(
-    lines: list[dict[str, Any]], leaves: dict[int, bytes], rows: list[dict[str, str]], report: Report
-) -> None:
+def _verify_files(pack: Pack, manifest: dict[str, Any], report: Report) -> str:
+    """Every file is there once and is what the manifest names; answers the SHA-256 of the frozen document."""
+    named, names = manifest["files"], set(pack.names)
+    report.check(len(names) == len(pack.names), "the archive has two files of one name")
+    report.check(set(named) == names - {"manifest.json"}, "manifest.json: names other files than the pack has")
+    for name, sha256 in named.items():
+        report.check(pack.sha256(name) == sha256, f"{name}: its SHA-256 is another")
+    claim_sha256 = pack.sha256("claim.json")
+    report.check(claim_sha256 == manifest["claim_sha256"], "claim.json: not the document that was frozen")
+    return claim_sha256
+
+
+def _take_leaves(pack: Pack, report: Report) -> int:
+    """Read the transfers into their table; answers how many there are."""
+    count = 0
+    for line in pack.lines("transfers.jsonl"):
+        count += 1
+        leaf = line.removesuffix(b"\n")
+        transfer = _key_of(json.loads(leaf)["id"])
+        insert = "INSERT OR IGNORE INTO leaf (transfer, leaf) VALUES (?, ?)"
+        kept = pack.tables.execute(insert, (transfer, leaf)).rowcount
+        report.check(kept == 1, f"transfers.jsonl: transfer {transfer} stands twice")
+    return count
+
+
+def _key_of(transfer: Any) -> str:
+    """A transfer's id as proofs have it. `ValueError`: it is none."""
+    if type(transfer) is not int:
+        raise ValueError(f"{transfer!r:.80} is no transfer")
+    return str(transfer)
+
+
+def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple[int, int]:
+    """The document against the manifest and, line by line, against postings and usage; answers how many fen are claimed
+    in how many lines."""
+    kept, head, total, count = set(manifest["lines"]), dict[str, Any](), 0, 0
+    stream = pack.json("claim.json")
+    for key in stream.keys():  # noqa: SIM118  (a stream, no dict)
+        if key in head:
+            raise ValueError(f"claim.json: {key} stands twice")
+        head[key] = None if key == "lines" else stream.value()
+        for line in stream.items() if key == "lines" else ():
+            if line["line"] in kept:
+                total, count = total + line["subsidy_fen"], count + 1
+                _verify_line(pack, line, report)
+    stream.finish()
+    report.check("lines" in head, "claim.json: has no lines")
+    report.check(head["batch"] == manifest["batch"], "claim.json: of another batch")
+    report.check(count == len(kept), "manifest.json: names lines that were not frozen")
+    report.check(total == manifest["total_fen"], f"the lines are {total} fen, the batch {manifest['total_fen']}")
+    (over,) = pack.tables.execute("SELECT COUNT(*) FROM leaf WHERE line IS NULL").fetchone()
+    report.check(not over, f"transfers.jsonl: {over} transfers that no line claims")
+    of_none = "SELECT COUNT(*) FROM usage WHERE transfer NOT IN (SELECT transfer FROM leaf WHERE line IS NOT NULL)"
+    (over,) = pack.tables.execute(of_none).fetchone()
+    report.check(not over, f"usage.csv: {over} records of transfers that no line claims")
+    return total, count
+
+
+def _verify_line(pack: Pack, line: dict[str, Any], report: Report) -> None:
     """Document against postings, postings against usage."""
-    of_transfer: dict[int, list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
-        of_transfer[int(row["transfer_id"])].append(row)
-    claimed: set[int] = set()
-    for line in lines:
-        name = line["line"]
-        ids = [each["id"] for each in line["transfers"]]
-        report.check(len(set(ids)) == len(ids) and claimed.isdisjoint(ids), f"{name}: a transfer is claimed twice")
-        claimed.update(ids)
-        for part in ("gross_fen", "subsidy_fen"):
-            added = sum(each[part] for each in line["transfers"])
-            report.check(added == line[part], f"{name}: its transfers' {part} are {added}, the line says {line[part]}")
-        report.check(line["subsidy_fen"] > 0, f"{name}: nothing is claimed")
-        for each in line["transfers"]:
-            _verify_transfer(name, line["reservation"], each, leaves.get(each["id"]), report)
-        own = sorted((row["usage_id"], row["amount_micro"]) for each in ids for row in of_transfer[each])
-        digest = hashlib.sha256("".join(f"{usage}\t{micro}\n" for usage, micro in own).encode()).hexdigest()
-        same = (len(own), digest) == (line["usage_count"], line["usage_sha256"])
-        report.check(same, f"{name}: its usage records are not those that were frozen")
-        if all(each["kind"] == "P5" for each in line["transfers"]):
-            _verify_amounts(line, [row for each in ids for row in of_transfer[each]], report)
-    report.check(claimed == set(leaves), "transfers.jsonl: other transfers than the lines claim")
+    name = str(line["line"])
+    for part in ("gross_fen", "subsidy_fen"):
+        added = sum(each[part] for each in line["transfers"])
+        report.check(added == line[part], f"{name}: its transfers' {part} are {added}, the line says {line[part]}")
+    report.check(line["subsidy_fen"] > 0, f"{name}: nothing is claimed")
+    for each in line["transfers"]:
+        transfer = _key_of(each["id"])
+        found = pack.tables.execute("SELECT leaf, line FROM leaf WHERE transfer = ?", (transfer,)).fetchone()
+        leaf, claimed_by = found or (None, None)
+        report.check(claimed_by is None, f"{name}: a transfer is claimed twice")
+        pack.tables.execute("UPDATE leaf SET line = ? WHERE transfer = ?", (name, transfer))
+        _verify_transfer(name, line["reservation"], each, leaf, report)
+    used = _usage_of(pack, name)
+    same = (used.records, used.sha256) == (line["usage_count"], line["usage_sha256"])
+    report.check(same, f"{name}: its usage records are not those that were frozen")
+    if all(each["kind"] == "P5" for each in line["transfers"]):
+        _verify_amounts(line, used, report)
 
 
-def _verify_amounts(line: dict[str, Any], rows: list[dict[str, str]], report: Report) -> None:
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """The usage that a line's transfers carry. `eligible`: the part of its micro-fen that a voucher pays a share of."""
+
+    records: int
+    sha256: str
+    micro: int
+    eligible: int
+
+
+def _usage_of(pack: Pack, line: str) -> _Used:
+    records, digest, micro, eligible = 0, hashlib.sha256(), 0, 0
+    query = (
+        "SELECT usage_id, amount_micro, lease_kind FROM leaf JOIN usage USING (transfer) WHERE line = ? "
+        "ORDER BY usage_id"
+    )
+    for usage, amount, kind in pack.tables.execute(query, (line,)):
+        records += 1
+        digest.update(f"{usage}\t{amount}\n".encode())
+        micro += int(amount)
+        eligible += int(amount) if kind == "subsidised" else 0
+    return _Used(records, digest.hexdigest(), micro, eligible)
+
+
+def _verify_amounts(line: dict[str, Any], used: _Used, report: Report) -> None:
     """Gross and share against the usage itself. What is less than a fen waits for the next transfer, so each of them
     may be off by one."""
     num, den = line["ratio"]
     slack = MICRO * len(line["transfers"])
-    micro = sum(int(row["amount_micro"]) for row in rows)
-    eligible = sum(int(row["amount_micro"]) for row in rows if row["lease_kind"] == "subsidised")
-    off = abs(line["gross_fen"] * MICRO - micro)
-    report.check(off < slack, f"{line['line']}: gross {line['gross_fen']} fen, its usage comes to {micro} micro-fen")
-    most = eligible * num // den + slack + MICRO
+    off, told = abs(line["gross_fen"] * MICRO - used.micro), f"{line['line']}: gross {line['gross_fen']} fen"
+    report.check(off < slack, f"{told}, its usage comes to {used.micro} micro-fen")
+    most = used.eligible * num // den + slack + MICRO
     report.check(line["subsidy_fen"] * MICRO < most, f"{line['line']}: more than {num}/{den} of its usage is claimed")
 
 
@@ -169,22 +218,31 @@ def _is_gross(account: str) -> bool:
     return account.startswith("M.pay.provider[") or account in ("M.fee", "M.vat")
 
 
-def _verify_usage(rows: list[dict[str, str]], report: Report) -> None:
-    ids = [row["usage_id"] for row in rows]
-    report.check(len(set(ids)) == len(ids), "usage.csv: a usage id stands twice")
-    for row in rows:
+def _verify_usage(pack: Pack, spans: Spans, report: Report) -> tuple[int, int]:
+    """Each record by itself; answers how many there are, and of how many the bytes that they were written down in are
+    fixed by a proved segment."""
+    covered = 0
+
+    def judge(row: dict[str, str], is_new: bool) -> None:
+        nonlocal covered
+        report.check(is_new, f"usage.csv: usage id {row['usage_id']} stands twice")
         amount = int(row["units"]) * int(row["micro_per_unit"])
         report.check(amount == int(row["amount_micro"]), f"usage.csv: {row['usage_id']} is not units × price")
+        seq = int(row["seq"])
+        covered += any(first <= seq <= last for first, last in spans.get((row["node"], int(row["epoch"])), ()))
+
+    return pack.take_usage(judge), covered
 
 
-def _verify_days(days: list[dict[str, Any]], report: Report) -> dict[str, tuple[str, int]]:
-    """The chain; answers each day's root and how many leaves it is over."""
-    chain = GENESIS
+def _verify_days(days: Iterator[Any], report: Report) -> tuple[dict[str, tuple[str, int]], dict[str, Any] | None]:
+    """The chain; answers each day's root and how many leaves it is over, and the last day."""
+    chain, roots, day = GENESIS, dict[str, tuple[str, int]](), None
     for day in days:
         chain = chain_of(chain, day)
         report.check(chain == day["chain"], f"days.json: {day['day']} does not follow the day before")
         chain = day["chain"]
-    return {day["day"]: (day["root"], leaf_count(day)) for day in days}
+        roots[day["day"]] = (day["root"], leaf_count(day))
+    return roots, day
 
 
 def _leads_to(leaf: bytes, proof: dict[str, Any], roots: dict[str, tuple[str, int]]) -> bool:
@@ -193,29 +251,37 @@ def _leads_to(leaf: bytes, proof: dict[str, Any], roots: dict[str, tuple[str, in
     return roots.get(proof["day"]) == (root, proof["size"])
 
 
-def _verify_proofs(
-    leaves: dict[int, bytes], proofs: dict[str, Any], roots: dict[str, tuple[str, int]], report: Report
-) -> int:
+def _verify_proofs(pack: Pack, roots: dict[str, tuple[str, int]], report: Report) -> int:
     """Every transfer of a closed day leads to its root; answers how many do."""
-    anchored = 0
-    for transfer, leaf in leaves.items():
-        proof = proofs[str(transfer)]
+    anchored, stream = 0, pack.json("proofs.json")
+    for transfer in stream.keys():  # noqa: SIM118  (a stream, no dict)
+        proof = stream.value()
+        found = pack.tables.execute("SELECT leaf, proved FROM leaf WHERE transfer = ?", (transfer,)).fetchone()
+        if found is None:
+            continue
+        leaf, proved = found
+        report.check(not proved, f"proofs.json: transfer {transfer} stands twice")
+        pack.tables.execute("UPDATE leaf SET proved = 1 WHERE transfer = ?", (transfer,))
         if proof is None:
             continue
         same = _leads_to(leaf, proof, roots)
         report.check(same, f"transfer {transfer} is not what {proof['day']} was closed with")
         anchored += same
+    stream.finish()
+    (without,) = pack.tables.execute("SELECT COUNT(*) FROM leaf WHERE NOT proved").fetchone()
+    report.check(not without, f"proofs.json: lacks {without} transfers")
     return anchored
 
 
 def _verify_segments(
-    segments: list[dict[str, Any]], rows: list[dict[str, str]], roots: dict[str, tuple[str, int]], report: Report
-) -> tuple[int, int]:
-    """Every journal segment of a closed day leads to its root; answers how many do, and of how many usage records the
-    bytes that they were written down in are thereby fixed."""
-    proved = 0
-    spans: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+    segments: Iterator[Any], roots: dict[str, tuple[str, int]], report: Report
+) -> tuple[int, int, Spans]:
+    """Every journal segment of a closed day leads to its root; answers how many there are, how many do, and what these
+    span."""
+    recorded = proved = 0
+    spans: Spans = defaultdict(list)
     for each in segments:
+        recorded += 1
         segment, proof = json.loads(each["leaf"]), each["proof"]
         name = f"segments.json: {segment['node']}-{segment['epoch']} up to {segment['last_seq']}"
         report.check(set(segment) == {"leaf", *SEGMENT_FIELDS} and segment["leaf"] == SEGMENT, f"{name}: no segment")
@@ -228,5 +294,15 @@ def _verify_segments(
         if same:
             proved += 1
             spans[segment["node"], segment["epoch"]].append((segment["first_seq"], segment["last_seq"]))
-    of_journal = [(int(row["seq"]), spans[row["node"], int(row["epoch"])]) for row in rows]
-    return proved, sum(any(first <= seq <= last for first, last in known) for seq, known in of_journal)
+    return recorded, proved, {journal: _joined(each) for journal, each in spans.items()}
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What they cover together: most begin where their journal does."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return found

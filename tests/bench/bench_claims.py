@@ -3,18 +3,17 @@
 Two shipped programmes (Dongguan's model voucher with its open values named, and the deducting demonstration), their
 vouchers and contracts, and three months of calls through the shipped lease book, journal and ingest, under a seeded
 clock; a day root every night. Then per programme a batch is frozen, its pack exported and judged offline by `algomart
-verify`, and again with one byte of each of its files flipped in turn: exit 1 where one of them is not noticed.
+verify`, each in a process of its own whose peak memory is told; and judged again with one byte of each of its files
+flipped in turn: exit 1 where one of them is not noticed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from marketplace.catalogue.tables import Filing, Listing
 from marketplace.claims import batches
 from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.clock import policy_date
-from marketplace.db import create_tables, open_database, reading, transaction
+from marketplace.db import create_tables, open_database, reading, snapshot, transaction
 from marketplace.integrity.days import close_days
 from marketplace.integrity.pack import write_pack
 from marketplace.ledger import posting
@@ -51,6 +50,7 @@ from marketplace.vouchers.rollout import activate, get_programme, load_shipped
 from model_store.blobs import FolderBlobs
 from serving.ports import Principal, ServedVersion
 from tests.bench.ledger_node import LedgerNode
+from tests.bench.peak import peak_mib, told_by
 from tests.marketplace.shelf import add_listing, add_organisation
 
 Verify = Callable[[Path], tuple[int, dict[str, Any]]]
@@ -176,20 +176,32 @@ def claim(quarter: Quarter, trade: Trade, blobs: FolderBlobs, days: int) -> tupl
         quarter.now += DAY
     with transaction(quarter.engine) as session:
         close_days(session, quarter.now)
-    began = time.process_time()
     with reading(quarter.engine) as session:
         row = session.get_one(ClaimBatch, batch)
-        content = write_pack(session, row, blobs)
         lines = session.exec(
             select(func.count(), func.sum(ClaimLine.usage_count)).where(ClaimLine.batch_id == batch)
         ).one()
-        total, document = row.total_fen, len(blobs.path(row.sha256).read_bytes())
-    packed_s = time.process_time() - began
-    (quarter.home / f"{batch}.zip").write_bytes(content)
+        total, document = row.total_fen, blobs.path(row.sha256).stat().st_size
+    command = [sys.executable, "-m", "tests.bench.bench_claims", "--pack", batch, "--home", str(quarter.home)]
+    packed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return batch, {
         "programme": trade.programme, "enterprises": len(trade.buyers), "lines": lines[0], "usage_records": lines[1],
-        "total_fen": total, "document_bytes": document, "pack_bytes": len(content), "freeze_cpu_s": round(frozen_s, 2),
-        "pack_cpu_s": round(packed_s, 2),
+        "total_fen": total, "document_bytes": document, "freeze_cpu_s": round(frozen_s, 2),
+    } | packed  # fmt: skip
+
+
+def pack_here(home: Path, batch: str) -> dict[str, Any]:
+    """The pack of a batch, written by this process: CPU seconds, and its memory before and at its peak."""
+    engine = open_database(f"sqlite:///{home / 'market.db'}")
+    with snapshot(engine) as session:
+        row, before = session.get_one(ClaimBatch, batch), peak_mib()
+        began = time.process_time()
+        path = write_pack(session, row, FolderBlobs(home / "blobs"), home / f"{batch}.zip")
+        took = time.process_time() - began
+    engine.dispose()
+    return {
+        "pack_bytes": path.stat().st_size, "pack_cpu_s": round(took, 2), "pack_rss_before_mib": before,
+        "pack_peak_rss_mib": peak_mib(),
     }  # fmt: skip
 
 
@@ -213,7 +225,8 @@ def judge(pack: Path, verify: Verify) -> dict[str, Any]:
         path.unlink()
     sizes = {name: len(content) for name, content in files.items()}
     return {
-        "holds": code == 0, "verify_cpu_s": round(took, 2), "facts": told.get("facts"), "wrong": told.get("wrong"),
+        "holds": code == 0, "verify_cpu_s": round(took, 2), "verify_peak_rss_mib": told.get("peak_rss_mib"),
+        "facts": told.get("facts"), "wrong": told.get("wrong"),
         "file_bytes": sizes, "flipped": len(files), "unnoticed": unnoticed,
     }  # fmt: skip
 
@@ -224,10 +237,11 @@ def _cpu_with_children() -> float:
 
 
 def verify_offline(pack: Path) -> tuple[int, dict[str, Any]]:
-    """The command in a process of its own: its exit status and what it told."""
-    command = [sys.executable, "-m", "marketplace.cli", "verify", str(pack), "--json"]
+    """The command in a process of its own: its exit status and what it told, with its peak memory."""
+    command = [sys.executable, "-m", "tests.bench.peak", "marketplace.cli", "verify", str(pack), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, json.load(io.StringIO(done.stdout)) if done.stdout else {"wrong": [done.stderr[-500:]]}
+    told = json.loads(done.stdout) if done.stdout else {"wrong": [done.stderr[-500:]]}
+    return done.returncode, told | {"peak_rss_mib": told_by(done.stderr)}
 
 
 def bench_claims(
@@ -261,7 +275,7 @@ def bench_claims(
             "enterprises": enterprises, "days": days, "seed": seed, "calls": made, "posted": posted,
             "transfers": transfers, "sound": sound, "trade_cpu_s": round(traded_s, 1), "claims": claims,
             "database_bytes": sum(path.stat().st_size for path in home.glob("market.db*")),
-            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+            "peak_rss_mib": peak_mib(),
         }  # fmt: skip
 
 
@@ -284,7 +298,12 @@ def main() -> int:
     parser.add_argument("--active", type=float, default=0.33, help="share of the enterprises that call on a day")
     parser.add_argument("--calls", type=int, default=60, help="calls of one on such a day, at most")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pack", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.pack:
+        print(json.dumps(pack_here(options.home, options.pack)))
+        return 0
     result = bench_claims(options.enterprises, options.days, options.seed, active=options.active, calls=options.calls)
     result["faults"] = faults_of(result)
     json.dump(result, sys.stdout, indent=1, ensure_ascii=False)

@@ -30,6 +30,7 @@ from marketplace.ledger.accounts import has_floor, ledger_of
 from marketplace.ledger.posting import Entry, Posting
 from marketplace.ledger.postings import Terms, p1_tranche_approved, p4_leased, p5_used
 from marketplace.ledger.rebuild import rebuild
+from tests.bench.peak import peak_mib
 
 DAYS, DAY_MS = 92, 86_400_000
 PROGRAMME, TERMS = "prg", Terms(0, 600)
@@ -123,7 +124,7 @@ def rebuild_here(path: Path, with_days: bool) -> dict[str, Any]:
         found = rebuild(session)
     told = {
         "sound": found.sound, "entries": found.entries, "sha256": found.sha256,
-        "balances_cpu_s": round(time.process_time() - began, 1), "balances_peak_rss_mib": _peak_mib(),
+        "balances_cpu_s": round(time.process_time() - began, 1), "balances_peak_rss_mib": peak_mib(),
     }  # fmt: skip
     if with_days:
         began = time.process_time()
@@ -135,17 +136,9 @@ def rebuild_here(path: Path, with_days: bool) -> dict[str, Any]:
             told["wrong_days"] = check_days(session)
             told["chain"] = list_days(session)[-1].chain
         told["check_days_cpu_s"] = round(time.process_time() - began, 1)
-        told["peak_rss_mib"] = _peak_mib()
+        told["peak_rss_mib"] = peak_mib()
     engine.dispose()
     return told
-
-
-def _peak_mib() -> int:
-    """This program's own peak: `ru_maxrss` would count that of the process which started it."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) >> 10
-    raise LookupError("the kernel does not tell VmHWM")
 
 
 def bench_rebuild(folder: Path, records: int, enterprises: int, seed: int = 1) -> dict[str, Any]:

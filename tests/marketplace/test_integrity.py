@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import serving.leases
 from marketplace.claims.tables import ClaimBatch
 from marketplace.clock import policy_date
-from marketplace.db import reading, transaction
+from marketplace.db import reading, snapshot, transaction
 from marketplace.integrity.days import PATIENCE_MS, check_days, close_days, is_due, leaves_of
 from marketplace.integrity.merkle import leaf_hash, proof_of, root_by, root_of
 from marketplace.integrity.pack import write_pack
@@ -36,6 +36,7 @@ from tests.marketplace.test_claims import advance, freeze, new_batch, trade
 from tests.marketplace.town import DAY, Town
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70), st.data())
 def test_each_leaf_proves_its_root_and_nothing_else_does(size: int, data: st.DataObject) -> None:
     leaves = [leaf_hash(str(number).encode()) for number in range(size)]
@@ -120,6 +121,11 @@ def test_a_ledger_changed_behind_its_triggers_no_longer_fits_its_days(town, forg
 # --- the pack ---------------------------------------------------------------------------------------------------------
 
 
+def packed(town: Town, blobs: FolderBlobs, batch: str, target: Path) -> Path:
+    with snapshot(town.engine) as session:
+        return write_pack(session, session.get_one(ClaimBatch, batch), blobs, target)
+
+
 @pytest.fixture
 def pack(town, blobs, tmp_path) -> Path:
     """Of a batch of charges of two days, both closed."""
@@ -132,10 +138,7 @@ def pack(town, blobs, tmp_path) -> Path:
     close(town)
     batch = new_batch(town)
     freeze(town, blobs, batch)
-    path = tmp_path / "pack.zip"
-    with reading(town.engine) as session:
-        path.write_bytes(write_pack(session, session.get_one(ClaimBatch, batch), blobs))
-    return path
+    return packed(town, blobs, batch, tmp_path / "pack.zip")
 
 
 def changed(pack: Path, name: str, change: Callable[[bytes], bytes], *, resealed: bool = True) -> Report:
@@ -234,9 +237,7 @@ def test_a_returned_line_is_in_no_pack_any_more(town, blobs, tmp_path):
     batch = new_batch(town)
     freeze(town, blobs, batch)
     advance(town, batch, "submit", "return")
-    path = tmp_path / "pack.zip"
-    with reading(town.engine) as session:
-        path.write_bytes(write_pack(session, session.get_one(ClaimBatch, batch), blobs))
+    path = packed(town, blobs, batch, tmp_path / "pack.zip")
     report = verify_pack(path)
     assert report.wrong == []
     assert (report.facts["lines"], report.facts["total_fen"]) == (0, 0)
@@ -276,9 +277,7 @@ def test_a_journal_that_is_still_written_is_proved_up_to_each_closing(town, blob
     close(town)  # the day that the prefix was recorded on
     batch = new_batch(town)
     freeze(town, blobs, batch)
-    path = tmp_path / "pack.zip"
-    with reading(town.engine) as session:
-        path.write_bytes(write_pack(session, session.get_one(ClaimBatch, batch), blobs))
+    path = packed(town, blobs, batch, tmp_path / "pack.zip")
     node.call(count=5)  # what is written since changes nothing of what was recorded
     report = verify_pack(path)
     verify_journals(path, town.folder, report)
