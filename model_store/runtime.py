@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,19 +22,29 @@ import ml_dtypes
 import numpy as np
 
 from model_store.adapter_sites import read_sites
-from model_store.errors import BadInput, DeadlineExceeded, Refusal, TooLarge, Unprocessable
+from model_store.errors import Refusal, Unprocessable
 from model_store.manifest import TensorSpec
 from model_store.ort import onnxruntime
+from model_store.run_refusals import (
+    brief,
+    check_output_bytes,
+    deadline_exceeded,
+    output_unknown,
+    run_failed,
+    tensor_dtype,
+    tensor_missing,
+    tensor_shape,
+    tensor_unknown,
+)
 from model_store.tensors import (
     NUMPY_OF,
     ONNX_BFLOAT16,
     Array,
     from_ort_strings,
-    oip_of_array,
     oip_of_ort_type,
-    tensor_bytes,
     to_ort_strings,
 )
+from model_store.watchdog import Watchdog
 
 ORT_VERSION: str = onnxruntime.__version__
 _FATAL_ONLY = 4
@@ -82,8 +91,8 @@ def load_graph(model_path: Path, threads: int = 1, prepack: bool = True, trusted
     except _FAILURES as error:
         raise Unprocessable(
             "MODEL_LOAD_FAILED",
-            zh=f"ONNX Runtime 无法加载模型: {_brief(error, model_path)}",
-            en=f"ONNX Runtime cannot load the model: {_brief(error, model_path)}",
+            zh=f"ONNX Runtime 无法加载模型: {brief(error, model_path)}",
+            en=f"ONNX Runtime cannot load the model: {brief(error, model_path)}",
             remedy_zh=f"请用 ONNX Runtime {ORT_VERSION} 支持的标准算子重新导出模型",
             remedy_en=f"export the model again with standard operators that ONNX Runtime {ORT_VERSION} has",
             field="model.onnx",
@@ -200,14 +209,7 @@ class Graph:
     def _check_outputs(self, outputs: Sequence[str]) -> list[str]:
         for name in outputs:
             if name not in self._output_types:
-                raise BadInput(
-                    "OUTPUT_UNKNOWN",
-                    zh=f"模型没有名为“{name[:120]}”的输出",
-                    en=f"the model has no output named {name[:120]!r}",
-                    remedy_zh=f"可用输出: {_listed(self._output_names)}",
-                    remedy_en=f"its outputs are {_listed(self._output_names)}",
-                    field=name[:120],
-                )
+                raise output_unknown(name, self._output_names)
         return list(outputs) or self._output_names
 
     def _run(self, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
@@ -219,7 +221,7 @@ class Graph:
         except Refusal:
             raise
         except _FAILURES as error:
-            raise _run_failed(error) from error
+            raise run_failed(error) from error
 
 
 def run_options() -> Any:
@@ -243,8 +245,8 @@ class ActiveAdapter:
         except _FAILURES as error:
             raise Unprocessable(
                 "ADAPTER_LOAD_FAILED",
-                zh=f"ONNX Runtime 无法加载适配器: {_brief(error, path)}",
-                en=f"ONNX Runtime cannot load the adapter: {_brief(error, path)}",
+                zh=f"ONNX Runtime 无法加载适配器: {brief(error, path)}",
+                en=f"ONNX Runtime cannot load the adapter: {brief(error, path)}",
                 remedy_zh="请重新导出适配器",
                 remedy_en="write the adapter again",
                 field=path.name,
@@ -282,71 +284,6 @@ def _array_of_value(value: Any) -> Array:
     return np.frombuffer(content, dtype=ml_dtypes.bfloat16).reshape(shape).copy()
 
 
-class Watchdog:
-    """One thread that tells every run past its deadline to end. It sleeps while no deadline is near.
-
-    Where it wakes late by a second or more the process stood still, and the runs with it: they are given that time."""
-
-    IDLE_S = 1.0
-    STOOD_STILL_S = 1.0
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._watched: dict[int, tuple[float, Any]] = {}
-        self._next_ticket = 0
-        self._used = False
-        self._wakes_at = float("inf")
-        self._thread: threading.Thread | None = None
-        os.register_at_fork(after_in_child=self._forget_thread)
-
-    def watch(self, options: Any, at: float) -> int:
-        """Set `options.terminate` once `time.monotonic()` passes `at`, unless the ticket is forgotten before."""
-        with self._lock:
-            self._next_ticket += 1
-            ticket = self._next_ticket
-            self._watched[ticket] = (at, options)
-            self._used = True
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="run-watchdog", daemon=True)
-                self._thread.start()
-            sooner = at < self._wakes_at
-        if sooner:
-            self._wake.set()
-        return ticket
-
-    def forget(self, ticket: int) -> None:
-        with self._lock:
-            self._watched.pop(ticket, None)
-
-    def _watch(self) -> None:
-        while True:
-            with self._lock:
-                now = time.monotonic()
-                self._wake.clear()
-                if now - self._wakes_at >= self.STOOD_STILL_S:
-                    stood_s = now - self._wakes_at + self.IDLE_S  # it may have begun so long before
-                    self._watched = {ticket: (at + stood_s, options) for ticket, (at, options) in self._watched.items()}
-                for ticket, (at, options) in list(self._watched.items()):
-                    if at <= now:
-                        options.terminate = True
-                        del self._watched[ticket]
-                nearest = min((at for at, _ in self._watched.values()), default=float("inf"))
-                # Linger after use: a busy server must not wake this thread on every run.
-                self._wakes_at = min(nearest, now + self.IDLE_S) if self._used or self._watched else float("inf")
-                self._used = False
-                pause = None if self._wakes_at == float("inf") else max(self._wakes_at - now, 0)
-            self._wake.wait(pause)
-
-    def _forget_thread(self) -> None:
-        """Threads do not survive a fork; the child starts its own when it needs one."""
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._watched.clear()
-        self._wakes_at = float("inf")
-        self._thread = None
-
-
 _WATCHDOG = Watchdog()
 
 
@@ -363,122 +300,6 @@ def release_memory() -> bool:
     """Give freed memory back to the system (glibc's `malloc_trim`); without it an unloaded graph stays resident."""
     trim = _malloc_trim()
     return trim is not None and bool(trim(0))
-
-
-# --- checks and refusals ----------------------------------------------------------------------------------------------
-
-
-def check_output_bytes(outputs: Mapping[str, Array], max_output_bytes: int) -> None:
-    """Raise `TooLarge` OUTPUT_TOO_LARGE if the outputs together hold more than `max_output_bytes`."""
-    sizes = {name: tensor_bytes(array) for name, array in outputs.items()}
-    if sum(sizes.values()) > max_output_bytes:
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise TooLarge(
-            "OUTPUT_TOO_LARGE",
-            zh=f"输出共 {sum(sizes.values())} 字节, 上限 {max_output_bytes} 字节",
-            en=f"the outputs hold {sum(sizes.values())} bytes; at most {max_output_bytes}",
-            remedy_zh="请减少一次请求的行数, 或只要需要的输出",
-            remedy_en="send fewer rows in one request, or ask for the outputs that you need",
-            field=largest,
-        )
-
-
-def tensor_unknown(name: str, known: Sequence[str]) -> BadInput:
-    return BadInput(
-        "TENSOR_UNKNOWN",
-        zh=f"模型没有名为“{name[:120]}”的输入",
-        en=f"the model has no input named {name[:120]!r}",
-        remedy_zh=f"可用输入: {_listed(known)}",
-        remedy_en=f"its inputs are {_listed(known)}",
-        field=name[:120],
-    )
-
-
-def tensor_missing(spec: TensorSpec, got: Sequence[str]) -> BadInput:
-    return BadInput(
-        "TENSOR_MISSING",
-        zh=f"缺少输入“{spec.name}” ({spec.dtype} {spec.shape}); 收到: {_listed(got)}",
-        en=f"input {spec.name!r} ({spec.dtype} {spec.shape}) is missing; got {_listed(got)}",
-        remedy_zh=f"请加上输入“{spec.name}”",
-        remedy_en=f"send {spec.name!r} too",
-        field=spec.name,
-    )
-
-
-def tensor_dtype(spec: TensorSpec, array: Array) -> BadInput:
-    got = oip_of_array(array) or str(array.dtype)
-    return BadInput(
-        "TENSOR_DTYPE",
-        zh=f"输入“{spec.name}”应为 {spec.dtype}, 收到 {got}",
-        en=f"input {spec.name!r} takes {spec.dtype}, got {got}",
-        remedy_zh=f"请把“{spec.name}”转换为 {spec.dtype}",
-        remedy_en=f"convert {spec.name!r} to {spec.dtype}",
-        field=spec.name,
-        details={"expected": spec.dtype, "got": got},
-    )
-
-
-def tensor_shape(spec: TensorSpec, got: Sequence[int]) -> BadInput:
-    return BadInput(
-        "TENSOR_SHAPE",
-        zh=f"输入“{spec.name}”的形状应为 {spec.shape} (-1 为任意), 收到 {list(got)}",
-        en=f"input {spec.name!r} takes shape {spec.shape} (-1: any), got {list(got)}",
-        remedy_zh=f"请按 {spec.shape} 排列“{spec.name}”",
-        remedy_en=f"arrange {spec.name!r} as {spec.shape}",
-        field=spec.name,
-        details={"expected": spec.shape, "got": list(got)},
-    )
-
-
-def deadline_exceeded(deadline_ms: float) -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "DEADLINE_EXCEEDED",
-        zh=f"模型运行超过 {deadline_ms:.0f} 毫秒, 已终止",
-        en=f"the run took longer than {deadline_ms:.0f} ms and was ended",
-        remedy_zh="请减少一次请求的行数, 或放宽期限",
-        remedy_en="send fewer rows in one request, or allow more time",
-        field="deadline_ms",
-    )
-
-
-def _run_failed(error: BaseException) -> Refusal:
-    text = _brief(error)
-    lowered = text.lower()
-    if isinstance(error, MemoryError) or "failed to allocate memory" in lowered or "bad_alloc" in lowered:
-        return Unprocessable(
-            "MODEL_OUT_OF_MEMORY",
-            zh="模型运行所需内存超过允许的上限",
-            en="the run needs more memory than it is allowed",
-            remedy_zh="请减小输入, 或缩小模型",
-            remedy_en="send a smaller input, or make the model smaller",
-            field="model",
-        )
-    return Unprocessable(
-        "MODEL_RUN_FAILED",
-        zh=f"模型无法处理该输入: {text}",
-        en=f"the model cannot process this input: {text}",
-        remedy_zh="请检查输入的形状和取值是否符合模型说明",
-        remedy_en="check that shapes and values are what the model's description asks for",
-        field="inputs",
-    )
-
-
-def _brief(error: BaseException, path: Path | None = None) -> str:
-    """ONNX Runtime's message without its build paths and without ours."""
-    text = str(error) or type(error).__name__
-    if path is not None:
-        text = text.replace(os.fspath(path), path.name).replace(os.fspath(path.parent), "")
-    marker = "Status Message: "
-    if marker in text:
-        text = text.rsplit(marker, 1)[1]
-    if text.startswith("/onnxruntime_src/") and " " in text:
-        text = text.split(" ", 1)[1]
-    return " ".join(text.split())[:300]
-
-
-def _listed(names: Sequence[str], at_most: int = 12) -> str:
-    shown = ", ".join(name[:60] for name in names[:at_most])
-    return f"{shown} … ({len(names)})" if len(names) > at_most else shown or "–"
 
 
 def _fits(got: Sequence[int], expected: Sequence[int]) -> bool:

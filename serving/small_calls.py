@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from model_store.errors import Refusal
-from model_store.runtime import check_output_bytes
+from model_store.run_refusals import check_output_bytes
 from model_store.tensors import Array
 from serving.digests import mint_usage_id
 from serving.leases import HeldLease

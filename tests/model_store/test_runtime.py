@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_store.errors import BadInput, DeadlineExceeded, TooLarge, Unprocessable
 from model_store.golden import read_golden_folder
-from model_store.runtime import Watchdog, load_graph
+from model_store.runtime import load_graph
 from model_store.tensors import NUMPY_OF, object_array
+from model_store.watchdog import Watchdog
 from tests.model_store import graphs
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "onnx_cases"
