@@ -138,7 +138,8 @@ def _related(
     return _between(
         Code.RELATED_PARTY, "high", held, programme,
         zh=f"{caller.name} 与供应商 {provider.name} 为关联方, 关联最弱一环为 {share}",
-        en=f"{caller.name} and the provider {provider.name} are related; the weakest step between them is {share}",
+        en=f"{caller.name_en} and the provider {provider.name_en} are related; "
+        f"the weakest step between them is {share}",
         evidence={"links": steps},
     )  # fmt: skip
 
@@ -162,7 +163,7 @@ def find_shared_persons(
                 _between(
                     Code.SHARED_PERSON, "medium", held, programme,
                     zh=f"{caller.name} 与供应商 {provider.name} 申报的人或股东中有同名者: {'、'.join(bounded(names))}",
-                    en=f"{caller.name} and the provider {provider.name} both declare {', '.join(bounded(names))}",
+                    en=f"{caller.name_en} and the provider {provider.name_en} both declare {', '.join(bounded(names))}",
                     evidence={"names": bounded(names)},
                 )
             )  # fmt: skip
@@ -190,7 +191,7 @@ def find_shared_contacts(
                 _between(
                     Code.SHARED_CONTACT, "medium", held, programme,
                     zh=f"{caller.name} 与供应商 {provider.name} 使用相同的{'、'.join(said)}",
-                    en=f"{caller.name} and the provider {provider.name} share {', '.join(said)}",
+                    en=f"{caller.name_en} and the provider {provider.name_en} share {', '.join(said)}",
                     evidence={"shared": bounded(shared)},
                 )
             )  # fmt: skip
@@ -261,7 +262,7 @@ def _reused(keys: tuple[str, ...], held: list[Bill]) -> Found:
     total = sum(row.amount_fen for row in held)
     numbers = _numbers(held)
     grave = len(numbers) > 1 or len({row.organisation for row in held}) > 1
-    what_zh = f"发票 {numbers[0]}" if keys[0] == "number" else "同一发票文件"
+    what_zh = f"发票 {numbers[0]} " if keys[0] == "number" else "同一发票文件"
     what_en = f"invoice {numbers[0]}" if keys[0] == "number" else "one invoice file"
     return Found(
         code=Code.INVOICE_REUSED,

@@ -109,10 +109,11 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """An organisation's declaration. `domains`: of its people's e-mail addresses."""
+    """An organisation's declaration. `name_en`: as `name` where there is none. `domains`: of e-mail addresses."""
 
     party: Party
     name: str
+    name_en: str
     address: str = ""
     phone: str = ""
     domains: frozenset[str] = frozenset()

@@ -27,7 +27,9 @@ def declarations(session: Session, contracts: Sequence[Contract]) -> tuple[dict[
             domains[organisation].add(email.rpartition("@")[2].lower())
         for row in session.exec(select(Organisation).where(col(Organisation.id).in_(some))):
             held = frozenset(domains[row.id] - {""})
-            found[row.id] = Declared(party_of(row), row.name_zh, row.address, row.phone, held)
+            found[row.id] = Declared(
+                party_of(row), row.name_zh, row.name_en or row.name_zh, row.address, row.phone, held
+            )
     above: dict[str, Party] = {}
     parties = [each.party for each in found.values()]
     for start in range(0, len(parties), CHUNK):

@@ -44,6 +44,7 @@ def _constant(days: list[Spacing], programme: str) -> Found:
     first, calls = days[0], sum(row.calls for row in days)
     steadiest = min(days, key=lambda row: (cv_bp(row), row.day))
     gap = steadiest.gaps_ms / (steadiest.calls - 1)
+    many = "1 day" if len(days) == 1 else f"{len(days)} days"
     return Found(
         code=Code.CONSTANT_INTERVALS,
         severity="low",
@@ -55,7 +56,7 @@ def _constant(days: list[Spacing], programme: str) -> Found:
         amount_fen=sum(row.amount_micro for row in days) // MICRO_PER_FEN,
         zh=f"一个密钥在 {len(days)} 天里共调用 {calls} 次, 间隔几乎不变 (最匀的一天约每 {gap:,.0f} 毫秒一次, "
         f"变异系数 {percent(cv_bp(steadiest))})",
-        en=f"one key called {calls} times on {len(days)} days at almost constant intervals (on the steadiest about "
+        en=f"one key called {calls} times on {many} at almost constant intervals (on the steadiest about "
         f"every {gap:,.0f} ms, coefficient of variation {percent(cv_bp(steadiest))})",
         evidence={
             "key": first.key,

@@ -25,6 +25,7 @@ def finding_view(session: Session, row: Finding) -> dict[str, Any]:
     programme = session.get(Programme, row.programme_id) if row.programme_id else None
     view: dict[str, Any] = {name: getattr(row, name) for name in _FIELDS}
     view |= {"title_zh": zh, "title_en": en, "programme": programme.code if programme else ""}
+    view |= {f"programme_{each}": getattr(programme, f"title_{each}", "") for each in ("zh", "en")}
     for stem, key in (("organisation", row.organisation_id), ("provider", row.provider_id)):
         party = session.get(Organisation, key) if key else None
         view |= {f"{stem}_zh": party.name_zh if party else "", f"{stem}_en": party.name_en if party else ""}

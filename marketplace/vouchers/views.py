@@ -52,9 +52,14 @@ def application_view(session: Session, row: Application) -> dict[str, Any]:
     view["asked"] = [each["code"] for each in row.asked]
     view["files"] = [file_view(file) for file in files_of(session, [row.id])]
     view["overrides"] = [override_view(each) for each in overrides_of(session, row.id)]
-    view["organisation_zh"] = session.get_one(Organisation, row.organisation_id).name_zh
+    view |= _named(session, row.organisation_id)
     view["programme"] = session.get_one(Programme, row.programme_id).code
     return view
+
+
+def _named(session: Session, organisation_id: str) -> dict[str, str]:
+    organisation = session.get_one(Organisation, organisation_id)
+    return {"organisation_zh": organisation.name_zh, "organisation_en": organisation.name_en}
 
 
 def override_view(row: CheckOverride) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
         "title_en": programme.title_en,
         "is_demo": programme.is_demo,
         "settlement_mode": rules_of(programme).settlement_mode,
-        "organisation_zh": session.get_one(Organisation, row.organisation_id).name_zh,
+        **_named(session, row.organisation_id),
     }
     found = position(session, row)
     remaining = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]

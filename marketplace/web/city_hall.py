@@ -98,6 +98,7 @@ def applications(request: Request, actor: Actor = Depends(OPERATOR), market: Mar
 @router.get("/city/vouchers")
 def all_vouchers(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
     """Vouchers; what may be proposed, and how much of it; what waits for the second person."""
+    programmes = {row["id"]: row for row in vouchers.list_programmes(1, market)["items"]}
     confirmed: list[dict[str, Any]] = applications_api.list_applications("confirmed", 1, actor, market)["items"]
     found = vouchers.list_vouchers("", 1, actor, market)["items"]
     with reading(market.engine) as session:
@@ -105,7 +106,7 @@ def all_vouchers(request: Request, actor: Actor = Depends(OPERATOR), market: Mar
             session, *(row[name] for row in found for name in ("proposed_by", "approved_by", "dropped_by"))
         )
     return page(request, "city_vouchers.html", vouchers=found, ready=[row for row in confirmed if row["left_fen"]],
-                people=people, own=actor.member_id)  # fmt: skip
+                people=people, own=actor.member_id, titles=programmes)  # fmt: skip
 
 
 @router.get("/city/filings")

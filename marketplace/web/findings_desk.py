@@ -10,11 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketplace.access import Actor, market_of, require
+from marketplace.catalogue.tables import Listing
 from marketplace.db import reading
 from marketplace.findings import api as findings
+from marketplace.findings.meaning import MEANINGS
+from marketplace.keys.tables import ApiKey
 from marketplace.market import Market
 from marketplace.organisations.tables import AuditEvent, Organisation
 from marketplace.vouchers.signals import TITLES, Code
+from marketplace.vouchers.tables import Subscription
 from marketplace.web.action import Action
 from marketplace.web.claims_desk import names_of
 from marketplace.web.rendering import PageRoute, page
@@ -59,7 +63,10 @@ def one_finding(
     with reading(market.engine) as session:
         people = names_of(session, *(each["member_id"] for each in found["dispositions"]))
         parties = _parties(session, found["evidence"])
-    return page(request, "city_finding.html", f=found, people=people, parties=parties)
+        listings = _listings(session, found)
+        key = session.get(ApiKey, found["evidence"].get("key", ""))
+    return page(request, "city_finding.html", f=found, people=people, parties=parties, listings=listings,
+                key_name=key.name if key else "", meaning=MEANINGS[Code(found["code"])])  # fmt: skip
 
 
 def _last_run(session: Session) -> AuditEvent | None:
@@ -67,12 +74,24 @@ def _last_run(session: Session) -> AuditEvent | None:
     return session.exec(query.order_by(col(AuditEvent.at_ms).desc(), col(AuditEvent.id).desc()).limit(1)).first()
 
 
-def _parties(session: Session, evidence: dict[str, Any]) -> dict[str, str]:
-    """Names of the organisations in the steps of a relation, by id and by credit code."""
+def _parties(session: Session, evidence: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Names (name_zh, name_en) of who stands in the steps of a relation, by id and by credit code; of a shareholder who
+    is no organisation here, the name that it was declared with."""
     named = {step[side] for step in evidence.get("links", ()) for side in ("holder", "held")}
     query = select(Organisation).where(col(Organisation.id).in_(named) | col(Organisation.uscc).in_(named))
-    rows = list(session.exec(query))
-    return {row.id: row.name_zh for row in rows} | {row.uscc: row.name_zh for row in rows if row.uscc}
+    found: dict[str, dict[str, str]] = {}
+    declared: dict[str, dict[str, str]] = {}
+    for row in session.exec(query):
+        names = {"name_zh": row.name_zh, "name_en": row.name_en}
+        found |= {row.id: names} | ({row.uscc: names} if row.uscc else {})
+        declared |= {s["code"]: {"name_zh": s["name"], "name_en": ""} for s in row.shareholders if s.get("code")}
+    return declared | found
+
+
+def _listings(session: Session, finding: dict[str, Any]) -> dict[str, str]:
+    """Contract → name of the model that it is for."""
+    query = select(Subscription.id, Listing.name).join(Listing, col(Listing.id) == col(Subscription.listing_id))
+    return dict(session.exec(query.where(col(Subscription.id).in_(finding["contracts"]))).all())
 
 
 def _filter_invalid() -> BadInput:

@@ -117,7 +117,7 @@ def test_a_case_goes_from_files_over_a_supplement_and_an_objection_to_the_propos
     operator.reload()
     steps(operator, "Confirm" if en else "公示期满确认")
     operator.get_by_role("link", name="On to the issue" if en else "去发放").click()
-    ready = operator.locator("form", has_text=f"case-{language}")
+    ready = operator.locator("form", has_text=title)
     ready.get_by_role("button", name="Propose" if en else "提出发放").click()
     press(operator, "Confirm" if en else "确认")
     waiting = operator.get_by_role("row").filter(has_text=title)
