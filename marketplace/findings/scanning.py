@@ -19,7 +19,7 @@ from marketplace.claims.tables import Correction, Invoice
 from marketplace.clock import policy_date, start_of_day_ms
 from marketplace.evidence.tables import EvidenceFile
 from marketplace.findings import contract_signals, usage_signals
-from marketplace.findings.found import SHOWN, Bill, Contract, Found, Repeat, Spacing
+from marketplace.findings.found import SHOWN, Bill, Contract, Found, Repeat, Sample, Spacing
 from marketplace.findings.parties import declarations
 from marketplace.findings.spending import drawn, spent
 from marketplace.usage.tables import Usage
@@ -32,6 +32,7 @@ DAY_MS = 86_400_000
 SHANGHAI_MS = 8 * 3_600_000  # no summer time since 1991
 RUNS = ("active", "frozen", "closed")  # programmes that are looked at
 CHUNK = 1_000
+_Record = tuple[str, int | None]  # usage id, and the charge that carries it
 
 
 def find_all(session: Session, at_ms: int) -> list[Found]:
@@ -39,7 +40,7 @@ def find_all(session: Session, at_ms: int) -> list[Found]:
     found = contract_signals.find_reused_invoices(_bills(session))
     for programme in session.exec(select(Programme).where(col(Programme.state).in_(RUNS)).order_by(col(Programme.id))):
         found += _of_programme(session, programme.id, rules_of(programme), at_ms)
-    return [_with_sample(session, each) for each in found]
+    return _with_samples(session, found)
 
 
 def _of_programme(session: Session, programme: str, rules: ProgrammeFile, at_ms: int) -> list[Found]:
@@ -155,24 +156,61 @@ class _Calls:
             yield Repeat(self._contracts[contract], model, digest, many, totals[contract], int(micro), *days)
 
 
-def _with_sample(session: Session, found: Found) -> Found:
-    """The finding with the first of its usage records and of the charges that carry those, to look at by hand."""
+def _with_samples(session: Session, found: Sequence[Found]) -> list[Found]:
+    """The findings with the first of their usage records and of the charges that carry those, to look at by hand."""
+    requests: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for each in found:
+        if each.sample and not each.sample.day:
+            requests[each.organisation, each.sample.contract].add(each.sample.digest)
+    rows: dict[Sample, list[_Record]] = {}
+    for (enterprise, contract), digests in requests.items():
+        rows |= _of_requests(session, enterprise, contract, sorted(digests))
+    return [_with_sample(session, each, rows) for each in found]
+
+
+def _with_sample(session: Session, found: Found, of_requests: dict[Sample, list[_Record]]) -> Found:
     sample = found.sample
     if sample is None:
         return found
-    query = sa.select(col(Usage.usage_id), col(Usage.transfer_id)).where(
-        col(Usage.organisation_id) == found.organisation, col(Usage.subscription_id) == sample.contract,
-        col(Usage.lease_kind) == "subsidised", col(Usage.status) == "ok", col(Usage.purpose) == "use",
-    )  # fmt: skip
-    if sample.day:
-        start = start_of_day_ms(date.fromisoformat(sample.day))
-        query = query.where(
-            col(Usage.key_id) == sample.key,
-            col(Usage.occurred_at_ms) >= start,
-            col(Usage.occurred_at_ms) < start + DAY_MS,
-        )
-    else:
-        query = query.where(col(Usage.model) == sample.model, col(Usage.request_digest) == sample.digest)
-    rows: Sequence[Any] = session.connection().execute(query.order_by(col(Usage.usage_id)).limit(SHOWN)).all()
+    rows = _of_day(session, found.organisation, sample) if sample.day else of_requests.get(sample, [])
     charges = sorted({transfer for _, transfer in rows if transfer is not None})
     return replace(found, evidence=found.evidence | {"usage_ids": [usage for usage, _ in rows], "charges": charges})
+
+
+def _paid(enterprise: str, contract: str) -> tuple[Any, ...]:
+    return (
+        col(Usage.organisation_id) == enterprise, col(Usage.subscription_id) == contract,
+        col(Usage.lease_kind) == "subsidised", col(Usage.status) == "ok", col(Usage.purpose) == "use",
+    )  # fmt: skip
+
+
+def _of_day(session: Session, enterprise: str, sample: Sample) -> list[_Record]:
+    """The first records of one key on one day."""
+    start = start_of_day_ms(date.fromisoformat(sample.day))
+    query = sa.select(col(Usage.usage_id), col(Usage.transfer_id)).where(
+        *_paid(enterprise, sample.contract),
+        col(Usage.key_id) == sample.key,
+        col(Usage.occurred_at_ms) >= start,
+        col(Usage.occurred_at_ms) < start + DAY_MS,
+    )
+    rows = session.connection().execute(query.order_by(col(Usage.usage_id)).limit(SHOWN))
+    return [(usage, transfer) for usage, transfer in rows]
+
+
+def _of_requests(
+    session: Session, enterprise: str, contract: str, digests: Sequence[str]
+) -> dict[Sample, list[_Record]]:
+    """The first records of each of these requests: its contract is gone through once for all of them."""
+    found: dict[Sample, list[_Record]] = defaultdict(list)
+    request = (col(Usage.model), col(Usage.request_digest))
+    for start in range(0, len(digests), CHUNK):
+        place = sa.func.row_number().over(partition_by=request, order_by=col(Usage.usage_id)).label("place")
+        placed = (
+            sa.select(*request, col(Usage.usage_id), col(Usage.transfer_id), place)
+            .where(*_paid(enterprise, contract), col(Usage.request_digest).in_(digests[start : start + CHUNK]))
+            .subquery()
+        )
+        query = sa.select(placed).where(placed.c.place <= SHOWN).order_by(placed.c.usage_id)
+        for model, digest, usage, transfer, _ in session.connection().execute(query):
+            found[Sample(contract, model=model, digest=digest)].append((usage, transfer))
+    return found

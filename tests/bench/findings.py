@@ -1,8 +1,8 @@
 """How long a night's look for findings takes, and in how much memory: `python -m tests.bench.findings [--records N]`.
 
 A town's ledger and contracts are real; N usage records of one factory under one contract are written straight into the
-table (20 keys, 90 days, one call in fifty of one same request), as ingest would have left them. The search runs in a
-process of its own, so that its peak memory is its own.
+table (20 keys, 90 days, one call in fifty of one same request; `--requests` and `--share` say otherwise), as ingest
+would have left them. The search runs in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from marketplace.findings import recording
 from marketplace.findings.scanning import find_all
 from marketplace.usage.tables import Usage
 from marketplace.vouchers.tables import Reservation
+from tests.bench.peak import peak_mib
 from tests.marketplace.town import DAY, START, Town
 
 DAYS = 90
@@ -32,12 +33,12 @@ CHUNK = 20_000
 KEYS = 20
 
 
-def records(count: int, reservation: Reservation, seed: int) -> Iterator[dict[str, Any]]:
+def records(count: int, reservation: Reservation, seed: int, requests: int, share: float) -> Iterator[dict[str, Any]]:
     """In the order of their time, as ingest writes them."""
     chance = random.Random(seed)
     for number in range(count):
         at = START - DAYS * DAY + number * DAYS * DAY // count
-        same = chance.random() < 0.02
+        same = chance.random() < share
         yield {
             "usage_id": f"01{number:024d}",
             "key_id": f"key_{chance.randrange(KEYS)}",
@@ -51,14 +52,14 @@ def records(count: int, reservation: Reservation, seed: int) -> Iterator[dict[st
             "units": {"calls": 1},
             "amount_micro": 370_000,
             "occurred_at_ms": at + chance.randrange(30_000),
-            "request_digest": "same" if same else f"{chance.getrandbits(256):064x}",
+            "request_digest": f"same {number % requests}" if same else f"{chance.getrandbits(256):064x}",
             "transfer_id": None,
             "seq": number,
             "ingested_at_ms": at,
         }
 
 
-def fill(folder: Path, url: str, count: int) -> None:
+def fill(folder: Path, url: str, count: int, requests: int, share: float) -> None:
     engine = open_database(url)
     create_tables(engine)
     town = Town(engine, folder / "journal")
@@ -67,7 +68,7 @@ def fill(folder: Path, url: str, count: int) -> None:
     town.subscribe(contract_fen=1_000_000)
     (reservation,) = town.rows(Reservation)
     chunk: list[dict[str, Any]] = []
-    for row in records(count, reservation, 1):
+    for row in records(count, reservation, 1, requests, share):
         chunk.append(row)
         if len(chunk) == CHUNK:
             _write(engine, chunk)
@@ -87,18 +88,18 @@ def search(url: str) -> None:
     engine = open_database(url)
     with reading(engine) as session:
         session.connection()
-        before = resource.getrusage(resource.RUSAGE_SELF)
+        before, peak_before = resource.getrusage(resource.RUSAGE_SELF), peak_mib()
         start = time.perf_counter()
         found = find_all(session, START)
         took = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    after, peak = resource.getrusage(resource.RUSAGE_SELF), peak_mib()
     with transaction(engine) as session:
         kept = recording.record(session, found, START, actor="bench")
     said = {
         "wall_s": round(took, 2),
         "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
-        "peak_mib": after.ru_maxrss // 1024,
-        "peak_before_mib": before.ru_maxrss // 1024,
+        "peak_mib": peak,
+        "peak_before_mib": peak_before,
         "found": kept["found"],
     }
     print(json.dumps(said))
@@ -107,6 +108,8 @@ def search(url: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--requests", type=int, default=1, help="how many requests are made again and again")
+    parser.add_argument("--share", type=float, default=0.02, help="share of the calls that are one of these")
     parser.add_argument("--folder", type=Path, help="Keep the records here, or search those that are here already")
     parser.add_argument("--fill-only", action="store_true")
     parser.add_argument("--search", default="", help=argparse.SUPPRESS)
@@ -119,7 +122,7 @@ def main() -> None:
         url = f"sqlite:///{folder / 'market.db'}"
         if not (folder / "market.db").exists():
             folder.mkdir(exist_ok=True)
-            fill(folder, url, given.records)
+            fill(folder, url, given.records, given.requests, given.share)
         for _ in range(0 if given.fill_only else 2):
             subprocess.run([sys.executable, "-m", "tests.bench.findings", "--search", url], check=True)
 

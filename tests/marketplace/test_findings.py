@@ -113,6 +113,25 @@ def test_the_same_request_again_and_again_is_found_without_what_was_taken_back(t
     assert row.changed_ms == town.now
 
 
+def test_each_repeated_request_shows_its_own_first_records(town):
+    town.voucher(1_000, signals=SIGNALS)
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    for _ in range(25):
+        for digest in ("one", "two"):
+            node.call(digest=digest)
+    node.stop()
+    search(town)
+    shown = {
+        row.evidence["request_digest"]: row.evidence["usage_ids"]
+        for row in town.rows(Finding)
+        if row.code == Code.IDENTICAL_REQUESTS
+    }
+    ids = {"one": sorted(each.usage_id for each in node.acknowledged if each.request_digest == "one")}
+    ids["two"] = sorted({each.usage_id for each in node.acknowledged} - set(ids["one"]))
+    assert shown == {digest: each[:20] for digest, each in ids.items()}
+
+
 def test_a_voucher_that_is_spent_in_its_last_days_is_found(town):
     town.voucher(1_000, signals=SIGNALS, validity={"days": 20})
     town.pass_days(14)  # the last seven of its days begin
