@@ -51,6 +51,7 @@ from serving.ports import Ports
 from serving.server import check_port, serve, shared_socket
 from serving.settings import ServingSettings
 
+SETTLE_AGAIN_S = 5.0
 FOLDERS = ("journal", "blobs", "bundles", "samples", "jobs", "tmp", "logs")
 _log = logging.getLogger("algomart.start")
 
@@ -113,7 +114,9 @@ def open_market(settings: Settings, stack: ExitStack) -> Market:
     market.mlflow = child
     open_dataplane(market, stack)
     market.registry_settled.clear()
-    threading.Thread(target=settle_publications, args=(market,), name="settle", daemon=True).start()
+    stopping = threading.Event()
+    stack.callback(stopping.set)
+    threading.Thread(target=settle_publications, args=(market, stopping), name="settle", daemon=True).start()
     prepare_data(market)
     if settings.demo and settings.build_minilm:
         build = MiniLmBuild(market)
@@ -158,18 +161,25 @@ def show_ingest(app: ServingApp, market: Market) -> None:
     app.gauges = lambda: gauges(ingest, folder)
 
 
-def settle_publications(market: Market) -> None:
-    """Once the registry is up, finish or remove what a crash left half-published; only then may anybody publish."""
-    try:
-        if market.mlflow is not None:
-            market.mlflow.wait_ready()
-        settled = reconcile(market)
+def settle_publications(market: Market, stopping: threading.Event) -> None:
+    """Once the registry is up, finish or remove what a crash left half-published; only then may anybody publish.
+
+    A registry that is away, or fails meanwhile, is asked again until `stopping`.
+    """
+    while not stopping.is_set():
+        try:
+            if market.mlflow is not None:
+                market.mlflow.wait_ready()
+            settled = reconcile(market)
+        except Refusal as refusal:
+            _log.error("the registry is not up; calls go on, publishing waits for it: %s", refusal)
+            stopping.wait(SETTLE_AGAIN_S)
+            continue
         if any(settled.values()):
             _log.warning("publications settled after a crash: %s", settled)
             market.catalogue_changed()
         market.registry_settled.set()
-    except Refusal as refusal:
-        _log.error("the registry is not up; calls go on, publishing waits for the next start: %s", refusal)
+        return
 
 
 def prepare_data(market: Market) -> None:

@@ -201,7 +201,8 @@ class _Run:
         """The books of the running market, and again once it was stopped and every lease is settled."""
         market, verdict = self.market, self.verdict
         path = market.home / "market.db"
-        wait_until(lambda: not half_published(market.home, self.registry), SETTLED_S, "publications settled")
+        with contextlib.suppress(AssertionError):  # what has not settled by then is named with the faults below
+            wait_until(lambda: not half_published(market.home, self.registry), SETTLED_S, "publications settled")
         shown = {each["name"] for each in _all_of_mine(market.client("engineer"))}
         verdict.models_published = len(self.publisher.shelf.published)
         lost = set(self.publisher.shelf.published) - shown

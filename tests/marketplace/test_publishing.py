@@ -1,5 +1,6 @@
 """Publishing: from a bundle to a version that can be called, or to nothing at all."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from sqlmodel import select
 
+from marketplace import start
 from marketplace.catalogue import submission
 from marketplace.catalogue.publishing import publish
 from marketplace.catalogue.relations import Lineage, decide_inheritance, decide_lineage
@@ -243,6 +245,24 @@ def test_a_listing_keeps_the_lineage_of_its_first_version(vendors, make, base):
         published(vendors, make("other/mine", bias=0.9, parent=parent_of()), private=True, owner="other")
     assert refusal.value.code == "LINEAGE_CHANGED"
     assert next(row for row in rows(vendors, Listing) if row.name == "other/mine").root_base_listing_id is None
+
+
+def test_what_a_crash_left_is_settled_once_the_registry_answers_again(market, monkeypatch):
+    """A registry of its own may be away when the market starts: nobody should have to start it once more."""
+    asked = []
+
+    def away_at_first() -> list[Any]:
+        asked.append(1)
+        if len(asked) < 3:
+            raise Unavailable("REGISTRY_UNAVAILABLE", zh="登记服务不可用", en="the registry is away")
+        return []
+
+    monkeypatch.setattr(start, "SETTLE_AGAIN_S", 0.0)
+    monkeypatch.setattr(market.store, "pending", away_at_first)
+    market.registry_settled.clear()
+    start.settle_publications(market, threading.Event())
+    assert len(asked) == 3
+    market.await_registry(timeout_s=0)
 
 
 def test_lineage_and_inheritance_are_decided_purely():
