@@ -5,6 +5,7 @@ A port of a few methods, the folder that keeps them, and its twin in memory; one
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -34,6 +35,9 @@ class Blobs(Protocol):
 
     def hashes(self) -> Iterator[str]:
         """Every blob kept, in order: what a reconciler compares with the registry."""
+
+    def sweep(self, before_s: float) -> int:
+        """Remove what a killed `put` left half-written before that time (seconds since 1970). Returns how many."""
 
 
 class FolderBlobs:
@@ -91,12 +95,14 @@ class FolderBlobs:
                 if _HASH.fullmatch(file.name):
                     yield file.name
 
-    def sweep(self) -> int:
-        """Remove what a killed `put` left half-written; only when nothing else writes (at start). Returns how many."""
-        leftovers = list(self._incoming.glob("*.partial"))
-        for each in leftovers:
-            each.unlink(missing_ok=True)
-        return len(leftovers)
+    def sweep(self, before_s: float) -> int:
+        swept = 0
+        for each in self._incoming.glob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):  # one that is being written is renamed at any moment
+                if each.stat().st_mtime < before_s:
+                    each.unlink()
+                    swept += 1
+        return swept
 
     def _target(self, sha256: str) -> Path:
         return self._folder / check_hash(sha256)[:2] / sha256
@@ -133,6 +139,9 @@ class MemoryBlobs:
 
     def hashes(self) -> Iterator[str]:
         yield from sorted(self._content)
+
+    def sweep(self, before_s: float) -> int:
+        return 0
 
 
 def check_hash(sha256: str) -> str:

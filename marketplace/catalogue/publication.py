@@ -118,6 +118,8 @@ def _confirm(market: Market, name: str, number: int) -> None:
 
 def _sweep(market: Market) -> None:
     home = market.settings.home
+    if half_written := market.blobs.sweep(market.opened_s):
+        _log.info("%d half-written blobs removed", half_written)
     hashes = list(market.blobs.hashes())
     with reading(market.engine) as session:
         blobs = kept_blobs(session)

@@ -2,6 +2,8 @@
 
 import hashlib
 import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -96,7 +98,10 @@ def _read(root: str, sha256: str) -> bytes:
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path, file: Path) -> None:
     blobs = FolderBlobs(tmp_path / "blobs")
     sha256 = blobs.put(file)
-    (tmp_path / "blobs" / "incoming" / "left.partial").write_bytes(b"half")
-    assert blobs.sweep() == 1
+    incoming = tmp_path / "blobs" / "incoming"
+    for name, age_s in (("left", 60), ("coming", 0)):
+        (incoming / f"{name}.partial").write_bytes(b"half")
+        os.utime(incoming / f"{name}.partial", (time.time() - age_s,) * 2)
+    assert blobs.sweep(time.time() - 30) == 1
     assert list(blobs.hashes()) == [sha256]
-    assert not list((tmp_path / "blobs" / "incoming").iterdir())
+    assert [each.name for each in incoming.iterdir()] == ["coming.partial"]

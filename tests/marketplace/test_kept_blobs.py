@@ -57,7 +57,12 @@ def test_a_start_sweeps_leftovers_and_no_file_that_comes_in_beside_it(market, tm
     for sha256 in (leftover, again):
         os.utime(market.blobs.path(sha256), (0, 0))
     market.blobs.put(tmp_path / "again")
+    incoming = tmp_path / "blobs" / "incoming"
+    for name in ("killed", "coming"):
+        (incoming / f"{name}.partial").write_text("half")
+    os.utime(incoming / "killed.partial", (0, 0))
     reconcile(market)
+    assert [each.name for each in incoming.iterdir()] == ["coming.partial"]
     assert [market.blobs.has(sha256) for sha256 in (leftover, again, new)] == [False, True, True]
 
 
