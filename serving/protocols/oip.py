@@ -143,6 +143,8 @@ class OpenInference:
             if self._dataplane.settings.triton_compat:  # perhaps a name without its vendor
                 return False
             raise
+        if held_ms is not None and self._dataplane.finds_turn_full(served, held_ms, deadline_ms):
+            return LATER
         request = decode_request(body, header_length)
         if request.classes is not None:
             return False
