@@ -17,7 +17,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from model_store.bundle import open_bundle
@@ -329,20 +328,18 @@ class DataPlane:
             else:
                 digest = digest_of_arrays(inputs)
         if idempotency_key is None:
-            small = await self._admit_soon(
-                partial(
-                    self.admit_now,
-                    principal,
-                    served,
-                    inputs,
-                    names,
-                    digest=digest,
-                    units=units,
-                    purpose=purpose,
-                    deadline_ms=limit_ms,
-                    priority=priority,
-                )
+            small = self.admit_now(
+                principal,
+                served,
+                inputs,
+                names,
+                digest=digest,
+                units=units,
+                purpose=purpose,
+                deadline_ms=limit_ms,
+                priority=priority,
             )
+            assert small is not LATER, "only asked for by who can hold a call"
             if small is not None:
                 done = self._infer_now(small)
                 note_run(small.statistics.label, done.rows, 0.0, done.compute_ms)
@@ -374,22 +371,6 @@ class DataPlane:
         if self.settings.journal_sync == "before_answer":
             await self.journal.synced()
         return answer
-
-    async def _admit_soon(self, ask: Callable[..., SmallCall | Later | None]) -> SmallCall | None:
-        """`admit_now` in this turn of the event loop, or in one of the next few."""
-        small = ask(held_ms=0.0)
-        if small is not LATER:
-            return small
-        began, held_ms = time.monotonic(), 0.0
-        while small is LATER:
-            await asyncio.sleep(0)
-            if self._stopped:
-                raise shutting_down()
-            held_ms = (time.monotonic() - began) * 1000
-            small = ask(held_ms=held_ms)
-        if small is not None:
-            small.held_ms = held_ms
-        return small
 
     async def _claim(self, call: Call, idempotency_key: str) -> None:
         key = key_digest(call.principal.organisation, idempotency_key)

@@ -94,18 +94,6 @@ def test_more_than_a_few_turns_full_go_to_the_queue(served: Served, queued: Call
     assert 0 < queued() < 12
 
 
-def test_the_ordinary_way_has_its_turns_too(served: Served, queued: Callable[[], int]) -> None:
-    with connections(served, 4) as each:
-        with standing_still(served):
-            for number, connection in enumerate(each):
-                body = orjson.dumps(request_of(np.full((1, 3), number, np.float32)))
-                connection.sendall(raw(body, extra=b"Content-Encoding: identity\r\n"))
-        for number, connection in enumerate(each):
-            ((status, body),) = read_answers(connection, 1)
-            assert (status, numbers(body)) == (200, [2.0 * number] * 3)
-    assert queued() == 0
-
-
 def test_what_follows_a_held_request_on_its_connection_is_answered_after_it(
     served: Served, queued: Callable[[], int]
 ) -> None:
