@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 from sqlmodel import Session, select
 from ulid import ULID
 
@@ -146,8 +146,10 @@ class Town:
             return session.get_one(kind, key)
 
     def rows(self, kind: type) -> list[Any]:
+        """All rows of a table in the order of their keys: identifiers sort by time, while PostgreSQL itself hands
+        rows out in any order."""
         with reading(self.engine) as session:
-            return list(session.exec(select(kind)))
+            return list(session.exec(select(kind).order_by(*inspect(kind).primary_key)))
 
     def balance(self, code: str) -> int:
         with reading(self.engine) as session:
