@@ -23,6 +23,7 @@ from serving.heads import request_id_of
 
 if TYPE_CHECKING:
     from serving.app import ServingApp
+    from serving.heads import Pieces
     from serving.protocols.oip import Target
 
 STEP_S = 2.0  # between two looks, which come once a second, at most; what is more, this process stood still
@@ -40,6 +41,7 @@ class GuardedConnection(HttpToolsProtocol):
     _read_at: float
     _active_at: float
     _candidate: Target | None
+    _pieces: Pieces | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As asyncio calls it."""
@@ -71,12 +73,12 @@ class GuardedConnection(HttpToolsProtocol):
     @property
     def is_between(self) -> bool:
         """No request is half received."""
-        return self._between
+        return self._between and self._pieces is None
 
     @property
     def answers_due(self) -> bool:
         """Requests were received whole and are being answered."""
-        return bool(self._waiting or self.pipeline or (self._between and self._is_answering()))
+        return bool(self._waiting or self.pipeline or (self.is_between and self._is_answering()))
 
     @property
     def has_asked(self) -> bool:

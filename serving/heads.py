@@ -73,8 +73,9 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
     after: bytes  # up to and with the empty line
     head: Head
 
-    def body_of(self, data: bytes, most: int) -> bytes | None:
-        """The body, if `data` is one whole request under this very head and it is no longer than `most`; else None."""
+    def span_of(self, data: bytes) -> tuple[int, int] | None:
+        """Where the body of a request under this very head begins in `data`, which it begins, and how long it is to be,
+        whether it is all there or not; None where the head is another or not all there."""
         before, after = self.before, self.after
         if not data.startswith(before):
             return None
@@ -82,15 +83,31 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
         end = data.find(b"\r", at, at + MAX_LENGTH_DIGITS + 1)
         if end < 0 or not data.startswith(after, end):
             return None
-        digits, start = data[at:end], end + len(after)
-        length = len(data) - start
-        return data[start:] if length <= most and digits.isdigit() and int(digits) == length else None
+        digits = data[at:end]
+        return (end + len(after), int(digits)) if digits.isdigit() else None
+
+
+class Pieces:
+    """A request that arrives in more than one read. Joined once, however many there are."""
+
+    __slots__ = ("_missing", "_pieces")
+
+    def __init__(self, first: bytes, missing: int) -> None:
+        """`missing`: bytes, at least 1."""
+        self._pieces, self._missing = [first], missing
+
+    def whole_with(self, data: bytes) -> bytes | None:
+        """All that was read, once nothing is missing (and what came after it with the last piece); else None."""
+        self._pieces.append(data)
+        self._missing -= len(data)
+        return None if self._missing > 0 else b"".join(self._pieces)
 
 
 def known_head(data: bytes, body: bytes, head: Head) -> KnownHead | None:
-    """What to know a next request by, where `data` is this one request and nothing more; else None."""
+    """What to know a next request by, where `data` is this one request, or its first piece, and nothing more; else
+    None."""
     end = data.find(b"\r\n\r\n") + 4
-    if not 4 <= end <= MAX_HEAD_BYTES or data[end:] != body:
+    if not 4 <= end <= MAX_HEAD_BYTES or not body.startswith(data[end:]):
         return None
     lengths = list(_LENGTH.finditer(data, 0, end))
     if len(lengths) != 1:

@@ -21,7 +21,7 @@ from serving.access_log import Line, now_ms
 from serving.app import ServingApp
 from serving.connections import UNREAD_S, GuardedConnection
 from serving.errors.node import internal_error
-from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
+from serving.heads import Head, KnownHead, Pieces, head_of, known_head, request_id_of
 from serving.protocols.oip import Target, parse_model_path, path_of
 from serving.protocols.oip_turn import Answer
 from serving.small_calls import LATER, Later
@@ -58,7 +58,8 @@ class _FastHttpProtocol(GuardedConnection):
         self._known: KnownHead | None = None
         self._between = True  # the parser stands between two messages
         self._declined = False  # what is being read takes the ordinary way: it has been tried already
-        self._whole = b""  # what was read, while it may turn out to be one whole request
+        self._whole = b""  # the read that began this message, while nothing else was seen to begin in it
+        self._pieces: Pieces | None = None  # of a request under a known head that is not all here yet
         self._read_at = 0.0
         self._active_at = 0.0
         self._idle_timer: Any = None
@@ -73,22 +74,35 @@ class _FastHttpProtocol(GuardedConnection):
             self._held += data
             return
         self._read_at = time.perf_counter()
+        if self._pieces is not None:
+            whole = self._pieces.whole_with(data)
+            if whole is None:
+                return
+            data, self._pieces = whole, None
         self._look_at(data)
 
     def _look_at(self, data: bytes) -> None:
         known = self._known
         if known is not None and self._between and self._answer_known(known, data):
             return
-        self._whole = data if self._between else b""
+        if self._between:
+            self._whole = data
         super().data_received(data)
-        self._whole, self._declined = b"", False
+        self._declined = False
 
     def _answer_known(self, known: KnownHead, data: bytes) -> bool:
         """Answer a request whose head is known already; False where it is another, or takes the ordinary way."""
-        most = MAX_FAST_BODY_BYTES if known.head.header_length is None else MAX_FAST_BINARY_BYTES
-        body = known.body_of(data, most)
-        if body is None or not self._is_free():
+        span = known.span_of(data)
+        if span is None or not self._is_free():
             return False
+        start, length = span
+        missing = start + length - len(data)
+        if length > (MAX_FAST_BODY_BYTES if known.head.header_length is None else MAX_FAST_BINARY_BYTES) or missing < 0:
+            return False
+        if missing:
+            self._await_rest(data, missing)
+            return True
+        body = data[start:]
         self._fields = known.head.fields
         taken = self._take(known.head, body, self._deliver, self._held_ms)
         if not taken:
@@ -100,6 +114,12 @@ class _FastHttpProtocol(GuardedConnection):
             self._held = data
             self.serving.oip.turn.hold(self._look_again)
         return True
+
+    def _await_rest(self, data: bytes, missing: int) -> None:
+        """The request is looked at when it is whole: until then nothing of it is given to the parser."""
+        self._pieces = Pieces(data, missing)
+        self.headers = []  # tells those who watch for slow clients that a message has begun
+        self._unset_keepalive_if_required()
 
     def _look_again(self, may_be_held: bool = True) -> None:
         """At what was held, in a later turn of the event loop."""
@@ -145,6 +165,7 @@ class _FastHttpProtocol(GuardedConnection):
 
     def on_message_complete(self) -> None:
         self._between = True
+        whole, self._whole = self._whole, b""
         target = self._candidate
         if target is None:
             super().on_message_complete()
@@ -154,13 +175,12 @@ class _FastHttpProtocol(GuardedConnection):
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         keep = self.parser.should_keep_alive()
         taken, head = self._take_parsed(target, body, self._deliver if keep else self._deliver_last)
+        if keep and head is not None:
+            self._known = known_head(whole, body, head) or self._known
         if not taken:
             self._begin_ordinary()
             super().on_body(body)
             super().on_message_complete()
-            return
-        if keep and head is not None:
-            self._known = known_head(self._whole, body, head) or self._known
 
     def _deliver(self, answer: Answer) -> None:
         """The journal holds the record (or the call is refused): answer now."""
@@ -348,6 +368,7 @@ class _FastHttpProtocol(GuardedConnection):
             return
         busy = (
             self._candidate is not None
+            or self._pieces is not None
             or self.pipeline
             or (self.cycle is not None and not self.cycle.response_complete)
         )

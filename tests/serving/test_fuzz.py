@@ -143,7 +143,7 @@ def test_heads_and_paths_are_understood_or_refused(given_: dict[bytes, bytes], p
         if head is not None:
             known = known_head(whole + b"{}", b"{}", head)
             if known is not None:
-                known.body_of(whole, len(whole))
+                known.span_of(whole)
 
 
 @settings(max_examples=200, deadline=None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import httptools
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import http_protocol
-from serving.heads import Head, head_of, known_head
+from serving.heads import Head, Pieces, head_of, known_head
 from serving.protocols.oip import Target
 from tests.serving.parts import KEY, OTHER_KEY, READ_KEY, rows
 from tests.serving.test_http import Served, numbers, raw, read_answers, request_of, serve
@@ -57,6 +59,14 @@ class Connection:
     def ask(self, *parts: bytes, answers: int = 1) -> list[tuple[int, bytes]]:
         for part in parts:
             self._socket.sendall(part)
+        return read_answers(self._socket, answers)
+
+    def ask_slowly(self, *pieces: bytes, answers: int = 1) -> list[tuple[int, bytes]]:
+        """Each piece is read before the next is sent."""
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            self._socket.sendall(piece)
+            time.sleep(0.01)
         return read_answers(self._socket, answers)
 
     def __enter__(self) -> Connection:
@@ -108,7 +118,7 @@ def test_a_revoked_key_is_refused_under_a_known_head_too(served: Served) -> None
         assert connection.ask(raw(of(3)))[0][0] == 200
 
 
-def test_a_request_in_pieces_or_with_another_behind_it_is_parsed(served: Served) -> None:
+def test_a_request_in_pieces_or_with_another_behind_it_is_answered(served: Served) -> None:
     with Connection(served) as connection:
         assert connection.ask(raw(of(1)))[0][0] == 200
         whole = raw(of(2))
@@ -121,6 +131,43 @@ def test_a_request_in_pieces_or_with_another_behind_it_is_parsed(served: Served)
         assert [numbers(body) for _, body in answers] == [[10.0] * 3, [12.0] * 3, [14.0] * 3]
         ((status, body),) = connection.ask(raw(of(8)))
         assert (status, numbers(body)) == (200, [16.0] * 3)
+
+
+def test_a_body_in_pieces_is_not_parsed_under_a_known_head(served: Served, parsed: list[bytes]) -> None:
+    with Connection(served) as connection:
+        whole = raw(of(1))
+        start = whole.index(b"\r\n\r\n") + 4
+        assert connection.ask_slowly(whole[: start + 9], whole[start + 9 :])[0][0] == 200
+        parsed.clear()  # the first one made the head known, though it came in two pieces
+        for value in (2.0, 33.5, 4.25):
+            whole = raw(of(value))
+            start = whole.index(b"\r\n\r\n") + 4
+            for cuts in ([start], [start + 1, start + 2], [len(whole) - 1], list(range(start, len(whole), 7))):
+                pieces = [whole[a:b] for a, b in pairwise([0, *cuts, len(whole)])]
+                ((status, body),) = connection.ask_slowly(*pieces)
+                assert (status, numbers(body)) == (200, [2 * value] * 3)
+        assert not parsed
+
+
+def test_what_comes_with_the_last_piece_of_a_body_is_another_request(served: Served) -> None:
+    with Connection(served) as connection:
+        assert connection.ask(raw(of(1)))[0][0] == 200
+        first, second = raw(of(2)), raw(of(3))
+        answers = connection.ask_slowly(first[:-5], first[-5:] + second[:-5], second[-5:] + raw(b"{}"), answers=3)
+        assert [status for status, _ in answers] == [200, 200, 400]
+        assert [numbers(body) for _, body in answers[:2]] == [[4.0] * 3, [6.0] * 3]
+        ((status, body),) = connection.ask(raw(of(4)))
+        assert (status, numbers(body)) == (200, [8.0] * 3)
+
+
+def test_a_head_is_not_known_by_the_body_of_one_before_it(served: Served, parsed: list[bytes]) -> None:
+    """Two requests in one read: neither is known by the other's head, whatever stands in their bodies."""
+    with Connection(served) as connection:
+        other = raw(of(2), extra=b"X-Deadline-Ms: 60000\r\n")
+        assert [status for status, _ in connection.ask(raw(of(1)) + other, answers=2)] == [200, 200]
+        parsed.clear()
+        assert connection.ask(raw(of(3)))[0][0] == 200
+        assert len(parsed) == 1
 
 
 def test_a_body_that_looks_like_a_known_request_is_a_body(served: Served) -> None:
@@ -193,12 +240,24 @@ def test_a_known_head_takes_a_request_only_as_the_parser_would(
 
     known = known_head(request(first), first, head())
     assert known is not None
-    assert known.body_of(request(second), len(second)) == second
-    assert known.body_of(request(second), len(second) - 1) is None  # longer than is taken here
-    for data in (request(second)[:cut], request(second) + b"x", request(second).replace(b"X-A: b", b"X-A: c", 1)):
-        taken = known.body_of(data, len(data))
-        if taken is not None:
-            assert taken == parse(data)
+    assert known_head(request(first)[: len(request(first)) - min(cut, len(first))], first, head()) == known
+    whole = request(second)
+    assert known.span_of(whole) == known.span_of(whole + b"x") == (len(whole) - len(second), len(second))
+    assert known.span_of(whole.replace(b"X-A: b", b"X-A: c", 1)) is None
+    span = known.span_of(whole[:cut])
+    assert span == (known.span_of(whole) if cut >= len(whole) - len(second) else None)
+    assert parse(whole) == second
+
+
+@given(st.binary(min_size=2, max_size=200), st.lists(st.integers(1, 199), max_size=12), st.binary(max_size=20))
+def test_pieces_are_whole_with_the_last_byte_and_no_sooner(whole: bytes, cuts: list[int], behind: bytes) -> None:
+    edges = sorted({0, *(cut for cut in cuts if cut < len(whole)), len(whole)})
+    first, *rest = [whole[a:b] for a, b in pairwise(edges)]
+    if not rest:
+        return
+    pieces = Pieces(first, len(whole) - len(first))
+    assert [pieces.whole_with(each) for each in rest[:-1]] == [None] * (len(rest) - 1)
+    assert pieces.whole_with(rest[-1] + behind) == whole + behind
 
 
 def parse(data: bytes) -> bytes:

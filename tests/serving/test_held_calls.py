@@ -37,11 +37,11 @@ def queued(served: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]
 
 
 @contextmanager
-def connections(served: Served, count: int) -> Iterator[list[socket.socket]]:
-    """Each has sent its head once."""
+def connections(served: Served, count: int, *, new: bool = False) -> Iterator[list[socket.socket]]:
+    """Each has sent its head once, unless they are to be new."""
     with ExitStack() as stack:
         made = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 20)) for _ in range(count)]
-        for each in made:
+        for each in [] if new else made:
             each.sendall(call(0))
             assert read_answers(each, 1)[0][0] == 200
         yield made
@@ -119,3 +119,37 @@ def test_a_held_call_is_answered_before_its_server_ends(served: Served) -> None:
         for number, connection in enumerate(each):
             ((status, body),) = read_answers(connection, 1)
             assert (status, numbers(body)) == (200, [2.0 * number] * 3)
+
+
+def test_a_body_that_comes_in_two_pieces_has_its_turn_on_the_loop_too(
+    served: Served, queued: Callable[[], int]
+) -> None:
+    with connections(served, 4) as each:
+        for number, connection in enumerate(each):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(call(number)[:-10])
+        time.sleep(0.05)  # these are read by themselves
+        with standing_still(served):
+            for number, connection in enumerate(each):
+                connection.sendall(call(number)[-10:])
+        for number, connection in enumerate(each):
+            ((status, body),) = read_answers(connection, 1)
+            assert (status, numbers(body)) == (200, [2.0 * number] * 3)
+    assert queued() == 0
+
+
+def test_a_connection_whose_first_call_found_the_turn_full_has_its_next_ones_held(
+    served: Served, queued: Callable[[], int]
+) -> None:
+    with connections(served, 4, new=True) as each:
+        time.sleep(0.05)  # accepted
+        went_to_the_queue = []
+        for turn in range(3):
+            with standing_still(served):
+                for number, connection in enumerate(each):
+                    connection.sendall(call(10 * turn + number))
+            for number, connection in enumerate(each):
+                ((status, body),) = read_answers(connection, 1)
+                assert (status, numbers(body)) == (200, [2.0 * (10 * turn + number)] * 3)
+            went_to_the_queue.append(queued())
+    assert went_to_the_queue == went_to_the_queue[:1] * 3

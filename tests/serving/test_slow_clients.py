@@ -60,6 +60,36 @@ def test_a_request_that_does_not_come_to_its_end_is_closed(served: Served, sent:
         assert rest_of(connection).startswith(said)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_so_is_one_under_a_head_that_was_answered_before(served: Served, times: int) -> None:
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
+    with connect(served) as connection:
+        for _ in range(times):  # once: it may be another way that it is answered
+            connection.sendall(raw(body))
+            assert read_answers(connection, 1)[0][0] == 200
+        connection.sendall(raw(body)[:-10])
+        assert rest_of(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_trickles_in_under_a_known_head_is_closed_though_it_never_stops(served: Served) -> None:
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3' + b" " * 400 + b"]}]}"
+    with connect(served) as connection:
+        for _ in range(3):
+            connection.sendall(raw(body))
+            assert read_answers(connection, 1)[0][0] == 200
+        connection.sendall(raw(body)[:-399])
+        connection.settimeout(0.1)
+        for _ in range(200):
+            connection.sendall(b" ")
+            try:
+                answer = connection.recv(100)
+            except TimeoutError:
+                continue
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            return
+    pytest.fail("it was never closed")
+
+
 def test_a_head_that_trickles_in_is_closed_though_it_never_stops(served: Served) -> None:
     with connect(served) as connection:
         connection.sendall(HEAD)
