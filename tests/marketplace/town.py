@@ -29,7 +29,7 @@ from marketplace.organisations.uscc import demo_code
 from marketplace.settings import Settings
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.recovery import close_epoch, register_node
-from marketplace.vouchers import applications, issuing, subscriptions
+from marketplace.vouchers import applications, dropping, issuing, subscriptions
 from marketplace.vouchers.admission import MarketAdmission
 from marketplace.vouchers.programme import ProgrammeFile, read_programme
 from marketplace.vouchers.rollout import activate, load_programme
@@ -115,8 +115,13 @@ class Town:
                 activate(session, row.id, {}, actor=CHEN, at_ms=self.now)
             return row.id
 
-    def voucher(self, face_fen: int, programme: str = "", organisation: str = "org_factory", **changes: Any) -> str:
-        """Apply, check, approve, publish, confirm, propose by Chen, approve by Lin; answers the voucher's id."""
+    def voucher(
+        self, face_fen: int, programme: str = "", organisation: str = "org_factory", first: str = "", **changes: Any
+    ) -> str:
+        """Apply, check, approve, publish, confirm, propose by Chen, approve by Lin; answers the voucher's id.
+
+        `first`: `decline` or `withdraw` a first proposal for all of it.
+        """
         programme = programme or self.programme(**changes)
         with transaction(self.engine) as session:
             owner = session.get_one(Organisation, organisation)
@@ -126,6 +131,10 @@ class Town:
             applications.decide(session, row, "approve", actor=CHEN, at_ms=self.now)
             applications.publish(session, row, actor=CHEN, at_ms=self.now)
             applications.confirm(session, row, actor=CHEN, at_ms=self.now)
+            if first:
+                proposed = issuing.propose(session, row, face_fen, member=CHEN, at_ms=self.now)
+                drop, member = (dropping.decline, LIN) if first == "decline" else (dropping.withdraw, CHEN)
+                drop(session, proposed, member=member, reason="not this one")
             voucher = issuing.propose(session, row, face_fen, member=CHEN, at_ms=self.now)
             return issuing.approve(session, voucher, member=LIN, at_ms=self.now).id
 

@@ -25,11 +25,12 @@ from marketplace.claims.tables import ClaimBatch
 from marketplace.db import open_database, reading, transaction
 from marketplace.integrity.books import compare
 from marketplace.ledger.rebuild import rebuild
+from marketplace.ledger.tables import LedgerAccount
 from marketplace.migrations.upgrade import upgrade
 from marketplace.usage import recovery
 from marketplace.usage.tables import Usage
 from marketplace.vouchers import closing, issuing
-from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.tables import DROPPED, LeaseRow, Programme, Reservation, Subscription, Voucher
 from model_store.blobs import MemoryBlobs
 from model_store.errors import Refusal
 from serving.journal import segment_path
@@ -199,8 +200,10 @@ class RealWorld:
     # --- the city and the factory -----------------------------------------------------------------------------------
 
     def issue(self) -> int:
+        face, first = self.dice.choice((1, 20, 900, 20_000)), self.dice.choice(("", "", "decline", "withdraw"))
         with contextlib.suppress(Refusal):  # the enterprise's cap or the pool is reached
-            self.town.voucher(self.dice.choice((1, 20, 900, 20_000)), self.programme)
+            self.town.voucher(face, self.programme, first=first)
+            self.counts["dropped"] += bool(first)
         return 1
 
     def subscribe(self) -> int:
@@ -332,7 +335,10 @@ class RealWorld:
                 raise Violation(f"{row.id} is {row.state} and still holds entitlement")
         if open_leases:
             raise Violation(f"open after all was sealed: {open_leases[:3]}")
+        accounts = [row.code for row in self.town.rows(LedgerAccount)]
         for voucher in self.town.rows(Voucher):
+            if voucher.state in DROPPED and any(voucher.id in code for code in accounts):
+                raise Violation(f"{voucher.id} was {voucher.state} and something was posted for it")
             if voucher.state == "expired" and self.town.balance(f"Q.avail[{voucher.id}]"):
                 raise Violation(f"{voucher.id} has lapsed and still holds entitlement")
 
