@@ -13,30 +13,23 @@ from model_store.tensors import Array
 SMALL_BYTES = 64 << 10
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32, as the ULID specification has it
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
+_recent: tuple[int, str] = (-1, "")  # the newest instant and how it is written: many calls share a millisecond
 _random = random.Random()  # noqa: S311  # seeded by the system; ids are unique, not secret
 
 
 def mint_usage_id(now_ms: int | None = None) -> str:
     """A ULID: 48 bits of Unix milliseconds, 80 random bits, 26 characters that sort by time."""
+    global _recent
     at = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    noise = _random.getrandbits(80)
     pairs = _PAIRS
-    return "".join(
-        (
-            pairs[at >> 40 & 1023],
-            pairs[at >> 30 & 1023],
-            pairs[at >> 20 & 1023],
-            pairs[at >> 10 & 1023],
-            pairs[at & 1023],
-            pairs[noise >> 70],
-            pairs[noise >> 60 & 1023],
-            pairs[noise >> 50 & 1023],
-            pairs[noise >> 40 & 1023],
-            pairs[noise >> 30 & 1023],
-            pairs[noise >> 20 & 1023],
-            pairs[noise >> 10 & 1023],
-            pairs[noise & 1023],
-        )
+    of, instant = _recent
+    if at != of:
+        instant = "".join(pairs[at >> shift & 1023] for shift in (40, 30, 20, 10, 0))
+        _recent = (at, instant)
+    high, low = _random.getrandbits(40), _random.getrandbits(40)
+    return (
+        f"{instant}{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}"
+        f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
     )
 
 
