@@ -35,6 +35,8 @@ class Lost:
     path: Path
     whole: bytes
     proposed: str = ""
+    # Bytes that were here when it was written off: what comes later counts only once the journal is whole.
+    written_off_at: int = 0
 
 
 class RealLosing:
@@ -89,11 +91,14 @@ class RealLosing:
     def _decide(self, lost: Lost, decision: str) -> None:
         """What is here of the journal is ingested before, as the route does it."""
         town, row_id, lost.proposed = self.world.town, lost.proposed, ""
+        here = lost.path.stat().st_size
         Ingest(town.engine, town.folder, lost.name).drain(lost.name, lost.epoch)
         with contextlib.suppress(Refusal), transaction(town.engine) as session:
             row = write_offs.get_write_off(session, row_id)
             write_offs.decide(session, row, decision, member=LIN, at_ms=town.now, seen_at_ms=None)
-            self.world.counts["written off"] += row.state == "approved"
+            if row.state == "approved":
+                lost.written_off_at = here
+                self.world.counts["written off"] += 1
 
     # --- the journal --------------------------------------------------------------------------------------------------
 
@@ -136,6 +141,7 @@ class RealLosing:
             if how != "never":
                 self._turn_up(lost)
                 continue
+            lost.path.write_bytes(lost.whole[: lost.written_off_at])
             came = set(_ids(lost.path))
             lost.path.write_bytes(lost.whole)
             world.lost |= {usage_id for usage_id in _ids(lost.path) if usage_id not in came}
