@@ -23,6 +23,7 @@ from serving.messages import Response
 from serving.protocols.grpc_call import GrpcCall
 from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_of
 from serving.protocols.grpc_service import OPEN_METHODS, GrpcInference
+from serving.protocols.oip_extensions import METHODS_NOT_OFFERED, not_offered_by
 from serving.slow_readers import SlowReaders
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class GrpcServer:
             maximum_concurrent_rpcs=flood,
         )
         for service in (INFERENCE, HEALTH):
-            handlers = {method.name: self._handler(service, method) for method in methods_of(service)}
+            methods = [(method.name, self._answer_of(service, method)) for method in methods_of(service)]
+            if service == INFERENCE:
+                methods += [(name, self._not_offered(name)) for name in METHODS_NOT_OFFERED]
+            handlers = {name: self._handler(f"/{service}/{name}", answer) for name, answer in methods}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         host = f"[{self.host}]" if ":" in self.host else self.host
         try:
@@ -124,15 +128,16 @@ class GrpcServer:
         """See `serving.asgi.Companion`. Raises `Refusal`."""
         return await self._service.answer_passed(headers, await self._app.authenticate(headers), content)
 
-    def _handler(self, service: str, method: Method) -> Any:
-        answer = self._health(method) if service == HEALTH else self._inference(method)
+    def _answer_of(self, service: str, method: Method) -> Callable[[GrpcCall], Awaitable[None]]:
+        return self._health(method) if service == HEALTH else self._inference(method)
 
+    def _handler(self, path: str, answer: Callable[[GrpcCall], Awaitable[None]]) -> Any:
         async def handle(_: Any, context: Any) -> None:
             call = GrpcCall(context, self._stopping, self.readers)
             if self._app.access_log is None:
                 await work(call)
                 return
-            with _logged(self._app.access_log, f"/{service}/{method.name}", call):
+            with _logged(self._app.access_log, path, call):
                 await work(call)
 
         async def work(call: GrpcCall) -> None:
@@ -167,6 +172,13 @@ class GrpcServer:
                     await service.stream(call, principal)
                 else:
                     await service.tell(method, call, principal)
+
+        return answer
+
+    def _not_offered(self, name: str) -> Callable[[GrpcCall], Awaitable[None]]:
+        async def answer(call: GrpcCall) -> None:
+            call.principal = await self._app.authenticate(call.headers)
+            raise not_offered_by(name)
 
         return answer
 

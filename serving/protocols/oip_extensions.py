@@ -9,6 +9,13 @@ import orjson
 from model_store.errors import NotHere
 from serving.errors.requests import extension_not_offered, request_field, request_json, shared_memory_not_offered
 
+# Of Triton's gRPC service, beside what `proto/inference.proto` has.
+METHODS_NOT_OFFERED = (
+    *(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")),
+    "TraceSetting",
+    "LogSettings",
+)
+
 
 def not_offered_at(path: str) -> NotHere | None:
     """The refusal where a path under `/v2` belongs to such an extension; None for any other path."""
@@ -16,22 +23,35 @@ def not_offered_at(path: str) -> NotHere | None:
     if parts[:1] in (["systemsharedmemory"], ["cudasharedmemory"]):
         return shared_memory_not_offered("path")
     if parts[-2:] == ["trace", "setting"]:
-        return extension_not_offered(
-            "path",
-            "跟踪设置",
-            "trace settings",
-            "请使用应答中的 X-Request-Id 与 GET /api/v1/usage/{usage_id} 追踪一次调用",
-            "follow a call by its X-Request-Id, and by GET /api/v1/usage/{usage_id}",
-        )
-    if parts == ["logging"]:
-        return extension_not_offered(
-            "path",
-            "远程日志设置",
-            "log settings over HTTP",
-            "请在启动时设置 ALGOMART_LOG_LEVEL",
-            "set ALGOMART_LOG_LEVEL at start",
-        )
-    return None
+        return _tracing_not_offered("path")
+    return _logging_not_offered("path") if parts == ["logging"] else None
+
+
+def not_offered_by(method: str) -> NotHere:
+    """The refusal of one of `METHODS_NOT_OFFERED`."""
+    if method == "TraceSetting":
+        return _tracing_not_offered("method")
+    return _logging_not_offered("method") if method == "LogSettings" else shared_memory_not_offered("method")
+
+
+def _tracing_not_offered(field: str) -> NotHere:
+    return extension_not_offered(
+        field,
+        "跟踪设置",
+        "trace settings",
+        "请使用应答中的 X-Request-Id 与 GET /api/v1/usage/{usage_id} 追踪一次调用",
+        "follow a call by its X-Request-Id, and by GET /api/v1/usage/{usage_id}",
+    )
+
+
+def _logging_not_offered(field: str) -> NotHere:
+    return extension_not_offered(
+        field,
+        "远程日志设置",
+        "log settings from afar",
+        "请在启动时设置 ALGOMART_LOG_LEVEL",
+        "set ALGOMART_LOG_LEVEL at start",
+    )
 
 
 def check_load_body(body: bytes) -> None:

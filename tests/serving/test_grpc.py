@@ -8,7 +8,7 @@ import json
 import queue
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,10 +324,34 @@ async def test_the_owner_loads_and_unloads(served: Served) -> None:
             await client.load_model("acme--double", headers=bearer(OPERATOR_KEY), config="{}")
 
 
-async def test_what_is_not_offered_is_unimplemented(served: Served) -> None:
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda client: client.get_system_shared_memory_status(headers=bearer()), "shared memory"),
+        (lambda client: client.register_system_shared_memory("a", "/a", 64, headers=bearer()), "shared memory"),
+        (lambda client: client.unregister_system_shared_memory(headers=bearer()), "shared memory"),
+        (lambda client: client.get_cuda_shared_memory_status(headers=bearer()), "shared memory"),
+        (lambda client: client.register_cuda_shared_memory("a", b"aGFuZGxl", 0, 64, headers=bearer()), "shared memory"),
+        (lambda client: client.unregister_cuda_shared_memory(headers=bearer()), "shared memory"),
+        (lambda client: client.get_trace_settings(headers=bearer()), "trace settings"),
+        (lambda client: client.get_log_settings(headers=bearer()), "log settings from afar"),
+    ],
+)
+async def test_what_is_not_offered_is_unimplemented_and_says_so(
+    served: Served, call: Callable[[Any], Awaitable[Any]], what: str
+) -> None:
     async with served.client() as client:
-        with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
-            await client.get_system_shared_memory_status(headers=bearer())
+        with pytest.raises(
+            InferenceServerException, match=f"EXTENSION_NOT_OFFERED: this server does not offer {what}.*本服务不提供"
+        ) as refused:
+            await call(client)
+    assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+async def test_what_is_not_offered_takes_a_key_like_anything_else(served: Served) -> None:
+    async with served.client() as client:
+        with pytest.raises(InferenceServerException, match="KEY_MISSING"):
+            await client.get_log_settings()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
