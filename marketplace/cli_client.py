@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import httpx
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -47,6 +46,8 @@ def open_client(url: str | None, key: str | None) -> Market:
 @contextmanager
 def told(as_json: bool = False) -> Iterator[None]:
     """A market's refusal as text in both languages (with --json as JSON) and exit status 1; never a traceback."""
+    import httpx
+
     try:
         yield
     except MarketError as error:

@@ -13,8 +13,6 @@ from marketplace.settings import Settings
 from model_store.errors import BadInput
 from serving.keyless import check_loopback
 from serving.node import open_node
-from serving.remote.link import MarketLink
-from serving.remote.node import open_market_node
 from serving.server import check_port
 from serving.server import serve as run
 from serving.settings import ServingSettings
@@ -68,6 +66,9 @@ def of_market(
     check_port(host, port, "--port")
     if grpc_port:
         check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
+    from serving.remote.link import MarketLink  # only here: a node alone is ready sooner without them
+    from serving.remote.node import open_market_node
+
     settings = replace(ServingSettings.of(Settings()), triton_compat=triton_compat, mapped_folder=home / "mapped")
     with ExitStack() as stack:
         app = open_market_node(MarketLink(market, token), home, settings, stack)

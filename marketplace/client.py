@@ -17,9 +17,10 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import httpx
+if TYPE_CHECKING:
+    import httpx  # at the first market: the command line imports this for commands that talk to none
 
 RETRIES = 2
 LONGEST_WAIT_S = 10.0
@@ -58,6 +59,8 @@ class Market:
         self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = RETRIES
     ) -> None:
         """`retries`: how often a call is sent again where that does no harm (see `request`); 0: never."""
+        import httpx
+
         self._retries = retries
         self.url = (url or os.environ.get("ALGOMART_URL") or "http://127.0.0.1:8000").rstrip("/")
         self.key = key or os.environ.get("ALGOMART_KEY") or ""
@@ -81,6 +84,8 @@ class Market:
         Sent again: what the market asks to be sent again within ten seconds (429, and 503 where nothing was done or
         doing it twice is harmless), and what a broken connection lost, if it only reads or carries an Idempotency-Key.
         """
+        import httpx
+
         harmless = method == "GET" or "Idempotency-Key" in (options.get("headers") or {})
         for left in range(self._retries, -1, -1):
             try:

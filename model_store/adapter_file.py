@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from model_store.adapter_sites import AdapterSites, read_sites
 from model_store.bundle import ADAPTER, Bundle, seal
@@ -134,6 +133,9 @@ def with_adapter_inside(base: Bundle, tensors: Mapping[str, Array], path: Path) 
     """Write the base's graph with the adapter as its default to `path`: a model of its own, for inspection and for
     whoever may not share the base. External weights of the base are taken into the file.
     """
+    import onnx
+    from onnx import numpy_helper
+
     sites = _sites_or_refuse(base)
     sites.ranks_of(specs_of_tensors(tensors))
     model = onnx.load(os.fspath(base.model_path))
@@ -141,7 +143,7 @@ def with_adapter_inside(base: Bundle, tensors: Mapping[str, Array], path: Path) 
         found = tensors.get(initializer.name)
         if found is not None:
             stacked = found[None] if sites.indexed else found
-            initializer.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(stacked), initializer.name))
+            initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(stacked), initializer.name))
     onnx.save(model, os.fspath(path))
     return path
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from model_store.errors import TooLarge, Unprocessable
 from model_store.manifest import TensorSpec
 from model_store.tensors import OIP_OF_ONNX, type_unsupported
+
+if TYPE_CHECKING:
+    import onnx
 
 MAX_MODEL_BYTES = 2 * 1024**3  # protobuf's own bound; larger graphs keep their weights in external files
 
@@ -67,6 +69,8 @@ def read_model_proto(path: Path) -> onnx.ModelProto:
             remedy_en="keep the weights in external files and publish a bundle",
             field=path.name,
         )
+    import onnx
+
     content = path.read_bytes()
     _refuse_what_is_not_protobuf(content)
     model = onnx.ModelProto()
@@ -117,6 +121,8 @@ def _not_onnx(zh: str, en: str) -> Unprocessable:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    import onnx
+
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type" or value.type.tensor_type.elem_type not in OIP_OF_ONNX:
         code = value.type.tensor_type.elem_type if kind == "tensor_type" else 0

@@ -17,9 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from onnx import external_data_helper
-
 from model_store.bundle import MODEL
 from model_store.runtime import load_graph, release_memory
 
@@ -79,6 +76,9 @@ def write_mapped(model_path: Path, folder: Path, digest: str) -> None:
 
 def _move_weights(model_path: Path, folder: Path) -> int:
     """Write graph and weights apart; answers the bytes moved: 0 where callers may override weights or none is large."""
+    import onnx
+    from onnx import external_data_helper
+
     model = onnx.load(str(model_path))
     overridable = {value.name for value in model.graph.input}
     moved = 0

@@ -7,10 +7,12 @@ refines an average for its size class, a power of two of input elements, because
 from __future__ import annotations
 
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from model_store.manifest import CostModel
+
+if TYPE_CHECKING:
+    import onnx
 
 WEIGHT_SLOWER, WEIGHT_FASTER = 0.1, 0.5  # of the newest run in the moving average; a first run is always a slow one
 WEIGHT_QUEUED = 0.1
@@ -129,6 +131,8 @@ def runs_in_bounded_time(model_path: Path) -> bool:
     False for loops, for outputs sized by values (ConstantOfShape of an input …) and for files over 20 MiB (too long to
     look at, and hardly short to run). Reads the file: call it off the event loop.
     """
+    import onnx
+
     if model_path.stat().st_size > MAX_INLINE_FILE_BYTES:
         return False
     model = onnx.load(str(model_path), load_external_data=False)
@@ -150,7 +154,7 @@ def _bounded(graph: onnx.GraphProto, outer: frozenset[str]) -> bool:
         if node.op_type == "Constant" or (node.input and all(name in fixed for name in node.input if name)):
             fixed.update(node.output)
         for attribute in node.attribute:
-            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
+            bodies = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
             if not all(_bounded(body, frozenset(fixed)) for body in bodies):
                 return False
     return True
