@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,7 @@ def serve(
 
     Needs the base install only.
     """
+    gc.disable()  # until the node is ready (`NodeServer.startup`): what is imported and listed is all kept
     from marketplace import cli_serve
 
     with _refusals():

@@ -17,6 +17,8 @@ from serving.server import check_port
 from serving.server import serve as run
 from serving.settings import ServingSettings
 
+NAMES_SHOWN = 20
+
 
 def alone(
     folder: Path | None,
@@ -36,7 +38,8 @@ def alone(
     if no_key:
         check_loopback(host)
     node = open_node(folder, home, trusted=trusted, keyless=no_key, triton_compat=triton_compat)
-    typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models)}")
+    more = " …" if len(node.models) > NAMES_SHOWN else ""
+    typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models[:NAMES_SHOWN])}{more}")
     typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
     if no_key:
         typer.secho(

@@ -53,11 +53,12 @@ class NodeServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Once everything is loaded, take it out of garbage collection: a full pass over it would stall the loop."""
+        """Once everything is loaded, take it out of garbage collection: a full pass over it would stall the loop, the
+        first one too (50 ms of a node with 10,000 models, 220 of a market, for a few hundred objects)."""
         await super().startup(sockets)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        gc.collect()
         gc.freeze()
+        gc.enable()
         gc.set_threshold(*GARBAGE_THRESHOLDS)
         threading.Thread(target=_import_what_loading_needs, name="imports", daemon=True).start()
 
