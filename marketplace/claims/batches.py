@@ -6,6 +6,7 @@ until the approval. A batch that comes back frees all its lines for another.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import date
 from typing import Any
 
@@ -225,11 +226,13 @@ def confirm_payment(session: Session, batch: ClaimBatch, *, member: str, at_ms: 
     state = decide_state(BATCH, batch.state, "confirm-payment")
     if member == batch.payment_by:
         raise forbidden("TWO_PERSONS")
-    mode = rules_of(session.get_one(Programme, batch.programme_id)).settlement_mode or "reimburse"
-    post_all(session, [claim_postings.p10_paid(batch.id, batch.programme_id, batch.total_fen, mode, at_ms)])
+    payee = rules_of(session.get_one(Programme, batch.programme_id)).payee or ""  # none is active without
+    subsidy: dict[str, int] = defaultdict(int)
     for line in lines_of(session, batch, "in_batch"):
+        subsidy[line.provider_id] += line.subsidy_fen
         line.state = "accepted"
         session.add(line)
+    post_all(session, [claim_postings.p10_paid(batch.id, batch.programme_id, subsidy, payee, at_ms)])
     batch.state, batch.paid_by, batch.paid_at_ms = state, member, at_ms
     _record(session, batch, "confirm-payment", member, total_fen=batch.total_fen)
     return batch

@@ -1,8 +1,9 @@
 """P9–P14 as pure functions: what is claimed, paid, sent back, corrected and clawed back. See `postings` for P1–P8.
 
-The market holds no public money. In mode deduct it is owed by the government what it did not charge the enterprise
-(`M.recv.gov`), which the payment of a batch settles (`M.bank`); in mode reimburse the enterprise has paid in full, the
-government pays it directly, and only entitlement moves.
+The market keeps no public money. In mode deduct it is owed by the government what it did not charge the enterprise
+(`M.recv.gov`), which the payment of a batch settles: into the market's own bank (`M.bank`) where the platform is paid,
+and where the providers are, against what the market owed them (`M.pay.provider`). In mode reimburse the enterprise has
+paid in full, the government pays it directly, and only entitlement moves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from marketplace.ledger import accounts
 from marketplace.ledger.posting import Entry, Posting
 from marketplace.ledger.postings import MODES, Terms, cumulative_share, move
+
+PAYEES = ("enterprise", "provider", "platform")
 
 
 def p9_frozen(batch: str, subsidy_fen: Mapping[str, int], at_ms: int) -> Posting:
@@ -24,10 +27,19 @@ def p9_frozen(batch: str, subsidy_fen: Mapping[str, int], at_ms: int) -> Posting
     return Posting("P9", f"P9:{batch}", tuple(entries), at_ms)
 
 
-def p10_paid(batch: str, programme: str, fen: int, mode: str, at_ms: int) -> Posting:
-    entries = list(move(accounts.batched(batch), accounts.paid(programme), fen))
-    if _check_mode(mode) == "deduct":
-        entries += move(accounts.receivable_government(programme), accounts.BANK, fen)
+def p10_paid(batch: str, programme: str, subsidy_fen: Mapping[str, int], payee: str, at_ms: int) -> Posting:
+    """`subsidy_fen`: provider → fen of its lines, all of which the government has paid to the `payee`.
+
+    A provider that was paid directly holds fee and VAT too: the market owes it so much less of what enterprises pay;
+    where that is not enough the provider owes the market the rest (a debit balance).
+    """
+    if payee not in PAYEES:
+        raise ValueError(f"payee {payee!r} is none of {PAYEES}")
+    entries = list(move(accounts.batched(batch), accounts.paid(programme), sum(subsidy_fen.values())))
+    if payee != "enterprise":
+        for provider, fen in sorted(subsidy_fen.items()):
+            target = accounts.BANK if payee == "platform" else accounts.payable_provider(provider)
+            entries += move(accounts.receivable_government(programme), target, fen)
     return Posting("P10", f"P10:{batch}", tuple(entries), at_ms)
 
 

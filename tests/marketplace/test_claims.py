@@ -21,13 +21,17 @@ from marketplace.claims.tracing import claim_of, line_trace
 from marketplace.clock import policy_date
 from marketplace.db import reading, transaction
 from marketplace.ledger import accounts
+from marketplace.ledger.rebuild import trial_balance
 from marketplace.ledger.tables import CapCounter, LedgerTransfer
 from marketplace.organisations.tables import AuditEvent, Organisation
+from marketplace.organisations.uscc import demo_code
 from marketplace.usage.rounding import Meter, accumulate
+from marketplace.usage.tables import Usage
 from marketplace.vouchers import closing, issuing
 from marketplace.vouchers.tables import Programme, Reservation, Subscription, Voucher
 from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
+from tests.marketplace.shelf import add_organisation
 from tests.marketplace.stores import on_both_stores
 from tests.marketplace.town import CHEN, DAY, LIN, Node, Town
 
@@ -89,7 +93,10 @@ def approved(town: Town, blobs: FolderBlobs) -> str:
 
 
 def paid(town: Town, blobs: FolderBlobs) -> str:
-    batch = approved(town, blobs)
+    return pay(town, approved(town, blobs))
+
+
+def pay(town: Town, batch: str) -> str:
     total = town.get(ClaimBatch, batch).total_fen
     with transaction(town.engine) as session:
         row = batches.get_batch(session, batch)
@@ -118,7 +125,10 @@ def candidates(town: Town, batch: str) -> list[Candidate]:
 # --- the way of a batch -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "payee"), [("reimburse", "enterprise"), ("deduct", "provider")])
+PAID_TO = [("reimburse", "enterprise"), ("deduct", "platform"), ("deduct", "provider")]
+
+
+@pytest.mark.parametrize(("mode", "payee"), PAID_TO)
 def test_p9_and_p10_a_batch_is_frozen_approved_and_paid(town, blobs, mode, payee):
     trade(town, settlement_mode=mode, payee=payee)  # 37 fen, of which 12 are the voucher's
     batch = new_batch(town)
@@ -139,12 +149,75 @@ def test_p9_and_p10_a_batch_is_frozen_approved_and_paid(town, blobs, mode, payee
     assert town.total("Q.paid") == 12
     owed = town.total("M.recv.gov")
     assert owed == 0
-    assert town.balance(accounts.BANK) == (12 if mode == "deduct" else 0)
+    assert town.balance(accounts.BANK) == (12 if payee == "platform" else 0)
+    # of 37 fen the vendor's share is 34 (fee 1, VAT 2); what the city has paid it itself the market owes it no more
+    assert town.total("M.pay.provider") == -(34 - (12 if payee == "provider" else 0))
     assert [line.state for line in lines(town, batch)] == ["accepted"]
     assert advance(town, batch, "reconcile").state == "reconciled"
     position = pool(town)
     assert position["conserved"]
     assert (position["used_fen"], position["paid_fen"]) == (12, 12)
+    town.check()
+
+
+def two_providers(town: Town) -> None:
+    """100 calls of 0.37 fen each of two vendors' models, all of which the voucher pays, without fee or tax."""
+    with transaction(town.engine) as session:
+        add_organisation(session, "smith", "vendor", uscc=demo_code(7), is_demo=True, legal_person="演示")
+        session.flush()
+        town.list_model(session, "smith/copper", 370_000, filing_id="flg_1")
+    terms = {"ratio": {"num": 1, "den": 1}, "tax_basis": {"fee_bp": 0, "vat_bp": 0}, "clawback_policy": "proportional"}
+    town.voucher(1_000, **terms, settlement_mode="deduct", payee="provider")
+    for model in ("vendor/steel", "smith/copper"):
+        town.subscribe(contract_fen=400, model=model)
+    node = town.node()
+    for model, count in (("vendor/steel", 100), ("smith/copper", 200)):
+        node.call(model, count)
+    node.stop()
+
+
+def test_a_city_that_pays_providers_itself_leaves_none_of_them_owed_and_the_market_no_cash(town, blobs):
+    """Each by its own lines; a line that was taken out before is not settled, a clawback is the enterprise's to pay."""
+    two_providers(town)
+    owed = [town.balance(accounts.payable_provider(each)) for each in ("org_vendor", "org_smith")]
+    assert (owed, town.total("M.recv.gov"), town.total("M.recv.ent")) == ([-37, -74], 111, 0)
+    record = next(row for row in town.rows(Usage) if row.model == "smith/copper@1")
+    taken = correct(town, record.usage_id)
+    batch = paid(town, blobs)
+    assert {line.provider_id: line.subsidy_fen for line in lines(town, batch)} == {
+        "org_vendor": 37,
+        "org_smith": 74 - taken.subsidy_fen,
+    }
+    for each in ("org_vendor", "org_smith"):
+        assert town.balance(accounts.payable_provider(each)) == 0
+    assert (town.total("M.recv.gov"), town.total("M.recv.ent"), town.balance(accounts.BANK)) == (0, 0, 0)
+    line = next(line for line in lines(town, batch) if line.provider_id == "org_smith")
+    claw(town, line.id, 10, ("confirm", LIN))
+    assert (town.total("M.recv.claw"), town.total("M.recv.gov")) == (10, -10)  # passed on once it is paid back
+    assert town.balance(accounts.payable_provider("org_smith")) == 0  # it did the work
+    for decision in ("demand", "recover"):
+        decide_claw(town, decision)
+    assert (town.total("M.recv.claw"), town.total("M.recv.gov"), town.balance(accounts.BANK)) == (0, 0, 0)
+    with reading(town.engine) as session:
+        assert trial_balance(session)["balanced"]
+    town.check()
+
+
+def test_a_line_rejected_before_the_payment_is_still_owed_to_its_provider(town, blobs):
+    two_providers(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit")
+    rejected = next(line for line in lines(town, batch) if line.provider_id == "org_smith")
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        found = batches.get_line(session, row, rejected.id)
+        batches.decide_line(session, row, found, "reject", member=LIN, at_ms=town.now, reason="材料不实")
+    advance(town, batch, "review", "publish", "approve")
+    pay(town, batch)
+    assert town.balance(accounts.payable_provider("org_vendor")) == 0
+    assert town.balance(accounts.payable_provider("org_smith")) == -74
+    assert (town.total("M.recv.ent"), town.total("M.recv.gov"), town.balance(accounts.BANK)) == (74, 0, 0)
     town.check()
 
 
@@ -547,6 +620,13 @@ def claw(town: Town, line: str, fen: int, *decisions: tuple[str, str], opener: s
     return town.get(Clawback, row_id)
 
 
+def decide_claw(town: Town, decision: str) -> None:
+    """Of the only one there is."""
+    (opened,) = town.rows(Clawback)
+    with transaction(town.engine) as session:
+        clawbacks.decide(session, clawbacks.get_clawback(session, opened.id), decision, member=LIN, at_ms=town.now)
+
+
 def test_p14_what_was_paid_is_clawed_back_by_two_persons_and_recovered(town, blobs):
     trade(town)
     batch = paid(town, blobs)
@@ -557,11 +637,8 @@ def test_p14_what_was_paid_is_clawed_back_by_two_persons_and_recovered(town, blo
         claw(town, line.id, 12, ("confirm", CHEN))
     with pytest.raises(BadInput, match="CLAWBACK_AMOUNT"):
         claw(town, line.id, 12)  # that one is open still
-    (opened,) = town.rows(Clawback)
     for decision in ("confirm", "demand", "recover"):
-        with transaction(town.engine) as session:
-            row = clawbacks.get_clawback(session, opened.id)
-            clawbacks.decide(session, row, decision, member=LIN, at_ms=town.now)
+        decide_claw(town, decision)
         town.check()
     assert (town.total("Q.paid"), town.total("Q.claw")) == (0, 12)
     assert town.total("M.recv.claw") == town.total("M.recv.gov") == 0

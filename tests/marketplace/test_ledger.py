@@ -1,5 +1,7 @@
 """The ledger: balanced, posted once, append-only, floored, and rebuilt by replay to the same hash."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from sqlmodel import select
 
 from marketplace.catalogue.prices import add_price
 from marketplace.db import create_tables, open_database, reading, transaction
-from marketplace.ledger import accounts, caps, guards, postings
+from marketplace.ledger import accounts, caps, claim_postings, guards, postings
 from marketplace.ledger.posting import Entry, balance, balances, check_entries, entries_of, post, post_all
 from marketplace.ledger.rebuild import hash_state, rebuild, trial_balance
 from marketplace.ledger.tables import CapCounter, LedgerAccount, LedgerTransfer
@@ -96,6 +98,45 @@ def test_invariant_1_a_charge_balances_whatever_its_terms(gross, posted, share, 
     assert own + city == gross
     assert city == (subsidy if mode == "deduct" else 0)
     assert of.get("Q.used[r]", 0) == subsidy
+
+
+LINES = st.lists(st.tuples(st.sampled_from("stu"), st.integers(1, 10**9), st.fractions(0, 1)), min_size=1, max_size=8)
+
+
+@given(lines=LINES, fee=st.integers(0, 5_000), vat=st.integers(0, 5_000), payee=st.sampled_from(claim_postings.PAYEES))
+def test_whoever_is_paid_the_city_then_owes_nothing_and_nobody_is_owed_its_part_twice(lines, fee, vat, payee):
+    """Charges of several providers, each of gross g and subsidy s, and the payment of all s."""
+    mode = "reimburse" if payee == "enterprise" else "deduct"
+    held, due, subsidy = Counter(), Counter(), Counter()
+    for number, (provider, gross, share) in enumerate(lines):
+        drawn = int(gross * share)
+        charge = postings.p5_used(
+            event=str(number), enterprise="o", provider=provider, gross_fen=gross, posted_gross_fen=0,
+            terms=postings.Terms(fee, vat), occurred_at_ms=NOW, programme="p", reservation="r", mode=mode,
+            draws={"l": drawn},
+        )  # fmt: skip
+        check_entries("P5", charge.entries)
+        for entry in charge.entries:
+            held[entry.account] += entry.amount_fen
+            due[provider] += -entry.amount_fen if entry.account.startswith("M.pay.provider") else 0
+        subsidy += Counter({provider: drawn})  # nothing is claimed of a charge without a share
+    if not subsidy:
+        return
+    payment = claim_postings.p10_paid("b", "p", subsidy, payee, NOW)
+    check_entries("P10", payment.entries)
+    for entry in payment.entries:
+        held[entry.account] += entry.amount_fen
+    assert held["M.recv.gov[p]"] == 0
+    assert held["M.bank"] == (subsidy.total() if payee == "platform" else 0)
+    for provider, fen in due.items():
+        direct = subsidy[provider] if payee == "provider" else 0
+        assert held[f"M.pay.provider[{provider}]"] == direct - fen
+    assert sum(fen for account, fen in held.items() if account.startswith("M.")) == 0
+
+
+def test_nobody_is_paid_whom_the_programme_does_not_name():
+    with pytest.raises(ValueError, match="payee"):
+        claim_postings.p10_paid("b", "p", {"s": 1}, "", NOW)
 
 
 @given(st.lists(st.integers(1, 1_000), min_size=1, max_size=30), st.integers(0, 10_000))
