@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from marketplace.ledger.tables import LedgerTransfer
 from marketplace.reports.declared import Report, Row, columns
 from marketplace.reports.facts import CHUNK, Facts
 from marketplace.usage.tables import Usage
+from marketplace.vouchers.sale import filing_row
 
 _FIELDS = (
     "usage_id",
@@ -143,35 +145,52 @@ amount_micro micro_fen 金额 | amount
 
 
 def _filings(facts: Facts) -> Iterator[Row]:
-    """Each filing with each listing bound to it, and that listing's subsidised usage inside and outside the filing."""
-    filings = facts.by_id(Filing)
+    """Each filing with each listing under it, its own or inherited, and that listing's usage inside and outside it.
+
+    Use past a filing's end is charged to the enterprise, so what lapsed is counted whoever paid; the last two columns
+    say what of it a voucher has paid, which is to be nothing.
+    """
+    filings, listings = facts.by_id(Filing), facts.by_id(Listing)
+    found = {key: filing_row(facts.session, listing) for key, listing in listings.items()}
+    under = {key: filing.id for key, filing in found.items() if filing is not None and filing.id in filings}
     bound: dict[str, list[str]] = defaultdict(list)
-    listings = facts.by_id(Listing)
-    for listing in listings.values():
-        if listing.filing_id:
-            bound[listing.filing_id].append(listing.id)
-    spans = {key: _span(filing) for key, filing in filings.items()}
-    inside: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for row in _usage(facts):
-        listing = listings.get(row.listing_id)
-        if listing is None or not listing.filing_id or row.lease_kind != "subsidised" or listing.filing_id not in spans:
-            continue
-        first, last = spans[listing.filing_id]
-        at = 0 if first <= row.occurred_at_ms <= last else 2
-        inside[listing.id][at] += 1
-        inside[listing.id][at + 1] += row.amount_micro
+    for listing_id, filing_id in under.items():
+        bound[filing_id].append(listing_id)
+    counts = _of_filings(facts, under, {key: _span(filing) for key, filing in filings.items()})
     for key, filing in filings.items():
         until = filing.valid_until
         lapsed = bool(until) and until < policy_date(facts.as_of_ms).isoformat()
-        for listing_id in bound[key] or [""]:
-            name = listings[listing_id].name if listing_id else ""
-            yield (filing.number, filing.kind, filing.model_name, filing.holder, filing.valid_from, until, lapsed,
-                   filing.is_demo, name, *(inside[listing_id] if listing_id else (0, 0, 0, 0)))  # fmt: skip
+        head = (filing.number, filing.kind, filing.model_name, filing.holder, filing.valid_from, until, lapsed,
+                filing.is_demo)  # fmt: skip
+        for listing_id in bound[key]:
+            listing = listings[listing_id]
+            yield (*head, listing.name, listing.filing_id != key, *counts[key, listing_id])
+        if not bound[key]:
+            yield (*head, "", False, *_NOTHING)
+
+
+_NOTHING = (0,) * 6
+
+
+def _of_filings(
+    facts: Facts, under: dict[str, str], spans: dict[str, tuple[int, int]]
+) -> dict[tuple[str, str], list[int]]:
+    """(filing, listing) → calls and micro-fen: subsidised inside, charged while lapsed, subsidised while lapsed."""
+    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: list(_NOTHING))
+    for row in _usage(facts):
+        filing_id = under.get(row.listing_id)
+        if filing_id is None or row.lease_kind == "free" or row.status == "quarantined":
+            continue
+        first, last = spans[filing_id]
+        subsidised, inside = row.lease_kind == "subsidised", first <= row.occurred_at_ms <= last
+        of = counts[filing_id, row.listing_id]
+        for at, counted in ((0, inside and subsidised), (2, not inside), (4, not inside and subsidised)):
+            of[at] += counted
+            of[at + 1] += row.amount_micro if counted else 0
+    return counts
 
 
 def _span(filing: Filing) -> tuple[int, int]:
-    from datetime import date
-
     first = start_of_day_ms(date.fromisoformat(filing.valid_from))
     return first, end_of_day_ms(date.fromisoformat(filing.valid_until)) if filing.valid_until else 2**62
 
@@ -191,10 +210,13 @@ valid_until day 止 | valid until
 lapsed flag 已失效 | lapsed
 demonstration flag 演示 | demonstration
 listing text 商品 | listing
+inherited flag 由基础模型沿用 | inherited from its base
 calls_inside integer 有效期内补贴次数 | subsidised calls inside
-amount_inside_micro micro_fen 有效期内金额 | amount inside
-calls_lapsed integer 失效期补贴次数 | subsidised calls while lapsed
+amount_inside_micro micro_fen 有效期内补贴调用金额 | amount of subsidised calls inside
+calls_lapsed integer 失效期计费次数 (补贴与自费) | charged calls while lapsed, whoever paid
 amount_lapsed_micro micro_fen 失效期金额 | amount while lapsed
+subsidised_lapsed integer 其中由券支付的次数 | of these, calls that a voucher paid its share of
+subsidised_lapsed_micro micro_fen 其中由券支付的金额 | amount of these
 """
     ),
     _filings,

@@ -20,7 +20,7 @@ from marketplace.catalogue.tables import Filing, Listing
 from marketplace.claims import batches
 from marketplace.claims.tables import Invoice
 from marketplace.cli import app as command_line
-from marketplace.clock import now_ms
+from marketplace.clock import end_of_day_ms, now_ms, policy_date
 from marketplace.db import reading, transaction
 from marketplace.findings import dispositions, recording
 from marketplace.integrity.days import close_days
@@ -39,10 +39,11 @@ from marketplace.vouchers.overrides import decide_override, get_override, propos
 from marketplace.vouchers.tables import Programme, Subscription
 from model_store.errors import BadInput, NotFound
 from tests.marketplace import test_claims as claims
+from tests.marketplace.shelf import add_listing
 from tests.marketplace.stores import on_both_stores
 from tests.marketplace.test_case_files import in_state
 from tests.marketplace.test_claims import approved, trade
-from tests.marketplace.town import CHEN, LIN, Town
+from tests.marketplace.town import CHEN, DAY, LIN, Town
 
 
 def pytest_generate_tests(metafunc):
@@ -178,6 +179,44 @@ def test_the_filing_register_counts_subsidised_usage_inside_and_after_a_filing(t
     trade(town)
     (row,) = report(town, blobs, "filing-register")
     assert (row["listing"], row["calls_inside"], row["calls_lapsed"]) == ("vendor/steel", 100, 0)
+
+
+def test_the_filing_register_counts_a_derivative_s_usage_under_the_filing_of_its_base(town, blobs):
+    with transaction(town.engine) as session:
+        town.price(session, session.get_one(Listing, "lst_vendor/steel"), 100_000, kind="derivative")
+        for name, relation in (("factory/tuned", "finetune"), ("factory/retrained", "retrained")):
+            add_listing(session, name, "draft", visibility="private", parent_listing_id="lst_vendor/steel",
+                        relation=relation)  # fmt: skip
+    town.voucher(1_000)
+    town.subscribe()
+    node = town.node()
+    node.call("factory/tuned", 100)
+    node.stop()
+    rows = {row["listing"]: row for row in report(town, blobs, "filing-register")}
+    assert set(rows) == {"vendor/steel", "factory/tuned"}  # a retrained one stands under no filing
+    assert (rows["vendor/steel"]["inherited"], rows["vendor/steel"]["calls_inside"]) == (False, 0)
+    tuned = rows["factory/tuned"]
+    assert (tuned["inherited"], tuned["calls_inside"], tuned["amount_inside_micro"]) == (True, 100, 10_000_000)
+
+
+def test_the_filing_register_counts_what_was_used_past_a_filing_s_end_whoever_paid(town, blobs):
+    town.now = end_of_day_ms(policy_date(town.now)) - 10
+    with transaction(town.engine) as session:
+        session.get_one(Filing, "flg_1").valid_until = policy_date(town.now).isoformat()
+    town.voucher(1_000)
+    town.subscribe()
+    node = town.node()
+    node.call(count=3)
+    node.call(count=2, runs_ms=20)  # ended past it: ingest charges them to the enterprise
+    node.stop()
+    (row,) = report(town, blobs, "filing-register")
+    assert (row["calls_inside"], row["amount_inside_micro"]) == (3, 3 * 370_000)
+    assert (row["calls_lapsed"], row["amount_lapsed_micro"]) == (2, 2 * 370_000)
+    assert (row["subsidised_lapsed"], row["subsidised_lapsed_micro"]) == (0, 0)
+    with transaction(town.engine) as session:  # a filing that is found later to have ended before its use
+        session.get_one(Filing, "flg_1").valid_until = policy_date(town.now - DAY).isoformat()
+    (row,) = report(town, blobs, "filing-register")
+    assert (row["calls_inside"], row["calls_lapsed"], row["subsidised_lapsed"]) == (0, 5, 3)
 
 
 def test_the_cost_file_has_a_usage_row_and_a_negative_credit_row_of_each_charge(town, blobs):

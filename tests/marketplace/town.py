@@ -216,13 +216,14 @@ class Node:
 
     def call(
         self, model: str = "vendor/steel", count: int = 1, *, units: int = 1, purpose: str = "use",
-        principal: Principal = PRINCIPAL, digest: str = "",
+        principal: Principal = PRINCIPAL, digest: str = "", runs_ms: int = 0,
     ) -> list[UsageRecord]:  # fmt: skip
-        """`count` calls, each answered only once its record is in the journal. Raises the desk's refusals."""
-        return asyncio.run(self._call(model, count, units, purpose, principal, digest))
+        """`count` calls, each answered only once its record is in the journal. Raises the desk's refusals. `runs_ms`:
+        how long after its admission each ends."""
+        return asyncio.run(self._call(model, count, units, purpose, principal, digest, runs_ms))
 
     async def _call(
-        self, model: str, count: int, units: int, purpose: str, principal: Principal, digest: str
+        self, model: str, count: int, units: int, purpose: str, principal: Principal, digest: str, runs_ms: int
     ) -> list[UsageRecord]:
         made = []
         for _ in range(count):
@@ -239,7 +240,7 @@ class Node:
                 lease_id=reserved.lease_id,
                 units=bound,
                 amount_micro=amount,
-                occurred_at_ms=self.town.now,
+                occurred_at_ms=self.town.now + runs_ms,
                 status="ok",
                 request_digest=digest,
                 response_digest="",
