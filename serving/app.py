@@ -61,7 +61,7 @@ class ServingApp:
         self.openai = OpenAI(dataplane, ports)
         self.native = native if native is not None else _native(dataplane, ports)
         self._uploads = BodyRoom(dataplane.settings.max_samples_in_all_bytes, uploads_full)
-        self._bodies = BodyRoom(dataplane.settings.max_bodies_in_all_bytes, bodies_full)
+        self.bodies = BodyRoom(dataplane.settings.max_bodies_in_all_bytes, bodies_full)
         self.stopping = False  # the server drains: what comes is answered still, but nobody should send more
         # Beside the data plane's own readiness; the market sets it once its catalogue is open.
         self.ready: Callable[[], bool] = lambda: True
@@ -123,7 +123,7 @@ class ServingApp:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = request_id_of(headers)
         try:
-            with self._bodies.place() as take:
+            with self.bodies.place() as take:
                 body = await self._body(headers, receive, take, is_upload=False)
                 if what == PASSED_RPC and self.companion is not None:
                     response = await while_connected(self.companion.answer_passed(headers, body), receive)
@@ -163,7 +163,7 @@ class ServingApp:
                 principal = await self.authenticate(headers)
                 scope[PRINCIPAL] = principal  # who it was, for the access log
                 is_upload = path.startswith(UPLOAD_PATHS)
-                with (self._uploads if is_upload else self._bodies).place() as take:
+                with (self._uploads if is_upload else self.bodies).place() as take:
                     body = await self._body(headers, receive, take, is_upload)
                     request = Request(
                         scope["method"], path, scope.get("query_string", b""), headers, body, principal, request_id

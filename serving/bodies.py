@@ -45,15 +45,53 @@ class BodyRoom:
 
         def take(size: int) -> None:
             nonlocal taken
-            if self.held + size > self.limit:
+            if not self.take(size):
                 raise self._refusal()
-            self.held += size
             taken += size
 
         try:
             yield take
         finally:
-            self.held -= taken
+            self.give_back(taken)
+
+    def take(self, size: int) -> bool:
+        """Room for so many bytes, to be given back; False (nothing was taken) where there is none."""
+        if self.held + size > self.limit:
+            return False
+        self.held += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self.held -= size
+
+
+class Pieces:
+    """What has come in of one request of a known length, counted in a `BodyRoom` until it is let go."""
+
+    __slots__ = ("_content", "_missing", "_room")
+
+    def __init__(self, room: BodyRoom, length: int) -> None:
+        """`length`: bytes of all of it."""
+        self._room, self._content, self._missing = room, bytearray(), length
+
+    @property
+    def is_whole(self) -> bool:
+        return self._missing <= 0
+
+    def add(self, data: bytes) -> bool:
+        """False where there is no room for it: then nothing was added."""
+        if not self._room.take(len(data)):
+            return False
+        self._content += data
+        self._missing -= len(data)
+        return True
+
+    def let_go(self) -> bytes:
+        """All that was added, with what came after the request in its last piece. Its room is given back."""
+        content = bytes(self._content)
+        self._room.give_back(len(content))
+        self._content.clear()
+        return content
 
 
 async def read_body(

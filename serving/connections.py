@@ -23,7 +23,7 @@ from serving.heads import request_id_of
 
 if TYPE_CHECKING:
     from serving.app import ServingApp
-    from serving.heads import Pieces
+    from serving.bodies import Pieces
     from serving.protocols.oip import Target
 
 STEP_S = 2.0  # between two looks, which come once a second, at most; what is more, this process stood still

@@ -87,22 +87,6 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
         return (end + len(after), int(digits)) if digits.isdigit() else None
 
 
-class Pieces:
-    """A request that arrives in more than one read. Joined once, however many there are."""
-
-    __slots__ = ("_missing", "_pieces")
-
-    def __init__(self, first: bytes, missing: int) -> None:
-        """`missing`: bytes, at least 1."""
-        self._pieces, self._missing = [first], missing
-
-    def whole_with(self, data: bytes) -> bytes | None:
-        """All that was read, once nothing is missing (and what came after it with the last piece); else None."""
-        self._pieces.append(data)
-        self._missing -= len(data)
-        return None if self._missing > 0 else b"".join(self._pieces)
-
-
 def known_head(data: bytes, body: bytes, head: Head) -> KnownHead | None:
     """What to know a next request by, where `data` is this one request, or its first piece, and nothing more; else
     None."""

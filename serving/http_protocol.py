@@ -12,16 +12,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from model_store.errors import Refusal
-from serving.access_log import Line, now_ms
 from serving.app import ServingApp
-from serving.connections import UNREAD_S, GuardedConnection
+from serving.bodies import Pieces
+from serving.connections import UNREAD_S
 from serving.errors.node import internal_error
-from serving.heads import Head, KnownHead, Pieces, head_of, known_head, request_id_of
+from serving.heads import Head, KnownHead, head_of, known_head, request_id_of
+from serving.hot_answers import AnsweringConnection
 from serving.protocols.oip import Target, parse_model_path, path_of
 from serving.protocols.oip_turn import Answer
 from serving.small_calls import LATER, Later
@@ -35,9 +37,6 @@ HOLD_S = 0.004  # of one read; what more a pipelining client has sent goes the o
 _PREFIX, _SUFFIX = b"/v2/models/", b"/infer"
 # Headers that ask for more than the hot path does.
 _ORDINARY = frozenset((b"content-encoding", b"transfer-encoding", b"idempotency-key", b"expect", b"upgrade"))
-_OK_JSON = b"content-type: application/json\r\ncontent-length: %d\r\n"
-_OK_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n"
-_IDS = b"x-usage-id: %b\r\nx-amount-micro: %d\r\nx-request-id: %b\r\n\r\n"
 
 
 def fast_protocol(app: ServingApp) -> type[HttpToolsProtocol]:
@@ -45,9 +44,8 @@ def fast_protocol(app: ServingApp) -> type[HttpToolsProtocol]:
     return type("FastHttpProtocol", (_FastHttpProtocol,), {"serving": app, "paths": {}, "preamble": (None, b"")})
 
 
-class _FastHttpProtocol(GuardedConnection):
+class _FastHttpProtocol(AnsweringConnection):
     paths: ClassVar[dict[bytes, Target | None]]
-    preamble: ClassVar[tuple[list[tuple[bytes, bytes]] | None, bytes]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,21 +72,27 @@ class _FastHttpProtocol(GuardedConnection):
             self._held += data
             return
         self._read_at = time.perf_counter()
-        if self._pieces is not None:
-            whole = self._pieces.whole_with(data)
-            if whole is None:
+        pieces = self._pieces
+        if pieces is not None:
+            added = pieces.add(data)
+            if added and not pieces.is_whole:
                 return
-            data, self._pieces = whole, None
+            data = self._let_go(pieces) if added else self._let_go(pieces) + data
         self._look_at(data)
 
     def _look_at(self, data: bytes) -> None:
         known = self._known
-        if known is not None and self._between and self._answer_known(known, data):
-            return
-        if self._between:
-            self._whole = data
+        if known is None or not self._between or not self._answer_known(known, data):
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        self._whole = data if self._between else b""
         super().data_received(data)
-        self._declined = False
+        if self._candidate is not None:
+            self._begin_unfinished(self._candidate)
+        self._whole, self._declined = b"", False
+        if self._between and self.has_asked and not self.answers_due and self.timeout_keep_alive_task is None:
+            self._watch_idle()  # an empty line, say: no request that would be answered, and the end of idling set anew
 
     def _answer_known(self, known: KnownHead, data: bytes) -> bool:
         """Answer a request whose head is known already; False where it is another, or takes the ordinary way."""
@@ -100,8 +104,7 @@ class _FastHttpProtocol(GuardedConnection):
         if length > (MAX_FAST_BODY_BYTES if known.head.header_length is None else MAX_FAST_BINARY_BYTES) or missing < 0:
             return False
         if missing:
-            self._await_rest(data, missing)
-            return True
+            return self._await_rest(known, data, missing)
         body = data[start:]
         self._fields = known.head.fields
         taken = self._take(known.head, body, self._deliver, self._held_ms)
@@ -115,11 +118,22 @@ class _FastHttpProtocol(GuardedConnection):
             self.serving.oip.turn.hold(self._look_again)
         return True
 
-    def _await_rest(self, data: bytes, missing: int) -> None:
-        """The request is looked at when it is whole: until then nothing of it is given to the parser."""
-        self._pieces = Pieces(data, missing)
+    def _await_rest(self, known: KnownHead, data: bytes, missing: int) -> bool:
+        """The request is looked at when it is whole: until then nothing of it is given to the parser. False where
+        nobody is known by its key, or there is no room for it: the ordinary way says so."""
+        if self.serving.dataplane.keys.peek(known.head.token, known.head.token_digest) is None:
+            return False
+        pieces = Pieces(self.serving.bodies, len(data) + missing)
+        if not pieces.add(data):
+            return False
+        self._pieces = pieces
         self.headers = []  # tells those who watch for slow clients that a message has begun
         self._unset_keepalive_if_required()
+        return True
+
+    def _let_go(self, pieces: Pieces) -> bytes:
+        self._pieces = None
+        return pieces.let_go()
 
     def _look_again(self, may_be_held: bool = True) -> None:
         """At what was held, in a later turn of the event loop."""
@@ -165,7 +179,7 @@ class _FastHttpProtocol(GuardedConnection):
 
     def on_message_complete(self) -> None:
         self._between = True
-        whole, self._whole = self._whole, b""
+        whole, self._whole = self._whole, b""  # what follows in this read is another's
         target = self._candidate
         if target is None:
             super().on_message_complete()
@@ -182,15 +196,28 @@ class _FastHttpProtocol(GuardedConnection):
             super().on_body(body)
             super().on_message_complete()
 
+    def _begin_unfinished(self, target: Target) -> None:
+        """The rest of its body is to come: it takes the ordinary way, where bodies are counted. The next one under this
+        head waits here."""
+        self._candidate = None
+        body = b"".join(self._small_body)
+        with suppress(Refusal):
+            head = head_of(target, self._fields)
+            if head is not None and self.parser.should_keep_alive():
+                self._known = known_head(self._whole, body, head) or self._known
+        self._begin_ordinary()
+        if body:
+            super().on_body(body)
+
     def _deliver(self, answer: Answer) -> None:
         """The journal holds the record (or the call is refused): answer now."""
         self._waiting -= 1
-        self.transport.write(self._content(answer))
+        self.transport.write(self.content_of(answer))
         self._watch_idle()
 
     def _deliver_last(self, answer: Answer) -> None:
         self._waiting -= 1
-        self.transport.write(self._content(answer).replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        self.transport.write(self.content_of(answer).replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
         self.transport.close()
 
     def _target(self) -> Target | None:
@@ -240,6 +267,8 @@ class _FastHttpProtocol(GuardedConnection):
 
     def shutdown(self) -> None:
         self._look_again(may_be_held=False)
+        if self._pieces is not None:
+            self._parse(self._let_go(self._pieces))  # uvicorn waits for what has begun
         self._keep_order()
         super().shutdown()
 
@@ -296,63 +325,8 @@ class _FastHttpProtocol(GuardedConnection):
         self.server_state.total_requests += 1
         self._waiting += 1
         self._trace_id = 0
-        self.serving.oip.turn.take(Answer(deliver, head, refusal=refusal))
-
-    def _content(self, answer: Answer) -> bytes:
-        """The whole response."""
-        call = answer.call
-        if answer.refusal is not None or call is None:
-            return self._refusal(answer, answer.refusal or internal_error())
-        if self.serving.access_log is not None:
-            self._log(answer, 200, len(answer.content), (answer.context.request_id or b"req_" + call.usage_id.encode()))
-        requests = self.serving.dataplane.statistics.requests
-        requests[200] = requests.get(200, 0) + 1
-        usage_id = call.usage_id.encode()
-        content, json_length = answer.content, answer.json_length
-        size = len(content)
-        kind = _OK_JSON % size if json_length is None else _OK_BINARY % (json_length, size)
-        ids = _IDS % (usage_id, call.amount, answer.context.request_id or b"req_" + usage_id)
-        return b"".join((STATUS_LINE[200], self._preamble(), kind, ids, content))
-
-    def _refusal(self, answer: Answer, refusal: Refusal) -> bytes:
-        request_id = request_id_of(self._fields)
-        content, headers = self.serving.refusal_parts(refusal, self.serving.oip_error_body, request_id)
-        if self.serving.access_log is not None:
-            self._log(answer, refusal.status, len(content), request_id.encode(), refusal.code)
-        parts = [STATUS_LINE[refusal.status], self._preamble()]
-        for name, value in headers:
-            parts += [name, b": ", value, b"\r\n"]
-        parts += [b"content-length: %d\r\n\r\n" % len(content), content]
-        return b"".join(parts)
-
-    def _log(self, answer: Answer, status: int, size: int, request_id: bytes, code: str = "") -> None:
-        """A line of the access log."""
-        log, call = self.serving.access_log, answer.call
-        assert log is not None, "only called where there is one"
-        line = Line(
-            now_ms(),
-            "POST",
-            "/v2/models" if answer.context is None else path_of(answer.context.target),
-            status,
-            (time.perf_counter() - self._read_at) * 1000,
-            request_id.decode(),
-            code=code,
-            bytes_out=size,
-        )
-        if call is not None:
-            line.key_id, line.organisation = call.principal.key_id, call.principal.organisation
-            line.usage_id, line.model, line.rows = call.usage_id, call.statistics.label, call.rows
-            line.compute_ms = call.compute_ms
-        log.add(line)
-
-    def _preamble(self) -> bytes:
-        """uvicorn's default headers (the date), joined once a second: its list is a new one then."""
-        cls = type(self)
-        headers = self.server_state.default_headers
-        if cls.preamble[0] is not headers:
-            joined = b"".join(b"%b: %b\r\n" % (name, value) for name, value in headers)
-            cls.preamble = (headers, joined)
-        return cls.preamble[1]
+        request_id = request_id_of(self._fields)  # now: by the end of the turn they may be another request's
+        self.serving.oip.turn.take(Answer(deliver, head, refusal=refusal, request_id=request_id))
 
     # --- keep-alive ---------------------------------------------------------------------------------------------------
 
@@ -367,10 +341,7 @@ class _FastHttpProtocol(GuardedConnection):
         if self.transport.is_closing():
             return
         busy = (
-            self._candidate is not None
-            or self._pieces is not None
-            or self.pipeline
-            or (self.cycle is not None and not self.cycle.response_complete)
+            self._pieces is not None or self.pipeline or (self.cycle is not None and not self.cycle.response_complete)
         )
         left = self._active_at + self.timeout_keep_alive - time.perf_counter()
         if busy or self._read_at > self._active_at:
@@ -384,4 +355,6 @@ class _FastHttpProtocol(GuardedConnection):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+        if self._pieces is not None:
+            self._let_go(self._pieces)
         super().connection_lost(exc)

@@ -43,6 +43,7 @@ class Answer(msgspec.Struct, gc=False):
     content: bytes = b""
     json_length: int | None = None  # of the JSON, where binary tensors follow it
     refusal: Refusal | None = None
+    request_id: str = ""  # of a refusal whose `context` is not known
 
 
 class Turn:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def test_calls_in_flight_at_sigterm_are_answered_and_written_down(tmp_path: Path
     (journal,) = (tmp_path / "journal").glob("*.alj")
     assert verify(journal) == []
     assert len([entry for entry in read_segment(journal).entries if isinstance(entry, UsageEntry)]) == 40
+
+
+@pytest.mark.parametrize("before", [0, 1, 3], ids=["a new head", "a head parsed once", "a known head"])
+@pytest.mark.parametrize("more", [b"", b"Idempotency-Key: drain\r\n"], ids=["hot path", "ordinary way"])
+def test_a_call_half_received_at_the_end_is_answered(tmp_path: Path, before: int, more: bytes) -> None:
+    running = serve(tmp_path)
+    node = next(running)
+    node.warm()
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
+    with socket.create_connection(("127.0.0.1", node.port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(before):
+            connection.sendall(raw(body, extra=more))
+            assert read_answers(connection, 1)[0][0] == 200
+        connection.sendall(raw(body, extra=more)[:-10])
+        time.sleep(0.1)  # it is read by itself
+        node.server.should_exit = True
+        time.sleep(0.3)  # nobody is accepted any more
+        connection.sendall(body[-10:])
+        assert read_answers(connection, 1)[0][0] == 200
+    next(running, None)
 
 
 def test_readiness_goes_first_and_calls_are_taken_until_connections_are_refused(tmp_path: Path) -> None:

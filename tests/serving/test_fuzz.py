@@ -7,11 +7,15 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +41,7 @@ from serving.protocols.oip_generate import decode_generate
 from serving.protocols.oip_request import decode_request
 from serving.protocols.use_rows import read_rows
 from tests.serving.parts import rows
-from tests.serving.test_http import PATH, Served, raw, read_answers, request_of, serve
+from tests.serving.test_http import PATH, Served, numbers, raw, read_answers, request_of, serve
 
 MANIFEST = Manifest.model_validate(
     {
@@ -256,6 +260,62 @@ def test_no_request_makes_a_500(served: Served, body: bytes, more: list[bytes], 
         connection.sendall(content)
         answers: Any = read_answers(connection, 1)
     assert answers[0][0] < 500 or answers[0][0] in (501, 504), answers
+
+
+KINDS = ("call", "call", "call", "empty line", "other length", "broken", "no key", "ordinary", "binary")
+
+
+def asked(kind: str, value: int) -> bytes:
+    """One request of a kind; the answer to it is known (`answered`)."""
+    x = np.full((1, 3), value, np.float32)
+    extra = b"X-Request-Id: r-%d\r\n" % value
+    if kind == "empty line":
+        return b"\r\n"
+    if kind == "broken":
+        return raw(b"{" * (1 + value), extra=extra)
+    if kind == "no key":
+        return raw(orjson.dumps(request_of(x)), key="unknown-key-0123456789abcdef0123456789abcdef", extra=extra)
+    if kind == "ordinary":
+        return raw(orjson.dumps(request_of(x)), extra=b"Expect-Nothing: 1\r\nX-Deadline-Ms: 60000\r\n")
+    if kind == "binary":
+        tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}
+        head = orjson.dumps({"inputs": [tensor]})
+        return raw(head + x.tobytes(), extra=b"Inference-Header-Content-Length: %d\r\n" % len(head))
+    content = orjson.dumps(request_of(x))
+    return raw(content + b" " * (value if kind == "other length" else 0))
+
+
+def check_answer(kind: str, value: int, status: int, body: bytes) -> None:
+    if kind == "broken":
+        assert (status, orjson.loads(body)["request_id"]) == (400, f"r-{value}")
+    elif kind == "no key":
+        assert (status, orjson.loads(body)["request_id"]) == (401, f"r-{value}")
+    else:
+        assert (status, numbers(body)) == (200, [2.0 * value] * 3)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 99)), min_size=1, max_size=12),
+    st.lists(st.integers(1, 3_000), max_size=8),
+    st.booleans(),
+)
+def test_requests_on_one_connection_are_answered_in_order_however_they_are_cut(
+    served: Served, requests: list[tuple[str, int]], cuts: list[int], slowly: bool
+) -> None:
+    """Heads known and new, whole and in pieces, small and pipelined: each answer is that of its own request."""
+    content = b"".join(asked(kind, value) for kind, value in requests)
+    edges = sorted({0, *(cut for cut in cuts if cut < len(content)), len(content)})
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start, end in pairwise(edges):
+            connection.sendall(content[start:end])
+            if slowly:
+                time.sleep(0.003)
+        due = [(kind, value) for kind, value in requests if kind != "empty line"]
+        answers: Any = read_answers(connection, len(due))
+    for (kind, value), (status, body) in zip(due, answers, strict=True):
+        check_answer(kind, value, status, body)
 
 
 def test_the_node_is_well_after_all_that(served: Served) -> None:

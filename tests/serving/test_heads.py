@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import http_protocol
-from serving.heads import Head, Pieces, head_of, known_head
+from serving.bodies import BodyRoom, Pieces
+from serving.errors.node import bodies_full
+from serving.heads import Head, head_of, known_head
 from serving.protocols.oip import Target
 from tests.serving.parts import KEY, OTHER_KEY, READ_KEY, rows
 from tests.serving.test_http import Served, numbers, raw, read_answers, request_of, serve
@@ -252,12 +254,29 @@ def test_a_known_head_takes_a_request_only_as_the_parser_would(
 @given(st.binary(min_size=2, max_size=200), st.lists(st.integers(1, 199), max_size=12), st.binary(max_size=20))
 def test_pieces_are_whole_with_the_last_byte_and_no_sooner(whole: bytes, cuts: list[int], behind: bytes) -> None:
     edges = sorted({0, *(cut for cut in cuts if cut < len(whole)), len(whole)})
-    first, *rest = [whole[a:b] for a, b in pairwise(edges)]
-    if not rest:
-        return
-    pieces = Pieces(first, len(whole) - len(first))
-    assert [pieces.whole_with(each) for each in rest[:-1]] == [None] * (len(rest) - 1)
-    assert pieces.whole_with(rest[-1] + behind) == whole + behind
+    *pieces, last = [whole[a:b] for a, b in pairwise(edges)]
+    room = BodyRoom(250, bodies_full)
+    waiting = Pieces(room, len(whole))
+    for piece in pieces:
+        assert waiting.add(piece)
+        assert not waiting.is_whole
+    assert waiting.add(last + behind)
+    assert waiting.is_whole
+    assert room.held == len(whole + behind)
+    assert waiting.let_go() == whole + behind
+    assert room.held == 0
+
+
+def test_a_piece_without_room_is_not_added() -> None:
+    room = BodyRoom(10, bodies_full)
+    one, other = Pieces(room, 100), Pieces(room, 100)
+    assert one.add(b"1234567")
+    assert not other.add(b"1234")
+    assert other.add(b"123")
+    assert other.let_go() == b"123"
+    assert one.add(b"890")
+    assert one.let_go() == b"1234567890"
+    assert room.held == 0
 
 
 def parse(data: bytes) -> bytes:

@@ -18,6 +18,7 @@ from tests.serving.parts import rows, until
 from tests.serving.test_http import PATH, Served, raw, read_answers, request_of, serve
 
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key-factory\r\n".encode()
+BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_connections_beyond_the_cap_are_told_so_and_room_comes_back(served: Serv
 
 
 async def test_bodies_that_together_are_too_large_are_refused_before_they_are_held(served: Served) -> None:
-    room = served.node.app._bodies
+    room = served.node.app.bodies
     await until(lambda: not room.held)
     part = b" " * (700 << 10)
     with connect(served) as one, connect(served) as other:
@@ -159,6 +160,63 @@ async def test_bodies_that_together_are_too_large_are_refused_before_they_are_he
         assert b"BODIES_FULL" in answer
         assert room.held <= room.limit
     await until(lambda: not room.held)
+
+
+async def test_bodies_that_wait_for_their_rest_under_a_known_head_are_counted_too(served: Served) -> None:
+    room = served.node.app.bodies
+    served.warm()
+    await until(lambda: not room.held)
+    known = raw(BODY, extra=b"Inference-Header-Content-Length: %d\r\n" % len(BODY))
+    head = known[: known.index(b"\r\n\r\n") + 4].replace(
+        b"Content-Length: %d\r\n" % len(BODY), b"Content-Length: 500000\r\n", 1
+    )
+    part = b" " * (400 << 10)
+    with connect(served) as one, connect(served) as two, connect(served) as three:
+        for each in (one, two, three):
+            each.sendall(known)
+            assert read_answers(each, 1)[0][0] == 200
+        for number, each in enumerate((one, two), 1):
+            each.sendall(head + part)
+            await until(lambda number=number: room.held >= number * len(part))  # type: ignore[misc]
+        three.sendall(head + part)
+        ((status, answer),) = read_answers(three, 1)
+        assert status == 429
+        assert b"BODIES_FULL" in answer
+        assert room.held <= room.limit
+    await until(lambda: not room.held)
+
+
+async def test_nothing_is_kept_of_the_body_of_whoever_has_no_key(served: Served) -> None:
+    head = raw(BODY, key="unknown-key-0123456789abcdef0123456789abcdef")
+    with connect(served) as connection:
+        for content in (head, head[: -len(BODY)], head[:-9]):
+            connection.sendall(content)
+            assert read_answers(connection, 1)[0][0] == 401
+            if content != head:
+                break
+            ((waits),) = served.server.server_state.connections
+            assert waits._pieces is None
+
+
+EMPTY_LINE = b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n", raw(BODY), raw(BODY, extra=b"X-Deadline-Ms: 1900\r\n")],
+    ids=["no key", "hot path", "ordinary way"],
+)
+def test_an_empty_line_is_no_request_and_keeps_no_connection(served: Served, asked: bytes) -> None:
+    usual, served.server.config.timeout_keep_alive = served.server.config.timeout_keep_alive, 0.4
+    try:
+        with connect(served) as connection:
+            for _ in range(2):
+                connection.sendall(asked)
+                assert read_answers(connection, 1)[0][0] == 200
+            connection.sendall(EMPTY_LINE)
+            assert rest_of(connection) == b""  # closed, as if nothing had been sent
+    finally:
+        served.server.config.timeout_keep_alive = usual
 
 
 async def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(served: Served) -> None:
@@ -177,9 +235,6 @@ async def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(serv
         await until(lambda: seen() is None)
     finally:
         gc.enable()
-
-
-BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
 
 
 def hold_the_loop(served: Served, seconds: float) -> None:

@@ -28,7 +28,7 @@ BEYOND = {  # what stands in a script → why it is not run
     r"import tritonclient\.utils\.cuda_shared_memory": "CUDA shared memory: needs a GPU, and is not offered",
     r"repeat_int32": "decoupled model: one request has one answer here",
     r"preprocess_inception_ensemble": "Triton's ensemble of TensorFlow graphs: pre-processing is part of a bundle here",
-    r"vllm": "a vLLM backend: served over /v1/chat/completions here",
+    r"vllm": "a vLLM backend: there is none here",
 }
 NOT_OFFERED = re.compile(r"this server does not offer ([^.;·\n]+)")
 
