@@ -2,7 +2,7 @@
 
     python -m tests.conformance [--cases N --seed S] [--url URL --key KEY] [--json FILE]
 
-Without `--url` a fresh market is started in a temporary folder and stopped afterwards. Ends with 1 where fewer than 599
+Without `--url` a fresh market is started in a temporary folder and stopped afterwards. Ends with 1 where fewer than 630
 of the 630 cases (or the same share of a sample) pass.
 """
 

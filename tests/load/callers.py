@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import re
 import time
 from collections import Counter
@@ -22,6 +23,8 @@ HANGS_S = 30.0
 IDLE_S = 5.0  # as httpx: shorter than any server keeps a connection
 LATE_S = 1.0  # what a caller at a rate catches up with at most; the rest was never due
 LOOK_S = 0.5
+PADDING = b" " * 30_000  # of a body that is sent in pieces: more than one packet
+BETWEEN_PIECES_S = 0.001
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _RETRY = re.compile(rb"\r\nretry-after: [1-9]\d*\r\n", re.IGNORECASE)
 _CLOSE = b"\r\nconnection: close\r\n"
@@ -34,6 +37,7 @@ class Outcome:
     rest, by what happened, and `first` the instant of the first of each kind. Latencies of right answers, in seconds;
     `ended` their instants; neither where `keeps` is False.
 
+    `left`: connections that were closed in the middle of a request, on purpose.
     `reopened`: connections that had been closed or idle; `retried`: calls that were sent again; `not_sent`: calls that
     came due while the caller itself stood still.
     """
@@ -42,6 +46,7 @@ class Outcome:
     sent: int = 0
     right: int = 0
     refused: int = 0
+    left: int = 0
     reopened: int = 0
     retried: int = 0
     not_sent: int = 0
@@ -101,7 +106,8 @@ def watched() -> Iterator[Hangs]:
 
 
 class Caller:
-    """One keep-alive connection. `idempotent`: each call carries an Idempotency-Key of its own."""
+    """One keep-alive connection. `idempotent`: each call carries an Idempotency-Key of its own. `pieces`: in how many
+    it is sent."""
 
     def __init__(
         self,
@@ -112,8 +118,10 @@ class Caller:
         headers: Mapping[str, str] | None,
         hangs: Hangs,
         idempotent: bool = False,
+        pieces: int = 1,
     ) -> None:
         self._port, self._outcome, self._hangs, self._idempotent = port, outcome, hangs, idempotent
+        self._pieces = pieces
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         path = f"/v2/models/{model.replace('/', '--')}/infer"
         self._head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{more}"
@@ -149,6 +157,18 @@ class Caller:
         else:
             outcome.wrong(f"{status} {body[:60]!r}")
 
+    async def leave(self) -> None:
+        """A part of a call, and gone."""
+        content = self._content([0.0, 0.0, 0.0], next(_number))
+        try:
+            _, writer, _ = await self._connection()
+            await self._send(writer, content[: random.randrange(1, len(content))])
+        except OSError as error:
+            self._outcome.wrong(f"{type(error).__name__}: {error}"[:80])
+        else:
+            self._outcome.left += 1
+        self.close()
+
     def give_up(self) -> None:
         self._given_up = True
         if self._streams is not None:
@@ -161,7 +181,7 @@ class Caller:
 
     def _content(self, x: list[float], number: int) -> bytes:
         document: dict[str, Any] = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": x}]}
-        body = json.dumps(document).encode()
+        body = json.dumps(document).encode() + (PADDING if self._pieces > 1 else b"")
         key = f"Idempotency-Key: call-{number}\r\n" if self._idempotent else ""
         return f"{self._head}{key}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -195,10 +215,16 @@ class Caller:
         self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         return *self._streams, False
 
-    @staticmethod
-    async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, content: bytes) -> bytes:
-        writer.write(content)
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, content: bytes) -> bytes:
+        await self._send(writer, content)
         return await reader.readuntil(b"\r\n\r\n")
+
+    async def _send(self, writer: asyncio.StreamWriter, content: bytes) -> None:
+        cuts = sorted(random.randrange(len(content)) for _ in range(self._pieces - 1))
+        for start, end in itertools.pairwise([0, *cuts, len(content)]):
+            writer.write(content[start:end])
+            if self._pieces > 1:
+                await asyncio.sleep(BETWEEN_PIECES_S)
 
 
 async def call_in_turn(
@@ -210,19 +236,26 @@ async def call_in_turn(
     pause_s: float = 0.0,
     *,
     idempotent: bool = False,
+    pieces: int = 1,
+    leaves_every: int = 0,
     outcome: Outcome | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Each connection sends its next call when it has its answer, `pause_s` later. `outcome`: to look at meanwhile."""
+    """Each connection sends its next call when it has its answer, `pause_s` later. `outcome`: to look at meanwhile.
+
+    `leaves_every`: of so many calls one is broken off in the middle, and its connection with it; 0: none.
+    """
     outcome = Outcome() if outcome is None else outcome
     until = time.perf_counter() + seconds
 
     with watched() as hangs:
 
         async def one() -> None:
-            caller = Caller(port, key, model, outcome, headers, hangs, idempotent)
-            while time.perf_counter() < until:
-                await caller.call()
+            caller = Caller(port, key, model, outcome, headers, hangs, idempotent, pieces)
+            for number in itertools.count(1):
+                if time.perf_counter() >= until:
+                    break
+                await (caller.leave() if leaves_every and number % leaves_every == 0 else caller.call())
                 if pause_s:
                     await asyncio.sleep(pause_s)
             caller.close()

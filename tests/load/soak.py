@@ -1,5 +1,5 @@
-"""The soak: hot, queued, flooding and impatient callers of one node together, for long. It passes without an error and
-with flat memory."""
+"""The soak: hot, queued, flooding and impatient callers of one node together, some that send in pieces and some that
+leave in the middle of a request, for long. It passes without an error and with flat memory."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ CALLERS = (
         ),
     ),
     Caller("impatient", _in_turn(FACTORY_KEY, SLOW, pause_s=0.05, idempotent=True, headers={"X-Priority": "high"})),
+    Caller("in pieces", _in_turn(FACTORY_KEY, FAST, connections=2, pause_s=0.005, pieces=4)),
+    Caller("leaving", _in_turn(FACTORY_KEY, FAST, pause_s=0.01, leaves_every=2, pieces=3)),
 )
 
 
@@ -79,7 +81,10 @@ def _found(node: LoadNode, seconds: float, outcomes: dict[str, Outcome], memory:
     errors = _sum(outcomes, "errors")
     return {
         "seconds": seconds,
-        **{name: _sum(outcomes, name) for name in ("right", "refused", "errors", "retried", "reopened", "not_sent")},
+        **{
+            name: _sum(outcomes, name)
+            for name in ("right", "refused", "errors", "left", "retried", "reopened", "not_sent")
+        },
         "callers": {name: _said(outcome) for name, outcome in outcomes.items()},
         "node_stood_still_ms": _lag_max_ms(node),
         "rss_mib": [round(each / (1 << 20), 1) for each in (memory[0], before, after)],
