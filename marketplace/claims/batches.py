@@ -26,7 +26,7 @@ from marketplace.claims.refusals import (
 from marketplace.claims.states import BATCH, LINES_OPEN, decide_state
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine
 from marketplace.ids import new_id
-from marketplace.ledger import accounts, caps, claim_postings
+from marketplace.ledger import caps, claim_postings
 from marketplace.ledger.posting import post_all
 from marketplace.organisations import audit, notices
 from marketplace.vouchers.applications import decide_notice_over
@@ -194,7 +194,7 @@ def _reject_line(session: Session, batch: ClaimBatch, line: ClaimLine, reason: s
     batch.total_fen -= line.subsidy_fen
     voucher = session.exec(select(Voucher).where(Voucher.id == line.voucher_id).with_for_update()).one()
     voucher.returned_fen += line.subsidy_fen
-    for code in (voucher.cap_code, accounts.cap_pool(batch.programme_id, voucher.tranche)):
+    for code in (voucher.cap_code, voucher.pool_code):
         cap = caps.open_cap(session, code, 0)
         caps.take_back(session, cap, line.subsidy_fen)
         caps.release(session, cap, line.subsidy_fen)

@@ -226,7 +226,7 @@ def _pass_on(session: Session, reservation: Reservation, at_ms: int) -> None:
 def _caps_of(reservation: Reservation, voucher: Voucher) -> list[str]:
     """The counters that a charge uses, in the order that every writer locks them."""
     contract = accounts.cap_contract(reservation.subscription_id)
-    return sorted((contract, accounts.cap_pool(voucher.programme_id, voucher.tranche), voucher.cap_code))
+    return sorted((contract, voucher.pool_code, voucher.cap_code))
 
 
 def get_correction(session: Session, row_id: str) -> Correction:

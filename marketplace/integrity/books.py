@@ -102,13 +102,13 @@ def rebuild_caps(session: Session, replayed: Replayed) -> Counters:
         charged = replayed.charged.get(accounts.used(reservation), 0)
         _add(counters[accounts.cap_contract(contract)], charged, held[reservation])
         _add(of_voucher[voucher], charged - rejected[reservation], held[reservation])
-    names = (Voucher.id, Voucher.programme_id, Voucher.tranche, Voucher.cap_code)
-    for voucher, programme, tranche, cap_code in _stream(session, Voucher, *names):
+    names = (Voucher.id, Voucher.cap_code, Voucher.pool_code)
+    for voucher, cap_code, pool_code in _stream(session, Voucher, *names):
         if not cap_code:
             continue  # proposed only: nothing is held for it
         used, idle = of_voucher[voucher]
         idle += replayed.balances.get(accounts.available(voucher), 0)
-        for code in (cap_code, accounts.cap_pool(programme, tranche)):
+        for code in (cap_code, pool_code):
             _add(counters[code], used, idle)
     return dict(counters)
 

@@ -65,16 +65,23 @@ def payable_provider(organisation: str) -> str:
     return f"M.pay.provider[{organisation}]"
 
 
-def cap_enterprise(programme: str, organisation: str, period: str) -> str:
-    return f"C.ent[{programme},{organisation},{period}]"
+def cap_enterprise(code: str, organisation: str, period: str) -> str:
+    """By the programme's code, so that it counts over all versions."""
+    return f"C.ent[{code},{organisation},{period}]"
 
 
 def cap_contract(subscription: str) -> str:
     return f"C.contract[{subscription}]"
 
 
-def cap_pool(programme: str, tranche: str) -> str:
-    return f"C.pool[{programme},{tranche}]"
+def cap_pool(code: str, tranche: str) -> str:
+    """By the programme's code, so that it counts over all versions."""
+    return f"C.pool[{code},{tranche}]"
+
+
+def caps_of_pool(code: str) -> str:
+    """What every `cap_pool` of that code begins with."""
+    return f"C.pool[{code},"
 
 
 def ledger_of(code: str) -> str:

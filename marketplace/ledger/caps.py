@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from marketplace.ledger.posting import insert_ignoring
 from marketplace.ledger.tables import CapCounter
@@ -20,6 +20,19 @@ def open_cap(session: Session, code: str, limit_fen: int) -> CapCounter:
     session.flush()
     session.connection().execute(insert_ignoring(session, CapCounter).values(**values))
     return session.exec(select(CapCounter).where(CapCounter.code == code).with_for_update()).one()
+
+
+def opened(session: Session, prefix: str) -> list[CapCounter]:
+    """Every counter whose code begins so, locked in the order of the codes."""
+    query = select(CapCounter).where(col(CapCounter.code).startswith(prefix, autoescape=True))
+    return list(session.exec(query.order_by(col(CapCounter.code)).with_for_update()))
+
+
+def set_limit(session: Session, cap: CapCounter, limit_fen: int) -> CapCounter:
+    """A new version's limit. Where more is held and used than it allows, that stays, and there is no room."""
+    cap.limit_fen = max(limit_fen, cap.used_fen + cap.held_fen)
+    session.add(cap)
+    return cap
 
 
 def room(cap: CapCounter) -> int:

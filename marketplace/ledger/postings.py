@@ -39,6 +39,12 @@ def p1_tranche_approved(programme: str, tranche: str, fen: int, at_ms: int) -> P
     return Posting("P1", f"P1:{programme}:{tranche}", entries, at_ms)
 
 
+def p1_withdrawn(programme: str, successor: str, fen: int, at_ms: int) -> Posting:
+    """What a version did not issue goes back where it came from, once another version of its code authorises it."""
+    entries = move(accounts.unissued(programme), accounts.auth(programme), fen)
+    return Posting("P1", f"P1:{programme}:withdrawn:{successor}", entries, at_ms)
+
+
 def p2_voucher_issued(programme: str, voucher: str, fen: int, at_ms: int) -> Posting:
     entries = move(accounts.unissued(programme), accounts.available(voucher), fen)
     return Posting("P2", f"P2:{voucher}", entries, at_ms)

@@ -44,7 +44,7 @@ class LedgerEntry(SQLModel, table=True):
 
 
 class CapCounter(SQLModel, table=True):
-    """C.ent[p,e,period], C.contract[c], C.pool[p,tranche]."""
+    """C.ent[p,e,period], C.contract[c], C.pool[p,tranche]; p is a programme's code, whatever the version."""
 
     __tablename__ = "cap_counter"
     __table_args__ = (

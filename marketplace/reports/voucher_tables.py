@@ -250,7 +250,9 @@ def _caps(facts: Facts) -> Iterator[Row]:
         cap["returned"] += where["returned"]
         cap["spent"] += sum(where[part] for part in ("used", "batched", "paid", "clawed"))
         cap["vouchers"] += 1
-        of[row.cap_code] = row
+        standing = of.setdefault(row.cap_code, row)  # the newest version's limit is the one that holds
+        if facts.programmes[row.programme_id].version >= facts.programmes[standing.programme_id].version:
+            of[row.cap_code] = row
     for code, cap in sorted(found.items()):
         row = of[code]
         limit = facts.programmes[row.programme_id].document.get("cap_fen")

@@ -76,13 +76,8 @@ def _charge_reservation(session: Session, reservation_id: str, part: Sum, event:
     draws: dict[str, int] = {}
     if charge.subsidy_fen:
         draws = decide_draws(_drawable(session, reservation_id), charge.subsidy_fen)
-        for code in sorted(
-            (
-                accounts.cap_contract(reservation.subscription_id),
-                accounts.cap_pool(voucher.programme_id, voucher.tranche),
-                voucher.cap_code,
-            )
-        ):
+        contract = accounts.cap_contract(reservation.subscription_id)
+        for code in sorted((contract, voucher.pool_code, voucher.cap_code)):
             caps.use(session, caps.open_cap(session, code, 0), charge.subsidy_fen)
         warn_of_voucher(session, voucher)
     posting = postings.p5_used(

@@ -86,7 +86,7 @@ def create_application(
     actor: str,
 ) -> Application:
     """A draft. `evidence`: [{"code", "value"}]; codes as the programme's schema names them, and `founded-on`."""
-    programme = get_programme(session, programme_id)
+    programme = get_programme(session, programme_id, running=True)
     if programme.state != "active":
         raise conflict(Reason.PROGRAMME_CLOSED, state=programme.state)
     row = Application(

@@ -108,11 +108,12 @@ def let_pass(overrides: Iterable[CheckOverride]) -> dict[str, str]:
 
 
 def cap_code(programme: Programme, rules: ProgrammeFile, organisation_id: str, at_ms: int) -> str:
-    """The C.ent counter of the period that an instant falls in."""
+    """The C.ent counter of the period that an instant falls in; one for all versions of the programme."""
     period = str(policy_date(at_ms).year) if rules.cap_period == "calendar_year" else "all"
-    return accounts.cap_enterprise(programme.id, organisation_id, period)
+    return accounts.cap_enterprise(programme.code, organisation_id, period)
 
 
 def cap_room(session: Session, programme: Programme, rules: ProgrammeFile, organisation_id: str, at_ms: int) -> int:
+    """What the cap of these rules still has room for: below zero where an earlier version allowed more."""
     counter = session.get(CapCounter, cap_code(programme, rules, organisation_id, at_ms))
-    return rules.cap_fen if counter is None else counter.limit_fen - counter.used_fen - counter.held_fen
+    return rules.cap_fen if counter is None else rules.cap_fen - counter.used_fen - counter.held_fen

@@ -192,7 +192,7 @@ def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:
         voucher.returned_fen += total
         move = postings.p8_lapsed(voucher.programme_id, voucher.id, own, idle, voucher.returned_fen, at_ms)
         post_all(session, [move])
-        for code in (voucher.cap_code, accounts.cap_pool(voucher.programme_id, voucher.tranche)):
+        for code in (voucher.cap_code, voucher.pool_code):
             caps.release(session, caps.open_cap(session, code, 0), total)
     for reservation in reservations:
         fen = idle.get(reservation.id, 0)

@@ -143,8 +143,11 @@ class VoucherFact:
 
 
 def decide_voucher(voucher: VoucherFact, day: date) -> Decision:
-    """The voucher may be drawn on that day: its programme runs, it is not suspended, its use-by day is not over."""
-    if voucher.programme_state not in ("active", "frozen"):
+    """The voucher may be drawn on that day: its programme is not over, it is not suspended, its use-by day is not over.
+
+    A programme that is frozen or closed issues nothing more, and what it issued is paid all the same.
+    """
+    if voucher.programme_state not in ("active", "frozen", "closed"):
         return Decision(Reason.PROGRAMME_CLOSED)
     if voucher.state == "expired" or day > voucher.use_by:
         return Decision(Reason.VOUCHER_EXPIRED)

@@ -103,9 +103,11 @@ def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> V
         raise conflict(Reason.PROGRAMME_CLOSED, state=programme.state)
     rules = rules_of(programme)
     code = cap_code(programme, rules, voucher.organisation_id, at_ms)
-    caps.hold(session, caps.open_cap(session, code, rules.cap_fen), voucher.face_fen)
+    cap = caps.open_cap(session, code, rules.cap_fen)
+    caps.hold(session, caps.set_limit(session, cap, rules.cap_fen), voucher.face_fen)
     voucher.cap_code = code
     voucher.tranche = _hold_tranche(session, programme, rules, voucher.face_fen)
+    voucher.pool_code = accounts.cap_pool(programme.code, voucher.tranche)
     last = rules.use_by(policy_date(at_ms))
     assert rules.validity is not None, "an active programme has a validity"
     voucher.use_by = last.isoformat()
@@ -257,9 +259,14 @@ def _claim_accounts(session: Session, programme: Programme) -> dict[str, int]:
 
 
 def _hold_tranche(session: Session, programme: Programme, rules: ProgrammeFile, fen: int) -> str:
-    """Hold the face in the first tranche that has room for all of it."""
+    """Hold the face in the first tranche that has room for all of it. The pool bounds all versions of the programme
+    together; what an earlier one got back since it was closed is with that one, so the account is asked too."""
+    counters = caps.opened(session, accounts.caps_of_pool(programme.code))
+    taken = sum(cap.used_fen + cap.held_fen for cap in counters)
+    if fen > min(rules.pool_fen - taken, balance(session, accounts.unissued(programme.id), lock=True)):
+        raise conflict(Reason.POOL_EXHAUSTED)
     for tranche in rules.tranches:
-        cap = caps.open_cap(session, accounts.cap_pool(programme.id, tranche.code), tranche.fen)
+        cap = caps.open_cap(session, accounts.cap_pool(programme.code, tranche.code), tranche.fen)
         if caps.room(cap) >= fen:
             caps.hold(session, cap, fen)
             return tranche.code

@@ -9,11 +9,11 @@ from sqlmodel import Session, col, func, select
 
 from marketplace.clock import now_ms
 from marketplace.ids import new_id
-from marketplace.ledger import accounts, caps, postings
-from marketplace.ledger.posting import post_all
 from marketplace.organisations import audit
+from marketplace.vouchers.auditing import decide_settled, open_matters
 from marketplace.vouchers.programme import OPEN_FIELDS, ProgrammeFile, read_programme, shipped, unset, unset_refusal
 from marketplace.vouchers.tables import Programme
+from marketplace.vouchers.versions import RUNS, lock_versions, take_over
 from model_store.errors import BadInput, Conflict, NotFound
 
 _TRANSITIONS = {
@@ -68,15 +68,20 @@ def load_shipped(session: Session, *, demo: bool, actor: str = "system") -> list
     for file in shipped(include_demo=demo):
         row = load_programme(session, file, actor=actor)
         if file.is_demo and row.state == "draft":
+            for version in lock_versions(session, row.code):  # a home from before this version: it takes over
+                if version.state in RUNS:
+                    set_programme_state(session, version.id, "close", actor=actor)
             activate(session, row.id, {}, actor=actor, at_ms=now_ms())
         rows.append(row)
     return rows
 
 
-def get_programme(session: Session, programme_id: str, *, lock: bool = False) -> Programme:
-    """By id, or by code (its newest version); `NotFound` PROGRAMME_NOT_FOUND."""
+def get_programme(session: Session, programme_id: str, *, lock: bool = False, running: bool = False) -> Programme:
+    """By id, or by code: its newest version, or first the one that is active (`running`), so that a draft of the next
+    one stands in nobody's way. `NotFound` PROGRAMME_NOT_FOUND."""
     query = select(Programme).where((col(Programme.id) == programme_id) | (col(Programme.code) == programme_id))
-    query = query.order_by(col(Programme.version).desc()).limit(1)
+    first = [col(Programme.state) != "active"] if running else []
+    query = query.order_by(*first, col(Programme.version).desc()).limit(1)
     row = session.exec(query.with_for_update() if lock else query).first()
     if row is None:
         raise NotFound(
@@ -99,9 +104,10 @@ def activate(session: Session, programme_id: str, values: Mapping[str, Any], *, 
     """Name the open values and put the programme in force: P1 for each tranche.
 
     `BadInput` PROGRAMME_INVALID, or PROGRAMME_FIXED for a value that the file already states; `Conflict`
-    PROGRAMME_UNSET names what is still open.
+    PROGRAMME_UNSET names what is still open; `versions.take_over` refuses what other versions stand against.
     """
-    row = get_programme(session, programme_id, lock=True)
+    row = get_programme(session, programme_id)
+    others = [version for version in lock_versions(session, row.code) if version.id != row.id]
     state = decide_programme_state(row.state, "activate")
     rules = rules_of(row)
     for name in values:
@@ -121,17 +127,23 @@ def activate(session: Session, programme_id: str, values: Mapping[str, Any], *, 
     row.document, row.state, row.activated_by = rules.model_dump(mode="json"), state, actor
     session.add(row)
     session.flush()
-    for tranche in rules.tranches:
-        caps.open_cap(session, accounts.cap_pool(row.id, tranche.code), tranche.fen)
-    post_all(session, [postings.p1_tranche_approved(row.id, t.code, t.fen, at_ms) for t in rules.tranches if t.fen])
+    take_over(session, row, rules, others, at_ms)
     audit.record(session, actor=actor, action="programme.activate", subject=row.id, code=row.code, values=dict(values))
     return row
 
 
-def set_programme_state(session: Session, programme_id: str, decision: str, *, actor: str) -> Programme:
-    """Freeze, unfreeze, close or audit. A frozen or closed programme issues nothing; what it issued stays usable."""
+def set_programme_state(
+    session: Session, programme_id: str, decision: str, *, actor: str, at_ms: int | None = None
+) -> Programme:
+    """Freeze, unfreeze, close or audit. A frozen or closed programme issues nothing; what it issued stays usable until
+    its use-by day, so that a new version takes nothing from anybody. An audited one is over: `Conflict`
+    PROGRAMME_NOT_SETTLED while anything of it may still be used, claimed or owed.
+    """
     row = get_programme(session, programme_id, lock=True)
-    row.state = decide_programme_state(row.state, decision)
+    state = decide_programme_state(row.state, decision)
+    if decision == "audit":
+        decide_settled(row.code, open_matters(session, row, now_ms() if at_ms is None else at_ms))
+    row.state = state
     session.add(row)
     audit.record(session, actor=actor, action=f"programme.{decision}", subject=row.id, code=row.code)
     return row

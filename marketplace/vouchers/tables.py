@@ -104,6 +104,7 @@ class Voucher(SQLModel, table=True):
     issued_at_ms: int | None = None
     tranche: str = ""  # of the programme's pool
     cap_code: str = ""  # the C.ent counter that holds the face value
+    pool_code: str = Field(default="", sa_column_kwargs={"server_default": ""})  # the C.pool counter that holds it
     returned_fen: int = Field(default=0, sa_column=_fen())  # went back to the pool (P8)
     state_before: str = ""  # what a suspension interrupted
 

@@ -205,9 +205,9 @@ def test_rule_notice():
 
 
 def test_rule_programme_runs():
-    for state, passes in [("active", True), ("frozen", True), ("draft", False), ("closed", False)]:
+    for state, passes in [("active", True), ("frozen", True), ("closed", True), ("draft", False), ("audited", False)]:
         assert decide_voucher(replace(VOUCHER, programme_state=state), DAY).passed is passes
-    assert covered(voucher=VoucherFact("suspended", date(2020, 1, 1), "closed")) == Reason.PROGRAMME_CLOSED
+    assert covered(voucher=VoucherFact("suspended", date(2020, 1, 1), "audited")) == Reason.PROGRAMME_CLOSED
 
 
 def test_rule_use_by():
