@@ -59,11 +59,11 @@ def create(session: Session, programme: str, from_day: str, to_day: str, *, memb
     return row
 
 
-def candidates(session: Session, batch: ClaimBatch, at_ms: int) -> list[Candidate]:
-    """What freezing it now would claim, and what it would leave out and why."""
+def candidates(session: Session, batch: ClaimBatch, at_ms: int, *, lock: bool = False) -> list[Candidate]:
+    """What freezing it now would claim, and what it would leave out and why. `lock`: until the transaction ends."""
     rules = rules_of(session.get_one(Programme, batch.programme_id))
     days = date.fromisoformat(batch.from_day), date.fromisoformat(batch.to_day)
-    return assemble(session, batch.programme_id, rules, *days, at_ms)
+    return assemble(session, batch.programme_id, rules, *days, at_ms, lock=lock)
 
 
 def freeze(session: Session, batch: ClaimBatch, blobs: Blobs, *, member: str, at_ms: int) -> ClaimBatch:
@@ -73,7 +73,7 @@ def freeze(session: Session, batch: ClaimBatch, blobs: Blobs, *, member: str, at
     """
     person(member)
     state = decide_state(BATCH, batch.state, "freeze")
-    found = candidates(session, batch, at_ms)
+    found = candidates(session, batch, at_ms, lock=True)
     taken = [candidate for candidate in found if not candidate.reason]
     if not taken:
         raise nothing_to_claim(len(found))

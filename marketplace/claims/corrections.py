@@ -73,6 +73,7 @@ def decide(session: Session, row: Correction, decision: str, *, member: str, at_
     if member == row.proposed_by:
         raise forbidden("TWO_PERSONS")
     usage = session.get_one(Usage, row.usage_id)
+    _lock(session, usage)
     _check(session, usage)
     posting = (
         _of_reservation(session, row, usage, at_ms) if usage.reservation_id else _of_own(session, row, usage, at_ms)
@@ -92,6 +93,14 @@ def decide(session: Session, row: Correction, decision: str, *, member: str, at_
         link=f"/console/usage/{row.usage_id}",
     )
     return row
+
+
+def _lock(session: Session, usage: Usage) -> None:
+    """Before the record is judged: a freeze holds the same lock, so its charge is not claimed whole in between."""
+    if usage.reservation_id:
+        query = select(Reservation.id).where(Reservation.id == usage.reservation_id)
+        session.exec(query.with_for_update()).all()
+        session.refresh(usage)
 
 
 def _check(session: Session, usage: Usage) -> None:

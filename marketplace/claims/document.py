@@ -12,6 +12,7 @@ from sqlmodel import Session
 
 from marketplace.claims.assembly import Candidate
 from marketplace.claims.backing import backing_of_line
+from marketplace.claims.charged import Charged
 from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.evidence.files import live_files, told
 from marketplace.organisations.tables import Organisation
@@ -76,18 +77,20 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate) -> dict[str, 
         "subsidy_fen": line.subsidy_fen,
         "usage_count": line.usage_count,
         "usage_sha256": line.usage_sha256,
-        "transfers": [
-            {
-                "id": charge.transfer_id,
-                "kind": charge.kind,
-                "event": charge.event_key,
-                "occurred_at_ms": charge.occurred_at_ms,
-                "gross_fen": charge.gross_fen,
-                "subsidy_fen": charge.subsidy_fen,
-            }
-            for charge in candidate.charges
-        ],
+        "transfers": [_transfer(charge) for charge in candidate.charges],
     }
+
+
+def _transfer(charge: Charged) -> dict[str, Any]:
+    told = {
+        "id": charge.transfer_id,
+        "kind": charge.kind,
+        "event": charge.event_key,
+        "occurred_at_ms": charge.occurred_at_ms,
+        "gross_fen": charge.gross_fen,
+        "subsidy_fen": charge.subsidy_fen,
+    }
+    return told | {"usage_id": charge.usage_id, "reverses": charge.reverses} if charge.usage_id else told
 
 
 def _other_subsidies(session: Session, line: ClaimLine) -> list[dict[str, Any]]:

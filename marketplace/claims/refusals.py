@@ -14,6 +14,10 @@ LEFT_OUT = {
         "合同另有已申报的补贴, 合计超过上限",
         "other subsidies are declared on the contract, and together they would pass the bound",
     ),
+    "CORRECTION_OUTSIDE": (
+        "本期之外的扣费有更正, 已抵减本期金额; 请延长期间, 一并申报",
+        "corrections outside the period have taken part of it back; choose a longer period that has them too",
+    ),
     "INVOICE_MISSING": ("发票金额不足", "its invoices do not cover it"),
     "FINDING_OPEN": (
         "有未排除的线索, 项目规定暂不申报",

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from marketplace.catalogue.tables import PriceVersion
-from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine
+from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Correction
 from marketplace.clock import now_ms
 from marketplace.integrity.chain import canonical, segment_leaf
 from marketplace.integrity.days import day_facts, facts_of, list_days, with_leaves
@@ -140,17 +140,31 @@ def _take_transfers(
 
 
 def _take_usage(session: Session, page: list[int], sorted_rows: sqlite3.Connection) -> None:
-    """The usage that these transfers carry, with the price it was rated by."""
+    """The usage that these transfers carry, with the price it was rated by and what took it back."""
     usage = [column for column in sa.inspect(Usage).columns if column.name in _USAGE]
     query = (
-        sa.select(*usage, col(PriceVersion.unit), col(PriceVersion.micro_per_unit))
+        sa.select(
+            *usage,
+            col(PriceVersion.unit),
+            col(PriceVersion.micro_per_unit),
+            col(Correction.id).label("correction"),
+            col(Correction.transfer_id).label("taken_by"),
+        )
         .join(PriceVersion, col(PriceVersion.id) == col(Usage.price_version), isouter=True)
+        .join(
+            Correction,
+            sa.and_(col(Correction.usage_id) == col(Usage.usage_id), col(Correction.state) == "posted"),
+            isouter=True,
+        )
         .where(col(Usage.transfer_id).in_(page))
     )
     for row in _rows(session, query):
         told = row._asdict()
         unit, micro = (row.unit, row.micro_per_unit) if row.unit is not None else ("calls", 0)
         told |= {"unit": unit, "units": row.units.get(unit, 0), "micro_per_unit": micro}
+        # taken back before it was charged: what that posted has nothing to do with this charge
+        taken_by = row.taken_by if row.taken_by and row.taken_by > row.transfer_id else ""
+        told |= {"correction": row.correction or "", "correction_transfer": taken_by}
         line = _csv_line([told[name] for name in COLUMNS])
         sorted_rows.execute("INSERT INTO usage VALUES (?, ?)", (row.usage_id, line))
         sorted_rows.execute("INSERT OR IGNORE INTO place VALUES (?, ?, ?)", (row.node, row.epoch, row.seq))

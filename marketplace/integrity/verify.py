@@ -9,7 +9,6 @@ lines' names and the transfers of one line.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,10 +19,10 @@ from typing import Any
 from marketplace.integrity.chain import GENESIS, SEGMENT, SEGMENT_FIELDS, chain_of, leaf_count
 from marketplace.integrity.merkle import leaf_hash, root_by
 from marketplace.integrity.opened import UNREADABLE, Pack, open_pack
+from marketplace.integrity.verify_amounts import usage_of, verify_amounts
 
-FORMAT = "algomart-pack/2"
-FORMATS = ("algomart-pack/1", FORMAT)  # 1: without the segments of journals
-MICRO = 1_000_000
+FORMAT = "algomart-pack/3"
+FORMATS = ("algomart-pack/1", "algomart-pack/2", FORMAT)  # 1: no segments of journals; 2: usage without corrections
 Spans = dict[tuple[str, int], list[tuple[int, int]]]  # (node, epoch) → first and last record of what is proved
 
 
@@ -125,7 +124,7 @@ def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple
         for line in stream.items() if key == "lines" else ():
             if line["line"] in kept:
                 total, count = total + line["subsidy_fen"], count + 1
-                _verify_line(pack, line, report)
+                _verify_line(pack, line, report, is_marked=manifest["format"] == FORMAT)
     stream.finish()
     report.check("lines" in head, "claim.json: has no lines")
     report.check(head["batch"] == manifest["batch"], "claim.json: of another batch")
@@ -139,7 +138,7 @@ def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple
     return total, count
 
 
-def _verify_line(pack: Pack, line: dict[str, Any], report: Report) -> None:
+def _verify_line(pack: Pack, line: dict[str, Any], report: Report, *, is_marked: bool) -> None:
     """Document against postings, postings against usage."""
     name = str(line["line"])
     for part in ("gross_fen", "subsidy_fen"):
@@ -153,46 +152,10 @@ def _verify_line(pack: Pack, line: dict[str, Any], report: Report) -> None:
         report.check(claimed_by is None, f"{name}: a transfer is claimed twice")
         pack.tables.execute("UPDATE leaf SET line = ? WHERE transfer = ?", (name, transfer))
         _verify_transfer(name, line["reservation"], each, leaf, report)
-    used = _usage_of(pack, name)
+    used = usage_of(pack, name)
     same = (used.records, used.sha256) == (line["usage_count"], line["usage_sha256"])
     report.check(same, f"{name}: its usage records are not those that were frozen")
-    if all(each["kind"] == "P5" for each in line["transfers"]):
-        _verify_amounts(line, used, report)
-
-
-@dataclass(frozen=True, slots=True)
-class _Used:
-    """The usage that a line's transfers carry. `eligible`: the part of its micro-fen that a voucher pays a share of."""
-
-    records: int
-    sha256: str
-    micro: int
-    eligible: int
-
-
-def _usage_of(pack: Pack, line: str) -> _Used:
-    records, digest, micro, eligible = 0, hashlib.sha256(), 0, 0
-    query = (
-        "SELECT usage_id, amount_micro, lease_kind FROM leaf JOIN usage USING (transfer) WHERE line = ? "
-        "ORDER BY usage_id"
-    )
-    for usage, amount, kind in pack.tables.execute(query, (line,)):
-        records += 1
-        digest.update(f"{usage}\t{amount}\n".encode())
-        micro += int(amount)
-        eligible += int(amount) if kind == "subsidised" else 0
-    return _Used(records, digest.hexdigest(), micro, eligible)
-
-
-def _verify_amounts(line: dict[str, Any], used: _Used, report: Report) -> None:
-    """Gross and share against the usage itself. What is less than a fen waits for the next transfer, so each of them
-    may be off by one."""
-    num, den = line["ratio"]
-    slack = MICRO * len(line["transfers"])
-    off, told = abs(line["gross_fen"] * MICRO - used.micro), f"{line['line']}: gross {line['gross_fen']} fen"
-    report.check(off < slack, f"{told}, its usage comes to {used.micro} micro-fen")
-    most = used.eligible * num // den + slack + MICRO
-    report.check(line["subsidy_fen"] * MICRO < most, f"{line['line']}: more than {num}/{den} of its usage is claimed")
+    verify_amounts(line, used, report.check, is_marked=is_marked)
 
 
 def _verify_transfer(line: str, reservation: str, told: dict[str, Any], leaf: bytes | None, report: Report) -> None:

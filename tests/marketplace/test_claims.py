@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlmodel import select
 import serving.leases
 from marketplace.claims import batches, clawbacks, corrections, invoices
 from marketplace.claims.assembly import Candidate
+from marketplace.claims.charged import Charged, decide_units
 from marketplace.claims.document import sha256_of
 from marketplace.claims.states import BATCH, decide_reversal
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction
@@ -554,6 +556,137 @@ def test_calls_go_on_to_the_last_fen_after_corrections_under_an_open_lease(town)
     node.stop()
     assert (town.total("Q.used"), town.total("Q.lease")) == (9, 1)  # half a fen is not posted yet: a whole one waits
     town.check()
+
+
+def batch_of(town: Town, from_day: str, to_day: str) -> str:
+    with transaction(town.engine) as session:
+        return batches.create(session, "town", from_day, to_day, member=CHEN).id
+
+
+def shown(town: Town, batch: str) -> list[tuple[int, int, str]]:
+    return [(each.gross_fen, each.subsidy_fen, each.reason) for each in candidates(town, batch)]
+
+
+@pytest.mark.parametrize("more", [0, 100])
+def test_a_batch_of_the_days_before_a_correction_claims_only_what_it_left(town, blobs, more):
+    """Calls of the 15th, corrected on the 16th: whatever was used since, the batch to the 15th has the corrections."""
+    node = trade(town)
+    first = today(town)
+    town.now += DAY
+    for record in node.acknowledged[:60]:
+        correct(town, record.usage_id)
+    assert town.total("Q.used") == 4  # 40 calls of 0.37 fen, a third of it
+    if more:
+        later = town.node("n2")
+        later.call(count=more)
+        later.stop()
+    batch = batch_of(town, first, first)
+    assert shown(town, batch) == [(14, 4, "")]
+    assert freeze(town, blobs, batch).total_fen == 4
+    assert [(line.gross_fen, line.subsidy_fen) for line in lines(town, batch)] == [(14, 4)]
+    rest = batch_of(town, today(town), today(town))
+    assert shown(town, rest) == ([(37, 13, "")] if more else [])  # the corrections are not taken off again
+    town.check()
+
+
+def test_a_correction_follows_its_charge_out_of_a_returned_batch_into_the_next(town, blobs):
+    node = trade(town)
+    first = today(town)
+    town.now += DAY
+    for record in node.acknowledged[:60]:
+        correct(town, record.usage_id)
+    batch = batch_of(town, first, first)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "return")
+    again = batch_of(town, first, first)
+    assert freeze(town, blobs, again).total_fen == 4
+    town.check()
+
+
+def test_what_corrections_outside_the_period_took_back_is_left_out_and_stops_no_other_line(town, blobs):
+    """Nine calls of each day post a fen of subsidy each. Of the first day one is corrected, which takes no fen yet, and
+    then all of the second: the last of these takes the first day's fen too."""
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/copper", filing_id="flg_1")
+    town.voucher(1_000)
+    for model in ("vendor/steel", "vendor/copper"):
+        town.subscribe(contract_fen=900, model=model)
+    made, first = [], today(town)
+    for name, other in (("n1", 100), ("n2", 1)):
+        node = town.node(name)
+        made.append(node.call(count=9))
+        node.call("vendor/copper", count=other)
+        node.stop()
+        town.now += DAY
+    for record in (made[0][0], *made[1]):
+        correct(town, record.usage_id)
+    batch = batch_of(town, first, first)
+    assert sorted(shown(town, batch)) == [(3, 1, "CORRECTION_OUTSIDE"), (37, 12, "")]
+    assert freeze(town, blobs, batch).total_fen == 12
+    both = batch_of(town, first, today(town))
+    assert [(each.subsidy_fen, each.reason) for each in candidates(town, both)] == [(0, "NOTHING_TO_CLAIM")]
+    town.check()
+
+
+def test_a_correction_of_a_charge_without_subsidy_goes_with_the_claim_that_has_it(town, blobs):
+    """Seven calls post 2 fen and no subsidy, two more the third fen and all the subsidy: it is the first day's record
+    that is taken back, and the second day's charge that loses it."""
+    node = trade(town, calls=7)
+    town.now += DAY
+    later = town.node("n2")
+    later.call(count=2)
+    later.stop()
+    correct(town, node.acknowledged[0].usage_id)
+    assert town.total("Q.used") == 0
+    batch = batch_of(town, today(town), today(town))
+    assert [(each.subsidy_fen, each.reason) for each in candidates(town, batch)] == [(0, "NOTHING_TO_CLAIM")]
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        freeze(town, blobs, batch)
+
+
+def test_a_correction_that_comes_while_its_charge_is_being_frozen_waits_and_is_refused(town, blobs):
+    node = trade(town)
+    first = today(town)
+    town.now += DAY
+    later = town.node("n2")
+    later.call(count=100)
+    later.stop()
+    batch = batch_of(town, first, first)
+    with transaction(town.engine) as session:
+        correction = corrections.propose(session, node.acknowledged[0].usage_id, "重复调用", member=CHEN).id
+
+    def post_it() -> None:
+        with transaction(town.engine) as session:
+            corrections.decide(
+                session, corrections.get_correction(session, correction), "post", member=LIN, at_ms=town.now
+            )
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(town.engine) as session:
+            row = batches.get_batch(session, batch)
+            batches.freeze(session, row, blobs, member=CHEN, at_ms=town.now)
+            posted = pool.submit(post_it)
+            wait([posted], timeout=0.3)
+            assert not posted.done()
+        with pytest.raises(Conflict, match="CORRECTION_CLAIMED"):
+            posted.result(timeout=20)
+    town.check()
+
+
+AMOUNT = st.integers(-5, 20)
+
+
+@given(st.lists(AMOUNT, max_size=8), st.lists(st.tuples(AMOUNT, st.integers(0, 12)), max_size=12))
+def test_a_correction_is_in_the_unit_of_its_charge_and_in_none_where_that_is_of_other_days(subsidies, taken):
+    charges = [Charged(number, "P5", "", 0, 0, fen) for number, fen in enumerate(subsidies, 1)]
+    corrections = [Charged(100 + at, "P13", "", 0, 0, -fen, "u", of) for at, (fen, of) in enumerate(taken)]
+    units = decide_units(charges, corrections)
+    assert [unit.charges[0] for unit in units] == charges
+    placed = {each.transfer_id: unit.charges[0].transfer_id for unit in units for each in unit.charges[1:]}
+    for each in corrections:
+        own = each.reverses if each.reverses in range(1, len(charges) + 1) else None
+        first = 1 if not each.reverses and each.subsidy_fen and charges else None
+        assert placed.get(each.transfer_id) == (own or first)
 
 
 def test_a_self_paid_call_is_corrected_too(town):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import serving.leases
+from marketplace.claims import charged
 from marketplace.claims.tables import ClaimBatch
 from marketplace.clock import policy_date
 from marketplace.db import reading, snapshot, transaction
@@ -32,7 +34,7 @@ from marketplace.vouchers.tables import NodeEpoch
 from model_store.blobs import FolderBlobs
 from serving.journal import segment_path
 from tests.marketplace.stores import on_both_stores, unguarded
-from tests.marketplace.test_claims import advance, freeze, new_batch, trade
+from tests.marketplace.test_claims import advance, batch_of, correct, freeze, new_batch, trade
 from tests.marketplace.town import DAY, Town
 
 
@@ -241,6 +243,114 @@ def test_a_returned_line_is_in_no_pack_any_more(town, blobs, tmp_path):
     report = verify_pack(path)
     assert report.wrong == []
     assert (report.facts["lines"], report.facts["total_fen"]) == (0, 0)
+
+
+# --- corrections under it ---------------------------------------------------------------------------------------------
+
+
+def corrected(town: Town, blobs: FolderBlobs, target: Path, *, forget: bool = False) -> Path:
+    """100 calls of one day, 60 of them taken back on the next, 100 more; a batch of the first day. `forget`: made as
+    before corrections went with their charges."""
+    node = trade(town)
+    first = policy_date(town.now).isoformat()
+    town.now += DAY
+    for record in node.acknowledged[:60]:
+        correct(town, record.usage_id)
+    later = town.node("n2")
+    later.call(count=100)
+    later.stop()
+    town.now += 2 * DAY
+    close(town)
+    batch = batch_of(town, first, first)
+    with pytest.MonkeyPatch.context() as patched:
+        if forget:
+            patched.setattr(charged, "_corrections", lambda session, reservations: {})
+        freeze(town, blobs, batch)
+    return packed(town, blobs, batch, target)
+
+
+def test_a_pack_marks_what_was_corrected_and_its_line_is_judged_by_what_is_left(town, blobs, tmp_path):
+    pack = corrected(town, blobs, tmp_path / "pack.zip")
+    report = verify_pack(pack)
+    assert report.wrong == []
+    assert report.facts["total_fen"] == 4
+    assert report.facts["usage_records"] == 100
+    with zipfile.ZipFile(pack) as archive:
+        rows = list(csv.DictReader(archive.read("usage.csv").decode().splitlines()))
+        (line,) = json.loads(archive.read("claim.json"))["lines"]
+    marked = {row["correction"]: row["correction_transfer"] for row in rows if row["correction"]}
+    assert len(marked) == 60
+    taken = {str(each["id"]) for each in line["transfers"] if each["kind"] == "P13"}
+    assert {transfer for transfer in marked.values() if transfer} == taken
+
+
+def test_a_line_that_claims_what_was_corrected_does_not_hold(town, blobs, tmp_path):
+    report = verify_pack(corrected(town, blobs, tmp_path / "pack.zip", forget=True))
+    assert report.facts["total_fen"] == 12
+    assert any("which is not taken off" in wrong for wrong in report.wrong)
+    assert any("37 fen are left" in wrong for wrong in report.wrong)
+    assert any("more than 1/3" in wrong for wrong in report.wrong)
+
+
+def test_what_a_forger_does_to_the_marks_is_seen(town, blobs, tmp_path):
+    pack = corrected(town, blobs, tmp_path / "pack.zip")
+    with zipfile.ZipFile(pack) as archive:
+        rows = archive.read("usage.csv").decode().splitlines()
+    posted = next(row for row in rows[1:] if not row.endswith(","))
+    clean = next(row for row in rows[1:] if row.endswith(",,"))
+    *facts, correction, transfer = posted.split(",")
+    plain = ",".join([*facts, "", ""])
+    for old, new in (
+        (posted, plain),
+        (posted, ",".join([*facts, correction, ""])),
+        (posted, ",".join([*facts, "", transfer])),
+        (posted, ",".join([*facts, correction, "1"])),
+        (clean, clean[:-2] + f",cor_x,{transfer}"),
+        (clean, clean[:-2] + ",cor_x,999999"),
+    ):
+        report = changed(
+            pack, "usage.csv", lambda content, old=old, new=new: content.replace(old.encode(), new.encode())
+        )
+        assert not report.holds, new
+
+
+def test_a_forger_who_takes_corrections_out_of_the_claim_is_seen(town, blobs, tmp_path):
+    pack = corrected(town, blobs, tmp_path / "pack.zip")
+
+    def without(document: dict[str, Any]) -> None:
+        (line,) = document["lines"]
+        line["transfers"] = [each for each in line["transfers"] if each["kind"] == "P5"]
+        for part in ("gross_fen", "subsidy_fen"):
+            line[part] = sum(each[part] for each in line["transfers"])
+
+    report = changed(pack, "claim.json", as_json(without))
+    assert any("fen are left" in wrong for wrong in report.wrong)
+    more = changed(pack, "claim.json", as_json(lambda document: _more(document["lines"][0])))
+    assert any("takes nothing back" in wrong for wrong in more.wrong)
+
+
+def _more(line: dict[str, Any]) -> None:
+    taken = next(each for each in line["transfers"] if each["kind"] == "P13")
+    taken["gross_fen"] = 1
+
+
+def test_a_pack_of_before_the_marks_is_held_to_its_charges(town, blobs, tmp_path):
+    """Its lines with corrections were not judged at all."""
+    pack = corrected(town, blobs, tmp_path / "pack.zip")
+    with zipfile.ZipFile(pack) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    rows = [row.rsplit(b",", 2)[0] for row in files["usage.csv"].splitlines()]
+    for usage, holds in ((rows, True), ([row.replace(b",subsidised,", b",self_pay,") for row in rows], False)):
+        files["usage.csv"] = b"\n".join(usage) + b"\n"
+        manifest = json.loads(files["manifest.json"]) | {"format": "algomart-pack/2"}
+        manifest["files"]["usage.csv"] = hashlib.sha256(files["usage.csv"]).hexdigest()
+        files["manifest.json"] = json.dumps(manifest).encode()
+        path = tmp_path / "written.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        report = verify_pack(path)
+        assert report.holds == holds, report.wrong
 
 
 # --- the journals under it --------------------------------------------------------------------------------------------

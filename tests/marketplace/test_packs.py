@@ -152,6 +152,7 @@ def as_csv(session: Session, rows: list[Usage]) -> bytes:
     for row in rows:
         price = session.get_one(PriceVersion, row.price_version)
         more = {"unit": price.unit, "units": row.units[price.unit], "micro_per_unit": price.micro_per_unit}
+        more |= {"correction": "", "correction_transfer": ""}
         writer.writerow([(row.model_dump() | more)[name] for name in COLUMNS])
     return buffer.getvalue().encode()
 
