@@ -7,6 +7,7 @@ until the approval. A batch that comes back frees all its lines for another.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -30,9 +31,10 @@ from marketplace.ledger import caps, claim_postings
 from marketplace.ledger.posting import post_all
 from marketplace.organisations import audit, notices
 from marketplace.vouchers.applications import decide_notice_over
+from marketplace.vouchers.locks import caps_of_voucher, lock_vouchers
 from marketplace.vouchers.refusals import forbidden
 from marketplace.vouchers.rollout import get_programme, rules_of
-from marketplace.vouchers.tables import Programme, Voucher
+from marketplace.vouchers.tables import Programme
 from model_store.blobs import Blobs
 from model_store.errors import Conflict
 
@@ -121,8 +123,7 @@ def advance(
         _check_approval(session, batch, member, at_ms)
         batch.approved_by = member
     elif decision == "return":
-        for line in lines_of(session, batch, "in_batch"):
-            _give_line_back(session, batch, line, note or "batch returned", at_ms)
+        _give_lines_back(session, batch, lines_of(session, batch, "in_batch"), note or "batch returned", at_ms)
     elif decision == "unpay":
         batch.payment, batch.payment_by = {}, ""
     batch.state, batch.note = state, note or batch.note
@@ -155,7 +156,7 @@ def decide_line(
         decide_state({}, f"{batch.state}/{line.state}", decision)
     reason = reason_of(reason, "note")
     if decision == "return":
-        _give_line_back(session, batch, line, reason, at_ms)
+        _give_lines_back(session, batch, [line], reason, at_ms)
     else:
         _reject_line(session, batch, line, reason, at_ms)
     _record(session, batch, f"line.{decision}", member, line=line.id, reason=reason)
@@ -170,34 +171,40 @@ def decide_line(
     return line
 
 
-def _give_line_back(session: Session, batch: ClaimBatch, line: ClaimLine, reason: str, at_ms: int) -> None:
-    move = claim_postings.p11_returned(batch.id, line.id, line.reservation_id, line.subsidy_fen, at_ms)
-    post_all(session, [move])
-    line.state, line.reason = "returned", reason
-    batch.total_fen -= line.subsidy_fen
-    free_line(session, line)
-    for claimed in session.exec(select(ClaimedTransfer).where(ClaimedTransfer.line_id == line.id)):
-        session.delete(claimed)
-    session.add_all([line, batch])
-    session.flush()
+def _give_lines_back(session: Session, batch: ClaimBatch, lines: Sequence[ClaimLine], reason: str, at_ms: int) -> None:
+    """P11, all at once: line by line their accounts would be locked in another order than by ingest."""
+    for line in lines:
+        line.state, line.reason = "returned", reason
+        batch.total_fen -= line.subsidy_fen
+        free_line(session, line)
+        for claimed in session.exec(select(ClaimedTransfer).where(ClaimedTransfer.line_id == line.id)):
+            session.delete(claimed)
+    session.add_all([*lines, batch])
+    post_all(
+        session,
+        [
+            claim_postings.p11_returned(batch.id, line.id, line.reservation_id, line.subsidy_fen, at_ms)
+            for line in lines
+        ],
+    )
 
 
 def _reject_line(session: Session, batch: ClaimBatch, line: ClaimLine, reason: str, at_ms: int) -> None:
-    """The charges stay claimed by the rejected line, so that nobody claims them again."""
+    """The charges stay claimed by the rejected line, so that nobody claims them again. Caps before accounts."""
+    (voucher,) = lock_vouchers(session, [line.voucher_id])
+    voucher.returned_fen += line.subsidy_fen
+    codes = sorted(caps_of_voucher(voucher))
+    for cap in [caps.open_cap(session, code, 0) for code in codes]:
+        caps.take_back(session, cap, line.subsidy_fen)
+        caps.release(session, cap, line.subsidy_fen)
     rules = rules_of(session.get_one(Programme, batch.programme_id))
     mode = rules.settlement_mode or "reimburse"
     move = claim_postings.p12_rejected(
         batch.id, line.id, batch.programme_id, line.organisation_id, line.subsidy_fen, mode, at_ms
     )
-    post_all(session, [move])
     line.state, line.reason = "rejected", reason
     batch.total_fen -= line.subsidy_fen
-    voucher = session.exec(select(Voucher).where(Voucher.id == line.voucher_id).with_for_update()).one()
-    voucher.returned_fen += line.subsidy_fen
-    for code in (voucher.cap_code, voucher.pool_code):
-        cap = caps.open_cap(session, code, 0)
-        caps.take_back(session, cap, line.subsidy_fen)
-        caps.release(session, cap, line.subsidy_fen)
+    post_all(session, [move])
     session.add_all([line, batch, voucher])
     session.flush()
 

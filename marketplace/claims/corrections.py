@@ -23,10 +23,10 @@ from marketplace.usage.rounding import Meter
 from marketplace.usage.tables import Usage
 from marketplace.vouchers.closing import release_idle, return_remainders
 from marketplace.vouchers.lease_rows import month_of
+from marketplace.vouchers.locks import caps_of_voucher, lock_entitlement, lock_reservations
 from marketplace.vouchers.refusals import forbidden
-from marketplace.vouchers.reservations import LIVE
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Voucher
+from marketplace.vouchers.tables import LIVE, LeaseRow, Programme, Reservation, Voucher
 
 
 def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Correction:
@@ -123,8 +123,10 @@ def _check(session: Session, usage: Usage) -> None:
 
 
 def _of_reservation(session: Session, row: Correction, usage: Usage, at_ms: int) -> Posting | None:
-    query = select(Reservation).where(Reservation.id == usage.reservation_id).with_for_update()
-    reservation = session.exec(query).one()
+    reservations = lock_reservations(session, [usage.reservation_id])
+    meter_of(session, usage.subscription_id, month_of(usage.occurred_at_ms))  # locked: meters come before caps
+    reservation = session.get_one(Reservation, usage.reservation_id)
+    lock_entitlement(session, reservations, [reservation.voucher_id])
     voucher = session.get_one(Voucher, reservation.voucher_id)
     rules = rules_of(session.get_one(Programme, voucher.programme_id))
     before, eligible, taken = _reversal(session, usage, reservation)
@@ -132,7 +134,7 @@ def _of_reservation(session: Session, row: Correction, usage: Usage, at_ms: int)
     reservation.cum_gross_micro, reservation.cum_eligible_micro = after.gross_micro, after.eligible_micro
     reservation.posted_gross_fen, reservation.posted_subsidy_fen = after.posted_gross_fen, after.posted_subsidy_fen
     session.add(reservation)
-    lease = session.exec(select(LeaseRow).where(LeaseRow.id == usage.lease_id).with_for_update()).one()
+    lease = session.get_one(LeaseRow, usage.lease_id)
     lease.eligible_micro -= eligible
     session.add(lease)
     if taken.subsidy_fen:
@@ -219,23 +221,22 @@ def _pass_on(session: Session, reservation: Reservation, at_ms: int) -> None:
     fen = balance(session, accounts.reserved(reservation.id), lock=True)
     if not fen or reservation.state in LIVE:
         return
-    voucher = session.exec(select(Voucher).where(Voucher.id == reservation.voucher_id).with_for_update()).one()
+    voucher = session.get_one(Voucher, reservation.voucher_id)
     if voucher.state != "expired":
         release_idle(session, reservation, at_ms)
         return
     voucher.returned_fen += fen
     reservation.released_fen += fen
     move = postings.p8_lapsed(voucher.programme_id, voucher.id, 0, {reservation.id: fen}, voucher.returned_fen, at_ms)
-    post_all(session, [move])
     for code in _caps_of(reservation, voucher):
         caps.release(session, caps.open_cap(session, code, 0), fen)
+    post_all(session, [move])
     session.add_all([voucher, reservation])
 
 
 def _caps_of(reservation: Reservation, voucher: Voucher) -> list[str]:
     """The counters that a charge uses, in the order that every writer locks them."""
-    contract = accounts.cap_contract(reservation.subscription_id)
-    return sorted((contract, voucher.pool_code, voucher.cap_code))
+    return sorted((accounts.cap_contract(reservation.subscription_id), *caps_of_voucher(voucher)))
 
 
 def get_correction(session: Session, row_id: str) -> Correction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -33,6 +34,16 @@ def set_limit(session: Session, cap: CapCounter, limit_fen: int) -> CapCounter:
     cap.limit_fen = max(limit_fen, cap.used_fen + cap.held_fen)
     session.add(cap)
     return cap
+
+
+def lock_caps(session: Session, codes: Iterable[str]) -> None:
+    """Those of the counters that stand, locked in the order of their codes until the transaction ends.
+
+    A path that changes several of them, or one after it has posted, locks them all here first: see `vouchers.locks`.
+    """
+    session.flush()
+    query = select(CapCounter).where(col(CapCounter.code).in_(sorted(set(codes)))).order_by(col(CapCounter.code))
+    session.exec(query.with_for_update()).all()
 
 
 def room(cap: CapCounter) -> int:

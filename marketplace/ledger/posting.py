@@ -95,7 +95,14 @@ def post_all(session: Session, postings: Sequence[Posting]) -> list[LedgerTransf
 def balance(session: Session, code: str, *, lock: bool = False) -> int:
     """The account's balance in fen, 0 where nothing was ever posted. `lock` holds it until the transaction ends."""
     query = select(LedgerAccount.balance_fen).where(LedgerAccount.code == code)
-    return session.exec(query.with_for_update() if lock else query).first() or 0
+    # key_share: entries that refer to the account may be written meanwhile, and wait for its balance in code order
+    return session.exec(query.with_for_update(key_share=True) if lock else query).first() or 0
+
+
+def lock_accounts(session: Session, codes: Iterable[str]) -> None:
+    """Those of the accounts that stand, locked in the order of their codes until the transaction ends."""
+    query = select(LedgerAccount.code).where(col(LedgerAccount.code).in_(sorted(set(codes))))
+    session.exec(query.order_by(LedgerAccount.code).with_for_update(key_share=True)).all()
 
 
 def balances(session: Session, codes: Iterable[str]) -> dict[str, int]:

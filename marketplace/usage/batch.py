@@ -1,6 +1,6 @@
 """One batch of usage into the ledger, in one transaction: usage rows, P5 per reservation and self-paid subscription.
 
-Locks are taken in one order everywhere: epoch, reservations, leases, meters, caps, accounts.
+Locks are taken in the order of `vouchers.locks`: epoch, reservations, leases, meters, vouchers, caps, accounts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlmodel import Session, col, select
 
 from marketplace.clock import now_ms, policy_date
 from marketplace.ledger.posting import QUERY_CHUNK, insert_ignoring
-from marketplace.usage.charges import Sum, charge, meter_of
+from marketplace.usage.charges import Sum, charge, meter, meter_of
 from marketplace.usage.rating import Late, LeaseBasis, Rated, rate
 from marketplace.usage.tables import TrialCount, Usage
 from marketplace.vouchers.lease_rows import month_of
@@ -84,13 +84,14 @@ def ingest_batch(session: Session, epoch: NodeEpoch, records: Sequence[tuple[int
         part.last_ms = max(part.last_ms, record.occurred_at_ms)
         part.rows.append(row)
         months[basis.contract[1], _month_of_hour(record.occurred_at_ms // _HOUR_MS)] += basis.own_micro - own_before
-    outcome.postings = charge(session, sums, event)
+    dues = meter(session, sums)
+    _count_months(session, months)
+    outcome.postings = charge(session, dues, event)
     _insert(session, rows)
     outcome.inserted = len(rows)
     for basis in bases.values():
         basis.row.eligible_micro, basis.row.own_micro = basis.eligible_micro, basis.own_micro
         session.add(basis.row)
-    _count_months(session, months)
     _count_trials(session, trials)
     return outcome
 
@@ -146,10 +147,10 @@ def _load_leases(session: Session, epoch: NodeEpoch, lease_ids: Iterable[str]) -
 def _count_months(session: Session, months: dict[tuple[str, str], int]) -> None:
     """The enterprise's own cost per month, for the cap and its warnings."""
     for (subscription_id, month), micro in sorted(months.items()):
-        meter = meter_of(session, subscription_id, month)
-        meter.cum_gross_micro += micro
-        session.add(meter)
-        warn_of_cap(session, session.get_one(Subscription, subscription_id), month, meter.cum_gross_micro)
+        row = meter_of(session, subscription_id, month)
+        row.cum_gross_micro += micro
+        session.add(row)
+        warn_of_cap(session, session.get_one(Subscription, subscription_id), month, row.cum_gross_micro)
 
 
 def _count_trials(session: Session, trials: dict[tuple[str, str], int]) -> None:

@@ -16,9 +16,9 @@ from marketplace.clock import end_of_day_ms
 from marketplace.ledger import accounts, caps, postings
 from marketplace.ledger.posting import balance, balances, post_all
 from marketplace.organisations import audit, notices
-from marketplace.vouchers.reservations import LIVE
+from marketplace.vouchers.locks import caps_of_voucher, lock_entitlement, lock_reservations
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.tables import LIVE, LeaseRow, Programme, Reservation, Subscription, Voucher
 from serving.metering import MICRO_PER_FEN
 
 OPEN = ("open", "draining")
@@ -52,18 +52,22 @@ def settle_leases(session: Session, node: str, epoch: int, at_ms: int, write_off
     written it off (`write_off`: their decision), and it is fenced."""
     query = select(LeaseRow).where(LeaseRow.node == node, LeaseRow.epoch == epoch, col(LeaseRow.state).in_(OPEN))
     reservations = sorted({row.reservation_id for row in session.exec(query)} - {""})
-    locked = {each: _lock_reservation(session, each) for each in reservations}
+    locked = {row.id: row for row in lock_reservations(session, reservations)}
     for lease in session.exec(query.order_by(col(LeaseRow.id)).with_for_update()):
         lease.state = "sealed" if lease.reservation_id else "settled"
         session.add(lease)
     session.flush()
+    lock_entitlement(session, list(locked.values()))
     lost = Lost(node, epoch, write_off) if write_off else None
-    for reservation in locked.values():
-        return_remainders(session, reservation, at_ms, lost)
+    for reservation in reservations:
+        return_remainders(session, locked[reservation], at_ms, lost)
 
 
 def return_remainders(session: Session, reservation: Reservation, at_ms: int, lost: Lost | None = None) -> None:
-    """P6 for the sealed leases of a reservation; the last one of a contract or voucher that is over completes it."""
+    """P6 for the sealed leases of a reservation; the last one of a contract or voucher that is over completes it.
+
+    The caller holds `lock_reservations` and `lock_entitlement`.
+    """
     leases = _leases(session, reservation.id)
     voucher = session.get_one(Voucher, reservation.voucher_id)
     ended = session.get_one(Subscription, reservation.subscription_id).state == "ended"
@@ -111,12 +115,13 @@ def _give_back(
 
 def release_idle(session: Session, reservation: Reservation, at_ms: int, at_most: int | None = None) -> int:
     """P7: what a reservation holds and no lease has goes back to its voucher, or `at_most` of it; answers how much."""
+    cap = caps.open_cap(session, accounts.cap_contract(reservation.subscription_id), 0)  # caps before accounts
     idle = balance(session, accounts.reserved(reservation.id), lock=True)
     fen = idle if at_most is None else min(idle, at_most)
     if fen:
         reservation.released_fen += fen
         session.add(reservation)
-        _release_contract(session, reservation, fen)
+        caps.release(session, cap, fen)
         move = postings.p7_contract_ended(reservation.voucher_id, reservation.id, fen, reservation.released_fen, at_ms)
         post_all(session, [move])
     return fen
@@ -129,7 +134,10 @@ def end_contract(session: Session, subscription: Subscription, *, actor: str, at
     subscription.state, subscription.ended_at_ms = "ended", at_ms
     session.add(subscription)
     session.flush()
-    for reservation in _live_of(session, subscription_id=subscription.id):
+    live = _live_of(session, subscription_id=subscription.id)
+    reservations = lock_reservations(session, [row.id for row in live])
+    lock_entitlement(session, reservations)
+    for reservation in live:
         release_idle(session, reservation, at_ms)
         return_remainders(session, reservation, at_ms)
     audit.record(
@@ -155,6 +163,9 @@ def expire_vouchers(session: Session, at_ms: int) -> list[Voucher]:
         grace = rules_of(programme).late_usage_grace_days * DAY_MS
         if at_ms > end_of_day_ms(date.fromisoformat(voucher.use_by)) + grace:
             lapsed.append(voucher)
+    live = [row.id for voucher in lapsed for row in _live_of(session, voucher_id=voucher.id, lock=False)]
+    lock_entitlement(session, lock_reservations(session, live), [voucher.id for voucher in lapsed])
+    lapsed = [voucher for voucher in lapsed if voucher.state != "expired"]  # by another process, meanwhile
     for voucher in lapsed:
         voucher.state = "expired"
         session.add(voucher)
@@ -185,6 +196,8 @@ def expire_vouchers(session: Session, at_ms: int) -> list[Voucher]:
 def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:
     """P8: the voucher's own balance and its reservations' idle ones go back to the pool, and the caps are released."""
     reservations = _live_of(session, voucher_id=voucher.id)
+    contracts = {accounts.cap_contract(row.subscription_id) for row in reservations}
+    caps.lock_caps(session, contracts.union(caps_of_voucher(voucher)))  # before any account
     idle = {r.id: fen for r in reservations if (fen := balance(session, accounts.reserved(r.id), lock=True))}
     own = balance(session, accounts.available(voucher.id), lock=True)
     total = own + sum(idle.values())
@@ -192,12 +205,12 @@ def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:
         voucher.returned_fen += total
         move = postings.p8_lapsed(voucher.programme_id, voucher.id, own, idle, voucher.returned_fen, at_ms)
         post_all(session, [move])
-        for code in (voucher.cap_code, voucher.pool_code):
+        for code in caps_of_voucher(voucher):
             caps.release(session, caps.open_cap(session, code, 0), total)
     for reservation in reservations:
         fen = idle.get(reservation.id, 0)
         reservation.released_fen += fen
-        _release_contract(session, reservation, fen)
+        caps.release(session, caps.open_cap(session, accounts.cap_contract(reservation.subscription_id), 0), fen)
         # a sealed lease may still give back to its reservation: over only when there is none of either kind
         if all(lease.state == "settled" for lease in _leases(session, reservation.id)):
             reservation.state = "expired"
@@ -207,23 +220,18 @@ def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:
     return total
 
 
-def _release_contract(session: Session, reservation: Reservation, fen: int) -> None:
-    caps.release(session, caps.open_cap(session, accounts.cap_contract(reservation.subscription_id), 0), fen)
-
-
-def _lock_reservation(session: Session, reservation_id: str) -> Reservation:
-    return session.exec(select(Reservation).where(Reservation.id == reservation_id).with_for_update()).one()
-
-
 def _leases(session: Session, reservation_id: str) -> list[LeaseRow]:
     query = select(LeaseRow).where(LeaseRow.reservation_id == reservation_id)
     return list(session.exec(query.order_by(col(LeaseRow.id)).with_for_update()))
 
 
-def _live_of(session: Session, *, subscription_id: str = "", voucher_id: str = "") -> list[Reservation]:
+def _live_of(
+    session: Session, *, subscription_id: str = "", voucher_id: str = "", lock: bool = True
+) -> list[Reservation]:
     query = select(Reservation).where(col(Reservation.state).in_(LIVE))
     if subscription_id:
         query = query.where(Reservation.subscription_id == subscription_id)
     if voucher_id:
         query = query.where(Reservation.voucher_id == voucher_id)
-    return list(session.exec(query.order_by(col(Reservation.id)).with_for_update()))
+    query = query.order_by(col(Reservation.id))
+    return list(session.exec(query.with_for_update() if lock else query))

@@ -8,7 +8,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from marketplace.clock import end_of_day_ms
-from marketplace.ledger import accounts, postings
+from marketplace.ledger import accounts, caps, postings
 from marketplace.ledger.posting import balance, post_all
 from marketplace.vouchers import sale as sales
 from marketplace.vouchers.closing import OPEN
@@ -60,7 +60,11 @@ class PaidLease:
         self.ask, self.sale, self.price, self.subscription = ask, sale, sale.price, subscription
         self.need = max(ask.need_micro, sale.price.micro_per_unit)  # 0: the node does not know the price yet
         self.offer = sales.offer_of(session, sale)
+        # in the order of `vouchers.locks`: the contract's reservations, the node's lease, the contract's cap
+        self.live = live_reservations(session, subscription.id)
         self.row = current_lease(session, ask, subscription.id, sale.listing.id)
+        if self.live:
+            caps.lock_caps(session, [accounts.cap_contract(subscription.id)])
         self.used_up: list[Voucher] = []
 
     def serve(self) -> Lease:
@@ -87,9 +91,8 @@ class PaidLease:
         relation = sales.relation_between(self.session, self.ask.organisation, self.sale.provider_id)
         declared = declared_fen(self.session, self.subscription.id)
         buyer = Buyer(self.subscription, self.offer, relation, self.ask.at_ms, declared)
-        live = live_reservations(self.session, self.subscription.id)
         for held in vouchers:
-            mine = [row for row in live if row.voucher_id == held.voucher.id]
+            mine = [row for row in self.live if row.voucher_id == held.voucher.id]
             reason = coverage(held, buyer) if mine else None
             if reason is not None:
                 reasons.append(reason)

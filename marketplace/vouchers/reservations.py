@@ -11,7 +11,7 @@ from sqlmodel import Session, col, func, select
 from marketplace.clock import policy_date
 from marketplace.ids import new_id
 from marketplace.ledger import accounts, caps, postings
-from marketplace.ledger.posting import balance, post_all
+from marketplace.ledger.posting import balances, lock_accounts, post_all
 from marketplace.organisations import audit
 from marketplace.vouchers.eligibility import (
     Burnable,
@@ -27,6 +27,7 @@ from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
 from marketplace.vouchers.relations import Relation
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import (
+    LIVE,
     NEVER_ISSUED,
     Application,
     OtherSubsidy,
@@ -35,8 +36,6 @@ from marketplace.vouchers.tables import (
     Subscription,
     Voucher,
 )
-
-LIVE = ("held", "drawing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +132,14 @@ def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[
     already = taken_of_contract(session, subscription.id)
     programmes = {h.programme.code for h in vouchers if h.voucher.id in {r.voucher_id for r in prior}}
     made: list[Reservation] = []
-    reasons: list[Reason] = []
-    for held in vouchers:
-        reason = coverage(held, buyer)
-        if reason is not None:
-            reasons.append(reason)
-            continue
+    willing, reasons = _willing(session, buyer, vouchers)
+    rooms = _lock_rooms(session, buyer, willing)
+    for held, ratio, share_fen in willing:
         if programmes and held.programme.code not in programmes and held.rules.stacking == "none":
             reasons.append(Reason.CONTRACT_USED_UP)
             continue
-        ratio = _ratio(session, held, buyer.offer)
-        share = decide_stacking(held.rules, ratio, gross_fen=subscription.contract_fen, declared_fen=buyer.declared_fen)
-        if share.reason is not None:
-            reasons.append(share.reason)
-            continue
-        room = balance(session, accounts.available(held.voucher.id), lock=True)
-        fen = decide_amount(room, share.fen, already)
+        room = rooms[accounts.available(held.voucher.id)]
+        fen = decide_amount(room, share_fen, already)
         if fen == 0:
             reasons.append(Reason.VOUCHER_EXHAUSTED if room == 0 else Reason.CONTRACT_USED_UP)
             continue
@@ -158,9 +149,45 @@ def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[
     return made, reasons
 
 
+def _willing(
+    session: Session, buyer: Buyer, vouchers: list[Held]
+) -> tuple[list[tuple[Held, Ratio, int]], list[Reason]]:
+    """The vouchers that cover the offer, each with its ratio and the fen that it may pay of the contract; and why the
+    others do not."""
+    found: list[tuple[Held, Ratio, int]] = []
+    reasons: list[Reason] = []
+    for held in vouchers:
+        reason = coverage(held, buyer)
+        if reason is None:
+            ratio, gross = _ratio(session, held, buyer.offer), buyer.subscription.contract_fen
+            share = decide_stacking(held.rules, ratio, gross_fen=gross, declared_fen=buyer.declared_fen)
+            reason = share.reason
+        if reason is None:
+            found.append((held, ratio, share.fen))
+        else:
+            reasons.append(reason)
+    return found, reasons
+
+
+def _lock_rooms(session: Session, buyer: Buyer, willing: list[tuple[Held, Ratio, int]]) -> dict[str, int]:
+    """What each voucher still has, by its account; locked if there is anything to take, after the contract's cap:
+    `vouchers.locks`."""
+    codes = [accounts.available(held.voucher.id) for held, _, _ in willing]
+    rooms = balances(session, codes)
+    if not any(rooms.values()) or not any(fen for _, _, fen in willing):
+        return rooms
+    caps.open_cap(session, accounts.cap_contract(buyer.subscription.id), _limit(buyer, willing[0][1]))
+    lock_accounts(session, codes)
+    return balances(session, codes)
+
+
+def _limit(buyer: Buyer, ratio: Ratio) -> int:
+    return buyer.subscription.contract_fen * ratio.num // ratio.den
+
+
 def _reserve(session: Session, held: Held, buyer: Buyer, ratio: Ratio, fen: int) -> Reservation:
     subscription = buyer.subscription
-    limit = subscription.contract_fen * ratio.num // ratio.den
+    limit = _limit(buyer, ratio)
     cap = caps.open_cap(session, accounts.cap_contract(subscription.id), limit)
     if limit > cap.limit_fen:  # the contract was raised since
         cap.limit_fen = limit

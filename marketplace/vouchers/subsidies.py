@@ -8,8 +8,8 @@ from sqlmodel import Session, col, func, select
 
 from marketplace.claims.refusals import reason_of
 from marketplace.ids import new_id
-from marketplace.ledger import accounts
-from marketplace.ledger.posting import balance
+from marketplace.ledger import accounts, caps
+from marketplace.ledger.posting import balance, lock_accounts
 from marketplace.organisations import audit, notices
 from marketplace.vouchers.closing import release_idle
 from marketplace.vouchers.eligibility import decide_stacking
@@ -61,7 +61,10 @@ def declare(
 def _lower(session: Session, contract: Subscription, at_ms: int) -> int:
     """P7 for what is set aside beyond what vouchers may still pay, newest first; answers how much."""
     declared, freed = declared_fen(session, contract.id), 0
-    for reservation in reversed(live_reservations(session, contract.id)):
+    live = live_reservations(session, contract.id)
+    caps.lock_caps(session, [accounts.cap_contract(contract.id)])  # caps before accounts: `vouchers.locks`
+    lock_accounts(session, [accounts.available(row.voucher_id) for row in live])
+    for reservation in reversed(live):
         programme = session.get_one(Programme, session.get_one(Voucher, reservation.voucher_id).programme_id)
         ratio = Ratio(num=reservation.ratio_num, den=reservation.ratio_den)
         share = decide_stacking(rules_of(programme), ratio, gross_fen=contract.contract_fen, declared_fen=declared)

@@ -10,6 +10,7 @@ from marketplace.clock import now_ms
 _LIVE_WRITE_OFF = "state IN ('proposed', 'approved')"
 DROPPED = ("declined", "withdrawn")  # a proposed voucher that came to nothing
 NEVER_ISSUED = ("proposed", *DROPPED)
+LIVE = ("held", "drawing")  # a reservation that a contract may still draw on
 
 
 def _fen() -> Column:  # type: ignore[type-arg]

@@ -24,8 +24,7 @@ from marketplace.usage.tables import Usage
 from marketplace.vouchers.closing import OPEN, settle_leases
 from marketplace.vouchers.lease_rows import month_of, own_cost_micro
 from marketplace.vouchers.refusals import forbidden
-from marketplace.vouchers.reservations import LIVE
-from marketplace.vouchers.tables import EpochWriteOff, LeaseRow, NodeEpoch, Reservation, Subscription
+from marketplace.vouchers.tables import LIVE, EpochWriteOff, LeaseRow, NodeEpoch, Reservation, Subscription
 from marketplace.vouchers.write_off_refusals import refused, write_off_not_found
 from serving.metering import MICRO_PER_FEN
 

@@ -1,0 +1,307 @@
+"""Writers queue on PostgreSQL: caps before accounts on every path, and no two paths that wait for each other."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+from sqlmodel import select
+
+import serving.leases
+from marketplace.catalogue.tables import Listing
+from marketplace.claims import batches, corrections
+from marketplace.db import transaction
+from marketplace.organisations.tables import Organisation
+from marketplace.usage.ingest import Ingest
+from marketplace.usage.recovery import close_epoch
+from marketplace.vouchers import applications, closing, issuing, subscriptions, subsidies
+from marketplace.vouchers.tables import Subscription, Voucher
+from model_store.blobs import FolderBlobs
+from serving.ports import Principal
+from tests.marketplace.test_claims import advance, freeze, lines, new_batch
+from tests.marketplace.town import CHEN, DAY, LIN, Town
+
+OTHER = Principal("key_2", "org_other", "enterprise", frozenset({"use"}), "mem_li")
+_LOCKS = re.compile(r"\b(?:INSERT INTO|UPDATE|FROM) (cap_counter|ledger_account)\b")
+_CODES = re.compile(r"'([CQM]\.[^']*)'")
+
+
+def pytest_generate_tests(metafunc):
+    metafunc.parametrize("engine", ["postgresql"], indirect=True)
+
+
+@pytest.fixture
+def town(engine, tmp_path, monkeypatch):
+    town = Town(engine, tmp_path / "journal")
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    yield town
+    town.admission.close()
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return FolderBlobs(tmp_path / "blobs")
+
+
+def locked(statement: str, parameters: Any) -> tuple[str, list[str]]:
+    """Which of the two tables a statement locks rows of, and which rows; "" where it only reads."""
+    found = _LOCKS.search(statement)
+    if found is None or (statement.startswith("SELECT") and " FOR " not in statement):
+        return "", []
+    return found.group(1), [code for code in _CODES.findall(repr(parameters)) if "[" in code or code.startswith("M.")]
+
+
+@dataclass
+class Order:
+    """Rows of caps and accounts in the order that one connection locks them, a transaction at a time."""
+
+    wrong: list[str] = field(default_factory=list)
+    caps: list[str] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)
+
+    def take(self, table: str, codes: list[str]) -> None:
+        if table == "ledger_account":
+            self.accounts += codes
+            return
+        for code in codes:
+            if not code.startswith("C.") or code in self.caps:
+                continue
+            if self.accounts:
+                self.wrong.append(f"{code} after {self.accounts[0]}")
+            if self.caps and code < self.caps[-1]:
+                self.wrong.append(f"{code} after {self.caps[-1]}")
+            self.caps.append(code)
+
+    def end(self, _connection: Connection) -> None:
+        self.caps, self.accounts = [], []
+
+
+@pytest.fixture
+def order(engine) -> Iterator[Order]:
+    order = Order()
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        order.take(*locked(statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    event.listen(engine, "commit", order.end)
+    event.listen(engine, "rollback", order.end)
+    return order
+
+
+@pytest.fixture
+def slowly(engine) -> None:
+    """Every statement that locks caps or accounts is followed by a pause, in which another writer gets as far."""
+
+    def pause(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if locked(statement, parameters)[0]:
+            time.sleep(0.004)
+
+    event.listen(engine, "after_cursor_execute", pause)
+
+
+def at_once(*works: Callable[[], None]) -> list[Exception]:
+    """Run them at the same time; answers what they raised."""
+    failures: list[Exception] = []
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failures
+
+
+def subscribe_other(town: Town, model: str) -> str:
+    with transaction(town.engine) as session:
+        listing = session.exec(select(Listing).where(Listing.name == model)).one()
+        terms: dict[str, Any] = {"contract_fen": 10_000, "on_voucher_end": "refuse", "monthly_cap_fen": None}
+        row, _ = subscriptions.subscribe(session, "org_other", listing, actor="o", at_ms=town.now, **terms)
+        return row.id
+
+
+def reject(town: Town, batch: str) -> None:
+    (line,) = lines(town, batch)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        found = batches.get_line(session, row, line.id)
+        batches.decide_line(session, row, found, "reject", member=LIN, at_ms=town.now, reason="材料不实")
+
+
+def claimed(town: Town, blobs: FolderBlobs) -> str:
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit")
+    return batch
+
+
+def correct(town: Town, usage_id: str) -> None:
+    with transaction(town.engine) as session:
+        row = corrections.propose(session, usage_id, "counted twice", member=CHEN)
+        corrections.decide(session, row, "post", member=LIN, at_ms=town.now)
+
+
+def proposals(town: Town, programme: str, count: int, face_fen: int) -> list[str]:
+    """Vouchers of one application that one person has proposed."""
+    with transaction(town.engine) as session:
+        owner = session.get_one(Organisation, "org_other")
+        row = applications.create_application(session, owner, programme, requested_fen=count * face_fen, actor="o")
+        applications.submit(session, row, actor="o")
+        applications.check(session, row, actor=CHEN, at_ms=town.now)
+        applications.decide(session, row, "approve", actor=CHEN, at_ms=town.now)
+        applications.publish(session, row, actor=CHEN, at_ms=town.now)
+        applications.confirm(session, row, actor=CHEN, at_ms=town.now)
+        return [issuing.propose(session, row, face_fen, member=CHEN, at_ms=town.now).id for _ in range(count)]
+
+
+# --- one path at a time -----------------------------------------------------------------------------------------------
+
+
+def test_every_path_locks_caps_in_their_order_and_before_accounts(town, blobs, order):
+    two = [{"code": "two", "fen": 5_000}, {"code": "one", "fen": 995_000}]  # not in the order of their codes
+    programme = town.programme(settlement_mode="deduct", payee="platform", tranches=two)
+    order.wrong.clear()  # counters of a programme that is only now put in force: nobody else can have them yet
+    town.voucher(2_000, programme)
+    town.voucher(2_000, programme)
+    town.voucher(3_000, programme, "org_other")  # does not fit into the first tranche any more
+    steel = town.subscribe(9_000)
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/paint", filing_id="flg_1")
+    subscribe_other(town, "vendor/steel")
+    paint = town.subscribe(3_000, "vendor/paint")
+    node, box = town.node(), town.node("n2")
+    for each in (node, box):
+        each.call(count=100)
+        each.call("vendor/paint", count=100)
+        each.call(count=100, principal=OTHER)
+        each.flush()
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "return")
+    freeze(town, blobs, batch := new_batch(town))
+    advance(town, batch, "submit")
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        for line, decision in zip(batches.lines_of(session, row), ("reject", "return"), strict=False):
+            batches.decide_line(session, row, line, decision, member=LIN, at_ms=town.now, reason="材料不实")
+    later = node.call("vendor/paint", count=100)
+    node.flush()
+    correct(town, later[3].usage_id)
+    with transaction(town.engine) as session:
+        contract = session.get_one(Subscription, steel)
+        given = {"programme": "other", "authority": "region", "amount_fen": 100}
+        subsidies.declare(session, contract, **given, actor="f", at_ms=town.now)
+    with transaction(town.engine) as session:
+        closing.end_contract(session, session.get_one(Subscription, paint), actor="f", at_ms=town.now)
+    box.stop()
+    node.stop()
+    correct(town, later[7].usage_id)  # of a reservation that is over
+    town.pass_days(60)
+    with transaction(town.engine) as session:
+        assert len(closing.expire_vouchers(session, town.now)) == 3
+    correct(town, later[9].usage_id)  # of a voucher that has lapsed
+    town.check()
+    assert order.wrong == []
+
+
+# --- two at once ------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_rejected_while_usage_is_ingested(town, blobs, slowly):
+    town.voucher(20_000, settlement_mode="deduct", payee="platform")
+    town.subscribe()
+    node = town.node()
+    ready = []
+    for _ in range(8):
+        node.call(count=20)
+        node.flush()
+        ready.append(claimed(town, blobs))
+    node.call(count=600)
+    tail = Ingest(town.engine, town.folder, "n1", batch_records=20)
+    assert at_once(tail.flush, lambda: [reject(town, batch) for batch in ready] and None) == []
+    town.check()
+
+
+def test_vouchers_lapse_while_others_are_issued(town, slowly):
+    programme = town.programme()
+    old = [town.voucher(1_000, programme) for _ in range(8)]
+    new = proposals(town, programme, 8, 1_000)
+
+    def lapse() -> None:
+        for voucher_id in old:
+            with transaction(town.engine) as session:
+                voucher = session.get_one(Voucher, voucher_id)
+                voucher.state = "expired"
+                closing.lapse(session, voucher, town.now)
+
+    def approve() -> None:
+        for voucher_id in new:
+            with transaction(town.engine) as session:
+                issuing.approve(session, issuing.get_voucher(session, voucher_id), member=LIN, at_ms=town.now)
+
+    assert at_once(lapse, approve) == []
+    town.check()
+
+
+def test_two_nodes_whose_batches_have_enterprises_in_common_are_ingested_at_once(town, slowly):
+    programme = town.programme()
+    town.voucher(5_000, programme)
+    town.voucher(9_000, programme, "org_other")
+    with transaction(town.engine) as session:
+        town.list_model(session, "vendor/paint", filing_id="flg_1")
+    town.subscribe()
+    subscribe_other(town, "vendor/paint")
+    subscribe_other(town, "vendor/steel")
+    both, one = town.node("both"), town.node("one")
+    for _ in range(10):
+        both.call(count=10)
+        both.call("vendor/paint", count=10, principal=OTHER)
+        one.call("vendor/steel", count=10, principal=OTHER)
+    tails = [Ingest(town.engine, town.folder, name, batch_records=20) for name in ("both", "one")]
+    assert at_once(*(tail.flush for tail in tails)) == []
+    town.check()
+
+
+def test_reservations_of_lapsed_vouchers_settle_while_usage_is_ingested_and_vouchers_are_issued(town, slowly):
+    programme = town.programme()
+    town.voucher(3_000, programme)
+    town.subscribe()
+    boxes = [town.node(f"box{number}") for number in range(4)]
+    for box in boxes:
+        box.call(count=50)
+        box.die()
+    town.pass_days(25)
+    town.voucher(9_000, programme, "org_other")
+    new = proposals(town, programme, 6, 1_000)
+    subscribe_other(town, "vendor/steel")
+    node = town.node("live")
+    node.call(count=300, principal=OTHER)
+    town.now += 8 * DAY
+    with transaction(town.engine) as session:
+        assert len(closing.expire_vouchers(session, town.now)) == 1
+
+    def approve() -> None:
+        for voucher_id in new:
+            with transaction(town.engine) as session:
+                issuing.approve(session, issuing.get_voucher(session, voucher_id), member=LIN, at_ms=town.now)
+
+    def seal(name: str, epoch: int) -> None:
+        close_epoch(town.engine, town.folder, name, epoch)
+
+    tail = Ingest(town.engine, town.folder, "live", batch_records=20)
+    seals = [partial(seal, box.name, box.epoch) for box in boxes]
+    assert at_once(tail.flush, approve, *seals) == []
+    town.check()
