@@ -7,16 +7,22 @@ outbound call happens in it. `with reading(engine) as session:` never writes; no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel, create_engine
 
 import marketplace.tables  # noqa: F401  (registers every table on SQLModel.metadata)
 
 BUSY_TIMEOUT_MS = 30_000
+CONTENDED = ("40001", "40P01")  # serialization_failure, deadlock_detected
+TRIES = 3
+T = TypeVar("T")
 
 
 def open_database(url: str) -> Engine:
@@ -76,6 +82,27 @@ def snapshot(engine: Engine) -> Iterator[Session]:
         finally:
             session.expunge_all()
             session.rollback()
+
+
+def is_contended(error: BaseException) -> bool:
+    """Whether the database ended a transaction for another writer's sake: nothing of it was kept, and it may be run
+    again. PostgreSQL's deadlocks and serialization failures; on SQLite a writer that waited too long."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return getattr(error.orig, "sqlstate", "") in CONTENDED or "database is locked" in str(error.orig)
+
+
+def retried(work: Callable[[], T]) -> T:
+    """`work()`, up to three times where `is_contended`. It begins its transaction itself and does nothing beside it
+    that would be done twice."""
+    for left in reversed(range(TRIES)):
+        try:
+            return work()
+        except DBAPIError as error:
+            if not left or not is_contended(error):
+                raise
+        time.sleep(random.uniform(0.01, 0.05))  # noqa: S311  (not in step with whom it met)
+    raise AssertionError("the last try answers or raises")
 
 
 def create_tables(engine: Engine) -> None:

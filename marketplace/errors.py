@@ -10,12 +10,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from model_store.errors import BadInput, Broken, NotFound, Refusal
+from marketplace.db import is_contended
+from model_store.errors import BadInput, Broken, NotFound, Refusal, Unavailable
 from serving.errors.requests import body_too_large
 
 _log = logging.getLogger("algomart.market")
@@ -126,6 +127,13 @@ def add_error_handlers(app: FastAPI) -> None:
         _log.warning("a value that the database cannot hold, request %s", request_id_of(request), exc_info=error)
         return refusal_response(out_of_range(), request_id_of(request))
 
+    @app.exception_handler(OperationalError)
+    async def _contended(request: Request, error: OperationalError) -> Response:
+        if not is_contended(error):
+            return await _broken(request, error)
+        _log.warning("DATABASE_BUSY: another writer came first, request %s", request_id_of(request), exc_info=error)
+        return refusal_response(database_busy(), request_id_of(request))
+
     @app.exception_handler(Exception)
     async def _broken(request: Request, error: Exception) -> Response:
         _log.exception("unexpected error, request %s", request_id_of(request), exc_info=error)
@@ -151,6 +159,18 @@ def out_of_range() -> BadInput:
         en="a number in the request is beyond what can be kept",
         remedy_zh="请检查请求中的编号、时间与金额 (64 位整数以内)",
         remedy_en="check numbers, instants and amounts in the request: they fit 64 bits",
+    )
+
+
+def database_busy() -> Unavailable:
+    """The database ended the request's transaction for another writer's sake; all of it was taken back."""
+    return Unavailable(
+        "DATABASE_BUSY",
+        zh="数据库正忙于其他更改, 本次更改未生效",
+        en="the database is busy with another change; this one was not made",
+        remedy_zh="请稍后重试",
+        remedy_en="send it again",
+        retry_after_s=1,
     )
 
 

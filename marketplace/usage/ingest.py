@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy import Engine
 from sqlmodel import select
 
-from marketplace.db import reading, transaction
+from marketplace.db import reading, retried, transaction
 from marketplace.usage.batch import Outcome, ingest_batch
 from marketplace.vouchers.nodes import open_epochs
 from marketplace.vouchers.tables import NodeEpoch
@@ -120,9 +120,13 @@ class Ingest:
 
     def ingest_records(self, node: str, epoch: int, records: list[tuple[int, UsageRecord]], event: str) -> Outcome:
         """Charge records that stand in no usage entry of their own (streams without an end), once per usage id."""
-        with transaction(self._engine) as session:
-            row = session.get_one(NodeEpoch, (node, epoch), with_for_update=True)
-            return ingest_batch(session, row, records, f"{node}:{epoch}:{event}")
+
+        def charge() -> Outcome:
+            with transaction(self._engine) as session:
+                row = session.get_one(NodeEpoch, (node, epoch), with_for_update=True)
+                return ingest_batch(session, row, records, f"{node}:{epoch}:{event}")
+
+        return retried(charge)
 
     def _tail(self) -> None:
         while not self._stop.is_set():
@@ -158,18 +162,26 @@ class Ingest:
             self._take(node, epoch, offset, segment)
         return len(segment.entries)
 
-    def _take(self, node: str, epoch: int, offset: int, segment: Segment) -> None:
+    def _charge(
+        self, node: str, epoch: int, offset: int, segment: Segment
+    ) -> tuple[list[tuple[int, UsageRecord]], Outcome] | None:
+        """One transaction: the records are charged and the offset advances, or neither."""
         with transaction(self._engine) as session:
             row = session.get_one(NodeEpoch, (node, epoch), with_for_update=True)
             if row.state not in ("open", "late") or row.offset_bytes != offset:
-                return  # another process has ingested it meanwhile, or two persons wrote it off
+                return None  # another process has ingested it meanwhile, or two persons wrote it off
             records = finished(segment.entries, row.last_seq)
             row.last_seq, row.offset_bytes = segment.entries[-1].seq, segment.next_offset
             session.add(row)
-            outcome = ingest_batch(session, row, records, f"{node}:{epoch}:{row.last_seq}")
-            done = row.offset_bytes
+            return records, ingest_batch(session, row, records, f"{node}:{epoch}:{row.last_seq}")
+
+    def _take(self, node: str, epoch: int, offset: int, segment: Segment) -> None:
+        taken = retried(lambda: self._charge(node, epoch, offset, segment))
+        if taken is None:
+            return
+        records, outcome = taken
         progress = self.progress
-        progress.offsets[segment_path(self._folder, node, epoch).name] = done
+        progress.offsets[segment_path(self._folder, node, epoch).name] = segment.next_offset
         progress.batches += 1
         progress.records += outcome.inserted
         progress.duplicates += outcome.duplicates

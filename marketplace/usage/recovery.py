@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Engine
 
 from marketplace.clock import now_ms
-from marketplace.db import reading, transaction
+from marketplace.db import reading, retried, transaction
 from marketplace.usage.ingest import Ingest
 from marketplace.vouchers.nodes import Sealed, new_epoch, open_epochs, seal_epoch
 from marketplace.vouchers.tables import NodeEpoch
@@ -59,9 +59,13 @@ def close_epoch(engine: Engine, journal_folder: Path, node: str, epoch: int) -> 
             sealed = Sealed(segment.header.first_seq, seal.last_seq, seal.count, size, seal.sha256)
             torn = segment.torn is not None or path.with_name(f"{path.name}.torn").exists()
             _ingest_rest(engine, journal_folder, node, epoch, seal.last_seq)
-    with transaction(engine) as session:
-        seal_epoch(session, node, epoch, sealed=sealed, torn=torn, at_ms=now_ms())
-        note_recovered(session, node, epoch, now_ms())
+
+    def settle() -> None:
+        with transaction(engine) as session:
+            seal_epoch(session, node, epoch, sealed=sealed, torn=torn, at_ms=now_ms())
+            note_recovered(session, node, epoch, now_ms())
+
+    retried(settle)
 
 
 def take_late(engine: Engine, journal_folder: Path, node: str, epoch: int) -> None:

@@ -14,11 +14,14 @@ import yaml
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from marketplace.access import optional_actor
 from marketplace.catalogue.labels import LINKS, MODALITIES, SCENARIOS, TASKS, TIERS
+from marketplace.db import is_contended
+from marketplace.errors import database_busy
 from model_store.errors import BadInput, Refusal, Unauthenticated
 
 FOLDER = Path(__file__).parent
@@ -178,5 +181,9 @@ class PageRoute(APIRoute):
                 return refused(request, refusal)
             except RequestValidationError as error:
                 return refused(request, _address_invalid(error))
+            except OperationalError as error:
+                if not is_contended(error):
+                    raise
+                return refused(request, database_busy())
 
         return answer
