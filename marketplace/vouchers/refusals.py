@@ -84,6 +84,11 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
         "本合同可用的补贴额度已用完", "the share of this contract that a voucher may pay is used up",
         "请提高订阅的合同金额, 或改为自费", "raise the subscription's contract_fen, or pay yourself",
     ),
+    "CONTRACT_ONCE": (
+        "该项目对一份合同只用一张券支付, 本合同已用过另一张",
+        "the programme pays for a contract out of one voucher, and another one has paid for this",
+        "请结束本合同并重新订阅, 或改为自费", "end this contract and subscribe anew, or pay yourself",
+    ),
     "VOUCHER_EXHAUSTED": (
         "模型券余额已用完", "the voucher is used up",
         "请申请新券, 或在订阅中选择券用完后自费",

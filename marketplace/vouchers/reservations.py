@@ -124,19 +124,24 @@ def decide_amount(available_fen: int, share_fen: int, already_fen: int) -> int:
 def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[list[Reservation], list[Reason]]:
     """P3 for every voucher that covers the offer and has something left; with the reasons of those that do not.
 
-    Without stacking, one contract is paid for by one programme: the first that ever paid anything of it. Other
+    Without stacking, one contract is paid for by one programme: the first that ever paid anything of it; with
+    `contract_once` it pays for a contract out of one voucher only. Other
     subsidies declared on the contract lower the share, or rule the voucher out (`decide_stacking`).
     """
     subscription = buyer.subscription
     prior = list(session.exec(select(Reservation).where(Reservation.subscription_id == subscription.id)))
     already = taken_of_contract(session, subscription.id)
     programmes = {h.programme.code for h in vouchers if h.voucher.id in {r.voucher_id for r in prior}}
+    paying = _paying(vouchers, prior)
     made: list[Reservation] = []
     willing, reasons = _willing(session, buyer, vouchers)
     rooms = _lock_rooms(session, buyer, willing)
     for held, ratio, share_fen in willing:
         if programmes and held.programme.code not in programmes and held.rules.stacking == "none":
             reasons.append(Reason.CONTRACT_USED_UP)
+            continue
+        if held.rules.contract_once and paying.get(held.programme.code, held.voucher.id) != held.voucher.id:
+            reasons.append(Reason.CONTRACT_ONCE)
             continue
         room = rooms[accounts.available(held.voucher.id)]
         fen = decide_amount(room, share_fen, already)
@@ -145,6 +150,7 @@ def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[
             continue
         made.append(_reserve(session, held, buyer, ratio, fen))
         programmes.add(held.programme.code)
+        paying.setdefault(held.programme.code, held.voucher.id)
         already += fen
     return made, reasons
 
@@ -183,6 +189,17 @@ def _lock_rooms(session: Session, buyer: Buyer, willing: list[tuple[Held, Ratio,
 
 def _limit(buyer: Buyer, ratio: Ratio) -> int:
     return buyer.subscription.contract_fen * ratio.num // ratio.den
+
+
+def _paying(vouchers: list[Held], prior: list[Reservation]) -> dict[str, str]:
+    """Programme's code → the first of its vouchers that pays, or has paid, of a contract. One whose reservation came to
+    nothing does not count."""
+    codes = {held.voucher.id: held.programme.code for held in vouchers}
+    found: dict[str, str] = {}
+    for row in sorted(prior, key=lambda row: row.id):
+        if row.state in LIVE or row.posted_subsidy_fen:
+            found.setdefault(codes[row.voucher_id], row.voucher_id)
+    return found
 
 
 def _reserve(session: Session, held: Held, buyer: Buyer, ratio: Ratio, fen: int) -> Reservation:

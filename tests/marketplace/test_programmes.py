@@ -10,7 +10,7 @@ from marketplace.db import reading, transaction
 from marketplace.ledger.posting import balance
 from marketplace.ledger.rebuild import rebuild
 from marketplace.organisations.tables import AuditEvent
-from marketplace.vouchers.programme import OPEN_FIELDS, decide_ratio, read_programme, shipped, unset
+from marketplace.vouchers.programme import OPEN_FIELDS, ProgrammeFile, decide_ratio, read_programme, shipped, unset
 from marketplace.vouchers.rollout import (
     activate,
     decide_programme_state,
@@ -229,10 +229,12 @@ def test_a_programme_reads_as_sentences_in_both_languages():
     )
     words = describe(whole)
     assert len(words["zh"]) == len(words["en"])
-    assert "支付实际结算金额的 1/3(部分情形另定)" in words["zh"]
-    assert "合同金额不低于 100.50 元" in words["zh"]
+    assert "支付实际结算金额的 1/3" in words["zh"]
+    assert "制造业基础大模型: 支付 50%" in words["zh"]
+    assert "manufacturing base model: it pays 50%" in words["en"]
+    assert "合同金额与实际结算金额均不低于 100.50 元" in words["zh"]
     assert "evidence: contract" in words["en"]
-    assert "a public notice of 5 days precedes it" in words["en"]
+    assert any(sentence.startswith("a public notice of 5 days precedes the issue") for sentence in words["en"])
     assert words["unset"] == []
     open_one = describe(by_code("dongguan-compute-2025"))
     assert any(sentence.startswith("最高支付实际结算金额的 50%") for sentence in open_one["zh"])
@@ -240,6 +242,87 @@ def test_a_programme_reads_as_sentences_in_both_languages():
     assert "补贴比例未定" in describe(by_code("dongguan-model-2025"))["zh"]
     bare = describe(programme_file(filing_required=False, related_party_policy="allow", who=["vendor"]))
     assert not any("备案" in sentence or "关联方" in sentence for sentence in bare["zh"])
+
+
+# field → a value other than its own in SAID, or several; each has to be read in both languages
+CHANGED = {
+    "document_zh": ["某文件"],
+    "document_en": ["a document"],
+    "kind": ["compute"],
+    "who": [["vendor"], ["enterprise", "vendor"]],
+    "pool_fen": [2_000_000],
+    "tranches": [[{"code": "two", "fen": 1_000_000}], [{"code": "one", "fen": 999_999}]],
+    "funders": [[], [{"name_zh": "区", "name_en": "district", "share_bp": 10_000}]],
+    "ratio": [{"num": 1, "den": 4}],
+    "ratio_max": [{"num": 2, "den": 3}],
+    "ratio_rules": [
+        [],
+        [{"ratio": {"num": 1, "den": 5}, "tiers": ["base"], "filed": True, "firm_age_max_years": 3}],
+        [{"ratio": {"num": 1, "den": 2}, "tiers": ["small"], "filed": True, "firm_age_max_years": 3}],
+        [{"ratio": {"num": 1, "den": 2}, "tiers": ["base"], "filed": False, "firm_age_max_years": 3}],
+        [{"ratio": {"num": 1, "den": 2}, "tiers": ["base"], "filed": True, "firm_age_max_years": 4}],
+    ],
+    "cap_fen": [400_000],
+    "cap_period": ["calendar_year"],
+    "contract_once": [False],
+    "min_spend_fen": [0, 200],
+    "subject": ["base", "derivative"],
+    "filing_required": [False],
+    "related_party_policy": ["allow"],
+    "stacking": ["none"],
+    "stacking_max": [None, {"num": 1, "den": 5}],
+    "priority": [101],
+    "validity": [{"days": 31}, {"days": 30, "until": "2028-01-01"}, {"days": 30, "redeem_days": 91}],
+    "late_usage_grace_days": [2],
+    "checks": [[], [{"code": "uscc", "valid_days": 30}], [{"code": "uscc", "override": "never"}]],
+    "evidence_schema": [[], [{"code": "a", "title_zh": "乙", "title_en": "b"}]],
+    "retention_years": [11],
+    "settlement_mode": ["reimburse"],
+    "payee": ["provider"],
+    "tax_basis": [{"fee_bp": 501, "vat_bp": 600}, {"fee_bp": 500, "vat_bp": 601}],
+    "notice_days": [0, 6],
+    "notice_on_objection": ["continue", "restart"],
+    "clawback_policy": ["proportional"],
+    "signals": [{"identical_calls": 7}],
+}
+UNSAID = {
+    "code": "the page shows it beside the title",
+    "version": "the page shows it beside the title",
+    "title_zh": "the title itself",
+    "title_en": "the title itself",
+    "is_demo": "the title says 演示, and the page marks it",
+    "sources": "each restates a value that has its sentence",
+    "base": "one value only, and the share's sentence says: of what is settled",
+}
+SAID = {
+    "document_zh": "文件", "document_en": "document", "min_spend_fen": 100, "stacking": "cap_total_ratio",
+    "stacking_max": {"num": 1, "den": 2}, "ratio_max": {"num": 1, "den": 2}, "notice_days": 5,
+    "funders": [{"name_zh": "市", "name_en": "city", "share_bp": 10_000}],
+    "ratio_rules": [{"ratio": {"num": 1, "den": 2}, "tiers": ["base"], "filed": True, "firm_age_max_years": 3}],
+    "evidence_schema": [{"code": "a", "title_zh": "甲", "title_en": "a"}], "checks": [{"code": "uscc"}],
+}  # fmt: skip
+# what a change of one field takes with it, or the file would contradict itself
+WITH = {
+    "settlement_mode": {"payee": None, "settlement_mode": "deduct"},
+    "payee": {"settlement_mode": "deduct", "payee": "platform"},
+    "stacking": {"stacking_max": None},
+}
+
+
+def test_every_field_of_a_programme_is_told_or_is_named_with_a_reason():
+    assert set(CHANGED) | set(UNSAID) == set(ProgrammeFile.model_fields)
+    assert not set(CHANGED) & set(UNSAID)
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in CHANGED.items() for value in values])
+def test_a_field_that_is_otherwise_reads_otherwise(field, value):
+    one = describe(programme_file(**SAID | WITH.get(field, {})))
+    other = describe(programme_file(**SAID | WITH.get(field, {}) | {field: value}))
+    languages = {"document_zh": ["zh"], "document_en": ["en"]}.get(field, ["zh", "en"])
+    for language in languages:
+        assert one[language] != other[language]
+    assert len(other["zh"]) == len(other["en"])
+    assert all(sentence and "None" not in sentence for words in (other["zh"], other["en"]) for sentence in words)
 
 
 def test_money_and_shares_are_written_as_people_write_them():

@@ -12,15 +12,21 @@ from hypothesis import strategies as st
 from sqlmodel import select
 
 import serving.leases
-from marketplace.claims.assembly import assemble
+from marketplace.claims import batches, invoices
+from marketplace.claims.assembly import assemble, needs_invoices
+from marketplace.claims.clawbacks import open_clawback
 from marketplace.claims.stacked import decide_claimable
+from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.clock import policy_date
 from marketplace.db import transaction
+from marketplace.evidence.files import decide_keep_until
 from marketplace.findings import recording
 from marketplace.findings.scanning import find_all
+from marketplace.organisations.tables import Organisation
 from marketplace.organisations.uscc import demo_code
+from marketplace.vouchers import closing
 from marketplace.vouchers.applications import decide_notice_over
-from marketplace.vouchers.checks import decide_fresh_and_passed, good_until_ms
+from marketplace.vouchers.checks import cap_code, decide_fresh_and_passed, good_until_ms
 from marketplace.vouchers.eligibility import (
     Burnable,
     FilingFact,
@@ -48,12 +54,14 @@ from marketplace.vouchers.programme import FOLDER, ProgrammeFile, Ratio, decide_
 from marketplace.vouchers.reservations import decide_amount
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.signals import Signals
-from marketplace.vouchers.tables import Programme, Reservation
+from marketplace.vouchers.tables import Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.versions import decide_alone, decide_fresh
 from marketplace.vouchers.wording import describe
 from model_store.errors import BadInput, Conflict, PaymentRequired
-from tests.marketplace.town import START, Town, programme_file
+from tests.marketplace.town import CHEN, LIN, START, Town, programme_file
 
 DAY = date(2027, 6, 1)
+TABLE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
 DAY_MS = 86_400_000
 FACTORY = Party("org_f", "enterprise", "approved", demo_code(1), "Chen", is_demo=True)
 VENDOR = Party("org_v", "vendor", "approved", demo_code(2), "Lin", is_demo=True)
@@ -288,6 +296,46 @@ def test_rule_contract_share(town):
     node.stop()
 
 
+def test_rule_contract_once(town):
+    """A second voucher of the programme pays for a contract only where its file says so; another contract, always."""
+    for contract_once, paid in ((True, 20), (False, 30)):
+        code = f"once-{contract_once}".lower()
+        programme = town.programme(code=code, title_zh=f"演示 {code}", contract_once=contract_once)
+        for _ in range(2):
+            town.voucher(20, programme)
+        contract = town.subscribe(contract_fen=90)
+        taken = sum(row.amount_fen for row in town.rows(Reservation) if row.subscription_id == contract)
+        assert taken == paid
+        node = town.node(f"n-{code}")
+        node.call(count=160)  # 19.7 fen of subsidy
+        if contract_once:
+            with pytest.raises(PaymentRequired) as once:
+                node.call(count=10)
+            assert once.value.code == Reason.CONTRACT_ONCE
+        node.stop()
+        end(town, contract)
+        town.subscribe(contract_fen=30)
+        assert sum(row.amount_fen for row in town.rows(Reservation)) > taken
+        for row in town.rows(Subscription):
+            end(town, row.id)
+        for row in town.rows(Voucher):
+            with transaction(town.engine) as session:
+                session.get_one(Voucher, row.id).state = "suspended"
+    town.check()
+
+
+def end(town, contract):
+    with transaction(town.engine) as session:
+        closing.end_contract(session, session.get_one(Subscription, contract), actor="f", at_ms=town.now)
+
+
+def test_rule_late_grace(town):
+    voucher = town.voucher(100, late_usage_grace_days=2)
+    for later_ms, lapsed in ((2 * DAY_MS, []), (2 * DAY_MS + 1, [voucher])):
+        with transaction(town.engine) as session:
+            assert [row.id for row in closing.expire_vouchers(session, town.end_of(voucher) + later_ms)] == lapsed
+
+
 def test_rule_no_voucher():
     assert decide_reason([]) == Reason.VOUCHER_REQUIRED
     assert decide_reason([Reason.VOUCHER_EXPIRED, Reason.VOUCHER_EXHAUSTED]) == Reason.VOUCHER_EXHAUSTED
@@ -319,6 +367,104 @@ def test_rule_hold(town):
         (line,) = assemble(session, programme.id, rules_of(programme), day, day, town.now)
     assert (line.reason, [finding.code for finding in line.findings]) == ("FINDING_OPEN", ["IDENTICAL_REQUESTS"])
     assert any("线索" in sentence and "不列入申报" in sentence for sentence in describe(rules_of(programme))["zh"])
+
+
+def claimed(town, **changes):
+    """Usage of 37 fen gross, sealed; answers the one line that a batch would have, or the reason against it."""
+    town.voucher(1_000, **changes)
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    node.call(count=100)
+    node.stop()
+
+
+def reason_of_line(town):
+    with transaction(town.engine) as session:
+        programme = session.exec(select(Programme)).one()
+        day = policy_date(START)
+        (line,) = assemble(session, programme.id, rules_of(programme), day, day, town.now)
+        return line.reason
+
+
+def test_rule_redeem_by(town):
+    claimed(town, validity={"days": 30, "redeem_days": 10})
+    town.pass_days(40)
+    assert reason_of_line(town) == ""
+    town.pass_days(1)
+    assert reason_of_line(town) == "REDEEM_BY_OVER"
+
+
+@pytest.mark.parametrize(("least", "reason"), [(37, ""), (38, "SPEND_TOO_SMALL")])
+def test_rule_least_spend(town, least, reason):
+    claimed(town, min_spend_fen=least)
+    assert reason_of_line(town) == reason
+
+
+def test_rule_invoices(town):
+    schema = [{"code": "invoice", "title_zh": "发票", "title_en": "invoice", "required": True}]
+    assert needs_invoices(programme_file(evidence_schema=schema))
+    assert not needs_invoices(programme_file(evidence_schema=[schema[0] | {"required": False}]))
+    claimed(town)
+    with transaction(town.engine) as session:
+        row = session.exec(select(Programme)).one()
+        row.document = row.document | {"evidence_schema": schema}
+        session.add(row)
+    for number, fen, reason in (("1", 36, "INVOICE_MISSING"), ("2", 1, "")):
+        with transaction(town.engine) as session:
+            contract = session.exec(select(Subscription)).one()
+            invoices.enter(session, contract, number=number, amount_fen=fen, issued_on="2027-01-15", actor="f")
+        assert reason_of_line(town) == reason
+
+
+@pytest.mark.parametrize(("policy", "reason"), [("refuse", "RELATED_PARTY"), ("allow", "")])
+def test_rule_related_at_freeze(town, policy, reason):
+    claimed(town, related_party_policy=policy)
+    with transaction(town.engine) as session:
+        for organisation in ("org_factory", "org_vendor"):
+            session.get_one(Organisation, organisation).controllers = ["person_1"]
+    assert reason_of_line(town) == reason
+
+
+def test_rule_batch_notice(town):
+    programme = town.programme(notice_days=3)
+    with transaction(town.engine) as session:
+        batch = ClaimBatch(id="clm_1", programme_id=programme, from_day="2027-01-01", to_day="2027-01-31",
+                           state="public_notice", total_fen=1, frozen_by=CHEN, notice_at_ms=town.now)  # fmt: skip
+        session.add(batch)
+        session.flush()
+        with pytest.raises(Conflict) as running:
+            batches.advance(session, batch, "approve", member=LIN, at_ms=town.now + 2 * DAY_MS)
+        assert running.value.code == "NOTICE_RUNNING"
+        assert batches.advance(session, batch, "approve", member=LIN, at_ms=town.now + 3 * DAY_MS).state == "approved"
+
+
+@pytest.mark.parametrize(("policy", "part"), [("full", False), ("proportional", True)])
+def test_rule_clawback(town, policy, part):
+    claimed(town, clawback_policy=policy)
+    (reservation,) = town.rows(Reservation)
+    with transaction(town.engine) as session:
+        voucher = session.get_one(Voucher, reservation.voucher_id)
+        facts = {"programme_id": voucher.programme_id, "from_day": "2027-01-01", "to_day": "2027-01-31"}
+        session.add(ClaimBatch(id="clm_1", state="paid", total_fen=12, **facts))
+        session.flush()
+        line = ClaimLine(id="cll_1", batch_id="clm_1", reservation_id=reservation.id, voucher_id=voucher.id,
+                         subscription_id=reservation.subscription_id, organisation_id="org_factory",
+                         provider_id="org_vendor", gross_fen=37, subsidy_fen=12, state="accepted")  # fmt: skip
+        session.add(line)
+        session.flush()
+        if part:
+            assert open_clawback(session, line.id, 5, "part of it", member=CHEN).amount_fen == 5
+        else:
+            with pytest.raises(BadInput) as refusal:
+                open_clawback(session, line.id, 5, "part of it", member=CHEN)
+            assert refusal.value.code == "CLAWBACK_AMOUNT"
+            assert open_clawback(session, line.id, 12, "all of it", member=CHEN).amount_fen == 12
+
+
+def test_rule_retention():
+    assert decide_keep_until(date(2027, 6, 1), programme_file(retention_years=15).retention_years) == date(2042, 6, 1)
+    assert decide_keep_until(date(2028, 2, 29), 1) == date(2029, 2, 28)
+    assert refused(retention_years=0) == "PROGRAMME_INVALID"
 
 
 # --- amounts ----------------------------------------------------------------------------------------------------------
@@ -363,6 +509,35 @@ def test_rule_last_day():
     programme = example("city-reimburse")
     assert programme.use_by(date(2027, 1, 1)) == date(2027, 6, 30)
     assert programme.use_by(date(2027, 11, 1)) == date(2027, 12, 31)
+
+
+def test_rule_cap_period():
+    """Of a calendar year in Shanghai, or once for all; whatever the version."""
+    new_year = START - START % DAY_MS + 351 * DAY_MS - 8 * 3_600_000  # 2028-01-01 00:00 in Shanghai
+    for at_ms, year in ((new_year - 1, "2027"), (new_year, "2028")):
+        for period, told in (("calendar_year", year), ("programme", "all")):
+            for version in (1, 2):
+                file = programme_file(cap_period=period, version=version)
+                row = Programme(id=f"prg_{version}", code="town", version=version, title_zh="", title_en="")
+                assert cap_code(row, file, "org_f", at_ms) == f"C.ent[town,org_f,{told}]"
+
+
+def test_rule_tax_basis(town):
+    claimed(town, tax_basis={"fee_bp": 1_000, "vat_bp": 600})  # of 37 fen: 3 and 2, cut to whole fen over the total
+    assert (-town.balance("M.fee"), -town.balance("M.vat"), -town.balance("M.pay.provider[org_vendor]")) == (3, 2, 32)
+
+
+def test_rule_versions():
+    """One version of a programme runs at a time, and takes what earlier ones committed off its tranches."""
+    decide_alone("town", [(1, "closed"), (2, "draft"), (3, "audited")])
+    for state in ("active", "frozen"):
+        with pytest.raises(Conflict) as runs:
+            decide_alone("town", [(1, state)])
+        assert runs.value.code == "PROGRAMME_VERSION_RUNS"
+    assert decide_fresh(programme_file(), {"one": 400_000}) == {"one": 600_000}
+    with pytest.raises(Conflict) as committed:
+        decide_fresh(programme_file(), {"old": 1})
+    assert committed.value.code == "PROGRAMME_POOL_COMMITTED"
 
 
 def test_rule_burn_order():
@@ -437,8 +612,39 @@ def example(name):
     return read_programme(yaml.safe_load((FOLDER / "examples" / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
+# fields of a programme's file that are no rule, and why
+NO_RULE = {
+    "code": "its name",
+    "title_zh": "its title",
+    "title_en": "its title",
+    "document_zh": "what it rests on",
+    "document_en": "what it rests on",
+    "sources": "sentences of the document, for the reader of a file",
+    "kind": "its name in words; what it pays for is `subject` and `who`",
+    "base": "one value only: the share is of what was settled",
+}
+
+
+def rows_of_the_table():
+    """Row → the fields that its parameter column names: `a: x, y` is field a."""
+    found = {}
+    for line in TABLE.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and (row := re.fullmatch(r"`(\w+)`", cells[0])):
+            found[row.group(1)] = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", cells[2])}
+    return found
+
+
+def test_every_field_of_a_programme_s_file_sets_a_row_of_the_table():
+    """Held against the file's own fields: a rule that is added is missed here, and so is one that is gone."""
+    named = set().union(*rows_of_the_table().values())
+    fields = set(ProgrammeFile.model_fields)
+    assert named - fields == set()
+    assert fields - named == set(NO_RULE)
+
+
 def test_every_row_of_the_table_has_a_test_and_every_test_a_row():
-    table = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    table = TABLE
     rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     tests = [name.removeprefix("test_rule_") for name in globals() if name.startswith("test_rule_")]
     assert sorted(rows) == sorted(tests)
