@@ -6,6 +6,7 @@ until the approval. A batch that comes back frees all its lines for another.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date
@@ -21,10 +22,11 @@ from marketplace.claims.refusals import (
     nothing_to_claim,
     payment_day,
     payment_mismatch,
+    payment_twice,
     period_invalid,
     reason_of,
 )
-from marketplace.claims.states import BATCH, LINES_OPEN, decide_state
+from marketplace.claims.states import BATCH, LINES_OPEN, PAYMENT_STANDS, decide_state
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine
 from marketplace.ids import new_id
 from marketplace.ledger import caps, claim_postings
@@ -212,7 +214,8 @@ def _reject_line(session: Session, batch: ClaimBatch, line: ClaimLine, reason: s
 def enter_payment(
     session: Session, batch: ClaimBatch, *, reference: str, paid_on: str, amount_fen: int, member: str, at_ms: int
 ) -> ClaimBatch:
-    """What the government's payment says; another person confirms it. `Conflict` PAYMENT_MISMATCH."""
+    """What the government's payment says; another person confirms it. `Conflict` PAYMENT_MISMATCH, PAYMENT_TWICE for a
+    reference that another batch has, of whatever programme: one payment pays one batch."""
     person(member)
     state = decide_state(BATCH, batch.state, "pay")
     if amount_fen != batch.total_fen:
@@ -222,17 +225,19 @@ def enter_payment(
     except ValueError:
         raise payment_day() from None
     batch.payment = {"reference": reference.strip()[:200], "paid_on": day.isoformat(), "amount_fen": amount_fen}
+    _check_paid_once(session, batch)
     batch.payment_by, batch.state = member, state
     _record(session, batch, "pay", member, **batch.payment)
     return batch
 
 
 def confirm_payment(session: Session, batch: ClaimBatch, *, member: str, at_ms: int) -> ClaimBatch:
-    """P10. `Forbidden` TWO_PERSONS for who entered it."""
+    """P10. `Forbidden` TWO_PERSONS for who entered it, `Conflict` PAYMENT_TWICE."""
     person(member)
     state = decide_state(BATCH, batch.state, "confirm-payment")
     if member == batch.payment_by:
         raise forbidden("TWO_PERSONS")
+    _check_paid_once(session, batch)  # two entries at once did not see each other; by now both stand
     payee = rules_of(session.get_one(Programme, batch.programme_id)).payee or ""  # none is active without
     subsidy: dict[str, int] = defaultdict(int)
     for line in lines_of(session, batch, "in_batch"):
@@ -243,6 +248,19 @@ def confirm_payment(session: Session, batch: ClaimBatch, *, member: str, at_ms: 
     batch.state, batch.paid_by, batch.paid_at_ms = state, member, at_ms
     _record(session, batch, "confirm-payment", member, total_fen=batch.total_fen)
     return batch
+
+
+def _check_paid_once(session: Session, batch: ClaimBatch) -> None:
+    reference = _spelled(batch.payment.get("reference", ""))
+    query = select(ClaimBatch).where(ClaimBatch.id != batch.id, col(ClaimBatch.state).in_(PAYMENT_STANDS))
+    for other in session.exec(query.order_by(col(ClaimBatch.id))):
+        if _spelled(other.payment.get("reference", "")) == reference:
+            raise payment_twice(batch.payment["reference"], other.id)
+
+
+def _spelled(reference: str) -> str:
+    """A reference as it is compared: two spellings of one payment differ in spaces, width or case."""
+    return "".join(unicodedata.normalize("NFKC", reference).split()).casefold()
 
 
 def get_batch(session: Session, batch_id: str) -> ClaimBatch:

@@ -97,6 +97,18 @@ def payment_mismatch(claimed_fen: int, paid_fen: int) -> Conflict:
     )
 
 
+def payment_twice(reference: str, batch_id: str) -> Conflict:
+    return Conflict(
+        "PAYMENT_TWICE",
+        zh=f"付款凭证号“{reference[:60]}”已登记在批次 {batch_id} 上",
+        en=f"payment {reference[:60]!r} is entered for batch {batch_id} already",
+        remedy_zh="一笔付款只对应一个批次; 请核对凭证号, 若登记有误请先撤回该批次的付款登记",
+        remedy_en="one payment pays one batch: check the reference, or take the wrong entry back (unpay) first",
+        field="reference",
+        details={"claim_id": batch_id},
+    )
+
+
 def amount_beyond(left_fen: int) -> BadInput:
     return BadInput(
         "CLAWBACK_AMOUNT",

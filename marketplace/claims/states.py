@@ -31,6 +31,7 @@ BATCH: dict[tuple[str, str], str] = {
     ("paid", "reconcile"): "reconciled",
 }
 LINES_OPEN = ("submitted", "reviewed", "public_notice")  # a single line may be returned or rejected
+PAYMENT_STANDS = ("paying", "paid", "reconciled")  # the batch's payment reference is no other batch's
 CORRECTION: dict[tuple[str, str], str] = {("proposed", "post"): "posted", ("proposed", "decline"): "declined"}
 CLAWBACK: dict[tuple[str, str], str] = {
     ("opened", "confirm"): "confirmed",

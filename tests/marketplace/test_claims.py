@@ -342,6 +342,35 @@ def test_a_payment_of_another_amount_is_refused(town, blobs):
             batches.enter_payment(session, row, amount_fen=11, **facts)
 
 
+def test_one_payment_pays_one_batch(town, blobs):
+    trade(town)
+    first = paid(town, blobs)
+    late = town.node("n2")
+    late.call(count=100)
+    late.stop()
+    second = approved(town, blobs)
+
+    def enter(reference: str) -> None:
+        with transaction(town.engine) as session:
+            row = batches.get_batch(session, second)
+            facts = {"paid_on": "2027-02-01", "amount_fen": 12, "member": CHEN, "at_ms": town.now}
+            batches.enter_payment(session, row, reference=reference, **facts)
+
+    for same in ("国库 1", " 国库1 ", "国库 １"):
+        with pytest.raises(Conflict, match="PAYMENT_TWICE") as refused:
+            enter(same)
+        assert (refused.value.field, refused.value.details) == ("reference", {"claim_id": first})
+    assert town.get(ClaimBatch, second).payment == {}
+    enter("国库 2")
+    with transaction(town.engine) as session:  # as two entries at the same instant would have left it
+        session.get_one(ClaimBatch, second).payment = town.get(ClaimBatch, first).payment
+    with pytest.raises(Conflict, match="PAYMENT_TWICE"), transaction(town.engine) as session:
+        batches.confirm_payment(session, batches.get_batch(session, second), member=LIN, at_ms=town.now)
+    advance(town, second, "unpay")
+    enter("国库 2")
+    town.check()
+
+
 @pytest.mark.parametrize("state", sorted({state for state, _ in BATCH}))
 def test_a_batch_does_only_what_its_state_allows(town, blobs, state):
     trade(town)
