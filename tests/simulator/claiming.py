@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from marketplace.claims.states import decide_reversal
+from marketplace.claims.charged import Charged, decide_units
+from marketplace.claims.states import Reversal, decide_reversal
 from marketplace.ledger import accounts, claim_postings, postings
-from tests.simulator.ingesting import SELF_PAY_TERMS, Charged, Ingesting, Known
-from tests.simulator.market import PROGRAMME, PROVIDER, Market, Reservation
+from tests.simulator.ingesting import SELF_PAY_TERMS, Ingesting, Known
+from tests.simulator.market import HOUR_MS, PROGRAMME, PROVIDER, Market, Reservation
 
 
 @dataclass(slots=True)
@@ -46,6 +47,12 @@ class Claims:
         """Fen that nobody will pay: they stay counted against the contract."""
         return sum(line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state == "rejected")
 
+    def claimed_whole(self, reservation: str) -> set[int]:
+        """Charges that stand in a batch while a correction of theirs does not."""
+        lines = [line for line in self._lines.get(reservation, ()) if line.state in ("in_batch", "accepted")]
+        standing = {charge.transfer_id for line in lines for charge in line.charges if charge.kind == "P5"}
+        return standing & {charge.reverses for charge in self.ingesting.unclaimed.get(reservation, ())}
+
     def told(self) -> dict[str, int]:
         return {
             "paid batches": sum(batch.state == "paid" for batch in self.batches),
@@ -53,14 +60,18 @@ class Claims:
         }  # fmt: skip
 
     def freeze(self, at_ms: int) -> bool:
-        """P9: every unclaimed charge, a line per reservation with something to claim; False where there is none."""
+        """P9: what is unclaimed of the days up to now, or to some days ago, with its corrections: a line for each
+        reservation with something to claim; False where there is none. How long ago the clock says, no dice."""
         batch, subsidy = Batch(self.market.mint("clm")), {}
-        for reservation_id, charges in list(self.ingesting.unclaimed.items()):
+        until = at_ms - (0, 0, 1, 2, 4)[at_ms % 5] * 24 * HOUR_MS
+        for reservation_id, found in list(self.ingesting.unclaimed.items()):
+            charges = self._claimable(found, until)
             fen = sum(charge.subsidy_fen for charge in charges)
-            if fen <= 0:
-                continue
-            row = self.market.reservations[reservation_id]
-            line = Line(self.market.mint("cln"), row, self.ingesting.unclaimed.pop(reservation_id), fen)
+            if fen <= 0 or fen > self.market.books.balance(accounts.used(reservation_id)):
+                continue  # NOTHING_TO_CLAIM, CORRECTION_OUTSIDE
+            taken = {charge.event_key for charge in charges}
+            self.ingesting.unclaimed[reservation_id] = [each for each in found if each.event_key not in taken]
+            line = Line(self.market.mint("cln"), self.market.reservations[reservation_id], charges, fen)
             batch.lines.append(line)
             self._lines.setdefault(reservation_id, []).append(line)
             subsidy[reservation_id] = fen
@@ -68,6 +79,15 @@ class Claims:
             self.batches.append(batch)
             self.market.books.post_all([claim_postings.p9_frozen(batch.id, subsidy, at_ms)])
         return bool(subsidy)
+
+    def _claimable(self, found: list[Charged], until_ms: int) -> list[Charged]:
+        charges = sorted((each for each in found if each.kind == "P5"), key=lambda each: each.transfer_id)
+        numbers = {charge.transfer_id for charge in charges}
+        corrections = [
+            each if each.reverses in numbers else replace(each, reverses=0) for each in found if each.kind == "P13"
+        ]
+        units = decide_units([each for each in charges if each.occurred_at_ms <= until_ms], corrections)
+        return [charge for unit in units for charge in unit.charges]
 
     def decide(self, dice: random.Random, at_ms: int) -> bool:
         """Something that may be done with a batch: return or reject a line, pay the batch, claw back what was paid."""
@@ -153,7 +173,9 @@ class Claims:
     def _correct_subsidised(self, known: Known, at_ms: int) -> bool:
         market = self.market
         row, before = market.reservations[known.reservation], market.reservations[known.reservation].meter
-        claimed = {c.event for line in self._lines.get(row.id, ()) if line.state != "returned" for c in line.charges}
+        claimed = {
+            c.event_key for line in self._lines.get(row.id, ()) if line.state != "returned" for c in line.charges
+        }
         eligible = known.amount_micro if known.eligible else 0
         taken = decide_reversal(before, known.amount_micro, eligible, row.ratio_num, row.ratio_den)
         if known.event in claimed or taken.subsidy_fen > market.books.balance(accounts.used(row.id)):
@@ -172,9 +194,14 @@ class Claims:
                 mode=market.mode,
             )  # fmt: skip
             market.books.post_all([move])
-            self.ingesting.unclaimed[row.id].append(Charged(move.event_key, -taken.gross_fen, -taken.subsidy_fen))
+            self._keep(known, row, move.event_key, taken, at_ms)
         self._pass_on(row, at_ms)
         return True
+
+    def _keep(self, known: Known, row: Reservation, event: str, taken: Reversal, at_ms: int) -> None:
+        reverses = self.ingesting.charges.get(known.event, 0)
+        amounts = -taken.gross_fen, -taken.subsidy_fen
+        self.ingesting.unclaimed[row.id].append(Charged(0, "P13", event, at_ms, *amounts, "corrected", reverses))
 
     def _pass_on(self, row: Reservation, at_ms: int) -> None:
         """What came back to a sealed lease goes on as far as it may; from a reservation that is over, to its voucher,

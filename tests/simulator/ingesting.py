@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from marketplace.claims.charged import Charged
 from marketplace.ledger import accounts, postings
 from marketplace.usage.ingest import finished
 from marketplace.usage.rating import Late, LeaseBasis, rate
@@ -36,15 +37,6 @@ class Known:
     month: str
     event: str = ""
     corrected: bool = False
-
-
-@dataclass(slots=True)
-class Charged:
-    """A posted charge (or correction) under a reservation that no claim line has yet."""
-
-    event: str
-    gross_fen: int
-    subsidy_fen: int
 
 
 @dataclass(slots=True)
@@ -77,7 +69,10 @@ class Ingesting:
         self.known: dict[str, Known] = {}
         self.quarantined: set[str] = set()  # nothing covered them any more: charged to nobody
         self.waiting: dict[tuple[str, str], list[Known]] = defaultdict(list)
-        self.unclaimed: dict[str, list[Charged]] = defaultdict(list)
+        self.unclaimed: dict[str, list[Charged]] = defaultdict(
+            list
+        )  # reservation → charges with a subsidy, corrections
+        self.charges: dict[str, int] = {}  # event of a charge → its number
         self.places: dict[tuple[str, int], Place] = defaultdict(Place)
         self.batches = self.unresolved = 0
 
@@ -181,8 +176,11 @@ class Ingesting:
             self._check_ratio(reservation)
             for code in market.caps_of(reservation) if charge.subsidy_fen else ():
                 market.books.use(code, charge.subsidy_fen)
-            charged = Charged(posting.event_key, charge.gross_fen, charge.subsidy_fen)
-            self.unclaimed[reservation.id].append(charged)
+            number = self.charges[posting.event_key] = len(self.charges) + 1
+            amounts = charge.gross_fen, charge.subsidy_fen
+            if charge.subsidy_fen:
+                charged = Charged(number, "P5", posting.event_key, part.last_ms, *amounts)
+                self.unclaimed[reservation.id].append(charged)
         for row in self.waiting.pop(key):
             row.event = posting.event_key
 

@@ -144,6 +144,8 @@ class Oracle:
             parts[0] += books.balance(accounts.reserved(row.id)) + leased
             charged = books.balance(accounts.used(row.id)) + claims.standing(row.id)
             parts[1] += charged
+            if whole := claims.claimed_whole(row.id):
+                raise Violation(f"{row.id}: charges {whole} stand in a batch without what was taken back of them")
             code = accounts.cap_contract(row.contract.id)
             held[code] += books.balance(accounts.reserved(row.id)) + leased
             used[code] += charged + claims.rejected(row.id)

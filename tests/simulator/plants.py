@@ -361,3 +361,9 @@ def clock_believed() -> Any:
         believed.enter_context(patch.object(module, "decide_skew", lambda clock_ms, at_ms, limit_ms: 0))
     believed.enter_context(patch.object(rating, "CLOCK_MS", 1 << 50))
     return believed
+
+
+@plant("a claim takes a charge whole that was corrected since: corrections are left for the days they were posted on")
+def correction_left_behind() -> Any:
+    before = claiming.decide_units
+    return patch.object(claiming, "decide_units", lambda charges, corrections: before(charges, ()))

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, text
 import serving.leases
 from marketplace.claims import batches, corrections
 from marketplace.claims.tables import ClaimBatch
+from marketplace.clock import policy_date
 from marketplace.db import open_database, reading, transaction
 from marketplace.integrity.books import compare
 from marketplace.ledger.rebuild import rebuild
@@ -248,10 +249,17 @@ class RealWorld:
         return 1
 
     def freeze(self) -> int:
-        with contextlib.suppress(Refusal), transaction(self.town.engine) as session:
-            batch = batches.create(session, self.programme, "2027-01-01", "2029-12-31", member=CHEN)
-            batches.freeze(session, batch, self.blobs, member=CHEN, at_ms=self.town.now)
-            self.counts["batches"] += 1
+        """Of a period that ends today or some days ago; whatever was corrected since, no line may ask for more than is
+        there."""
+        last = policy_date(self.town.now - self.dice.choice((0, 0, 1, 2, 4)) * 24 * HOUR_MS)
+        try:
+            with transaction(self.town.engine) as session:
+                batch = batches.create(session, self.programme, "2027-01-01", last.isoformat(), member=CHEN)
+                batches.freeze(session, batch, self.blobs, member=CHEN, at_ms=self.town.now)
+                self.counts["batches"] += 1
+        except Refusal as refused:
+            if refused.code != "CLAIM_EMPTY":
+                raise Violation(f"a freeze up to {last} ended in {refused.code}: {refused.details}") from refused
         return 1
 
     def decide_claim(self) -> int:
@@ -269,9 +277,8 @@ class RealWorld:
             decision = dice.choice(("return", "reject"))
             batches.decide_line(session, batch, dice.choice(lines), decision, member=LIN, at_ms=now, reason="simulated")  # type: ignore[arg-type]
         elif batch.state == "approved":
-            batches.enter_payment(
-                session, batch, reference="r", paid_on="2027-01-20", amount_fen=batch.total_fen, member=CHEN, at_ms=now  # type: ignore[arg-type]
-            )  # fmt: skip
+            facts = {"reference": batch.id, "paid_on": "2027-01-20", "amount_fen": batch.total_fen}
+            batches.enter_payment(session, batch, **facts, member=CHEN, at_ms=now)  # type: ignore[arg-type]
         elif batch.state == "paying":
             batches.confirm_payment(session, batch, member=LIN, at_ms=now)  # type: ignore[arg-type]
         else:
