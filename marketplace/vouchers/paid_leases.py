@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from fractions import Fraction
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -42,6 +43,7 @@ from marketplace.vouchers.reservations import (
     declared_fen,
     held_vouchers,
     live_reservations,
+    ratio_for,
     reserve_more,
 )
 from marketplace.vouchers.tables import LeaseRow, Reservation, Subscription, Voucher
@@ -94,16 +96,20 @@ class PaidLease:
         for held in vouchers:
             mine = [row for row in self.live if row.voucher_id == held.voucher.id]
             reason = coverage(held, buyer) if mine else None
+            # another model of the contract may be paid at another ratio: what was set aside at that is not for this one
+            ratio = ratio_for(self.session, held, self.offer).fraction if mine and reason is None else None
             if reason is not None:
                 reasons.append(reason)
                 continue
             for reservation in mine:
+                if Fraction(reservation.ratio_num, reservation.ratio_den) != ratio:
+                    continue
                 lease = self._subsidised(held, reservation)
                 if lease is not None:
                     return lease
                 reasons.append(Reason.VOUCHER_EXHAUSTED)
                 self.used_up.append(held.voucher)
-        made, more = reserve_more(self.session, buyer, vouchers)
+        made, more = reserve_more(self.session, buyer, vouchers, self.need)
         reasons.extend(more)
         of = {held.voucher.id: held for held in vouchers}
         for reservation in made:

@@ -9,8 +9,7 @@ from sqlmodel import Session
 from marketplace.catalogue.tables import Listing
 from marketplace.clock import policy_date
 from marketplace.vouchers.eligibility import decide_coverage
-from marketplace.vouchers.programme import decide_ratio
-from marketplace.vouchers.reservations import held_vouchers
+from marketplace.vouchers.reservations import held_vouchers, ratio_for
 from marketplace.vouchers.sale import find_sale, offer_of, relation_between
 
 ANY_CONTRACT_FEN = 10**12  # a quote knows no contract yet: the programme's minimum is left to subscribing
@@ -33,7 +32,7 @@ def quote_calls(session: Session, listing: Listing, organisation_id: str, units:
             held.rules, held.fact, offer, related=related, contract_fen=ANY_CONTRACT_FEN, day=day
         )
         if decision.passed:
-            found = decide_ratio(held.rules, tier=offer.tier, filed=offer.filing is not None, firm_age_years=None)
+            found = ratio_for(session, held, offer)
             share, ratio, voucher = gross * found.num // found.den, f"{found.num}/{found.den}", held.voucher.id
             break
     return {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 from sqlmodel import Session, col, func, select
@@ -11,8 +14,9 @@ from sqlmodel import Session, col, func, select
 from marketplace.clock import policy_date
 from marketplace.ids import new_id
 from marketplace.ledger import accounts, caps, postings
-from marketplace.ledger.posting import balances, lock_accounts, post_all
+from marketplace.ledger.posting import balance, balances, lock_accounts, post_all
 from marketplace.organisations import audit
+from marketplace.vouchers.closing import release_idle
 from marketplace.vouchers.eligibility import (
     Burnable,
     Offer,
@@ -23,6 +27,7 @@ from marketplace.vouchers.eligibility import (
     decide_coverage,
     decide_stacking,
 )
+from marketplace.vouchers.grants import ceil_div, voucher_share_micro
 from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
 from marketplace.vouchers.relations import Relation
 from marketplace.vouchers.rollout import rules_of
@@ -36,6 +41,7 @@ from marketplace.vouchers.tables import (
     Subscription,
     Voucher,
 )
+from serving.metering import MICRO_PER_FEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +112,12 @@ def declared_fen(session: Session, subscription_id: str) -> int:
 
 def taken_of_contract(session: Session, subscription_id: str) -> int:
     """What vouchers took of a contract: all of a reservation while it lives, what was used of it afterwards."""
-    prior = session.exec(select(Reservation).where(Reservation.subscription_id == subscription_id))
-    return sum(r.amount_fen - r.released_fen if r.state in LIVE else r.posted_subsidy_fen for r in prior)
+    return sum(map(taken_of, session.exec(select(Reservation).where(Reservation.subscription_id == subscription_id))))
+
+
+def taken_of(row: Reservation) -> int:
+    """All of a reservation while it lives, what was used of it afterwards."""
+    return row.amount_fen - row.released_fen if row.state in LIVE else row.posted_subsidy_fen
 
 
 def live_reservations(session: Session, subscription_id: str) -> list[Reservation]:
@@ -121,8 +131,21 @@ def decide_amount(available_fen: int, share_fen: int, already_fen: int) -> int:
     return max(0, min(available_fen, share_fen - already_fen))
 
 
-def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[list[Reservation], list[Reason]]:
+def decide_already(taken: Iterable[tuple[int, Fraction]], ratio: Fraction) -> int:
+    """What was set aside of a contract so far, in fen at this ratio. `taken`: fen, and the ratio that they are at.
+
+    Each stands for the gross that it pays its share of: 20 fen at 1/3 are 60 of the contract, which are 40 fen at 2/3.
+    Rounded up, so that all ratios together never pay their shares of more than the contract.
+    """
+    return ceil(sum((fen / theirs for fen, theirs in taken), Fraction(0)) * ratio)
+
+
+def reserve_more(
+    session: Session, buyer: Buyer, vouchers: list[Held], need_micro: int = 0
+) -> tuple[list[Reservation], list[Reason]]:
     """P3 for every voucher that covers the offer and has something left; with the reasons of those that do not.
+
+    A reservation is at one ratio. `need_micro`: a call in hand, for which what idles at another ratio may make way.
 
     Without stacking, one contract is paid for by one programme: the first that ever paid anything of it; with
     `contract_once` it pays for a contract out of one voucher only. Other
@@ -130,12 +153,11 @@ def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[
     """
     subscription = buyer.subscription
     prior = list(session.exec(select(Reservation).where(Reservation.subscription_id == subscription.id)))
-    already = taken_of_contract(session, subscription.id)
     programmes = {h.programme.code for h in vouchers if h.voucher.id in {r.voucher_id for r in prior}}
     paying = _paying(vouchers, prior)
     made: list[Reservation] = []
     willing, reasons = _willing(session, buyer, vouchers)
-    rooms = _lock_rooms(session, buyer, willing)
+    _lock_rooms(session, buyer, willing)
     for held, ratio, share_fen in willing:
         if programmes and held.programme.code not in programmes and held.rules.stacking == "none":
             reasons.append(Reason.CONTRACT_USED_UP)
@@ -143,16 +165,46 @@ def reserve_more(session: Session, buyer: Buyer, vouchers: list[Held]) -> tuple[
         if held.rules.contract_once and paying.get(held.programme.code, held.voucher.id) != held.voucher.id:
             reasons.append(Reason.CONTRACT_ONCE)
             continue
-        room = rooms[accounts.available(held.voucher.id)]
-        fen = decide_amount(room, share_fen, already)
+        room, fen = _room(session, buyer, held, ratio, share_fen)
+        short = ceil_div(voucher_share_micro(need_micro, ratio.num, ratio.den), MICRO_PER_FEN) - fen
+        if short > 0 and _make_way(session, held, ratio, prior, short, buyer.at_ms):
+            room, fen = _room(session, buyer, held, ratio, share_fen)
         if fen == 0:
             reasons.append(Reason.VOUCHER_EXHAUSTED if room == 0 else Reason.CONTRACT_USED_UP)
             continue
         made.append(_reserve(session, held, buyer, ratio, fen))
         programmes.add(held.programme.code)
         paying.setdefault(held.programme.code, held.voucher.id)
-        already += fen
     return made, reasons
+
+
+def _room(session: Session, buyer: Buyer, held: Held, ratio: Ratio, share_fen: int) -> tuple[int, int]:
+    """What the voucher has left, and how much of it may be set aside for the contract at this ratio."""
+    room = balance(session, accounts.available(held.voucher.id))
+    prior = session.exec(select(Reservation).where(Reservation.subscription_id == buyer.subscription.id))
+    taken = [(taken_of(row), Fraction(row.ratio_num, row.ratio_den)) for row in prior]
+    fen = decide_amount(room, share_fen, decide_already(taken, ratio.fraction))
+    if buyer.declared_fen:  # what declared subsidies leave is counted in fen, whatever the ratio
+        fen = decide_amount(fen, share_fen, sum(each for each, _ in taken))
+    return room, fen
+
+
+def _make_way(session: Session, held: Held, ratio: Ratio, prior: list[Reservation], short_fen: int, at_ms: int) -> bool:
+    """Half of what idles in the contract's reservations of this voucher at another ratio goes back to it (P7), and at
+    least what a call is short of; nothing where there is not so much. Half: models of two classes, called by turns,
+    would else take all from each other with every lease."""
+    freed = 0
+    for row in prior:
+        theirs = Fraction(row.ratio_num, row.ratio_den)
+        if row.voucher_id != held.voucher.id or row.state not in LIVE or theirs == ratio.fraction:
+            continue
+        needed = ceil(short_fen * max(Fraction(1), theirs / ratio.fraction))
+        idle = balance(session, accounts.reserved(row.id), lock=True)
+        if idle >= needed:
+            freed += release_idle(session, row, at_ms, at_most=max(needed, ceil_div(idle, 2)))
+            break
+    session.flush()
+    return freed > 0
 
 
 def _willing(
@@ -165,7 +217,7 @@ def _willing(
     for held in vouchers:
         reason = coverage(held, buyer)
         if reason is None:
-            ratio, gross = _ratio(session, held, buyer.offer), buyer.subscription.contract_fen
+            ratio, gross = ratio_for(session, held, buyer.offer), buyer.subscription.contract_fen
             share = decide_stacking(held.rules, ratio, gross_fen=gross, declared_fen=buyer.declared_fen)
             reason = share.reason
         if reason is None:
@@ -175,16 +227,12 @@ def _willing(
     return found, reasons
 
 
-def _lock_rooms(session: Session, buyer: Buyer, willing: list[tuple[Held, Ratio, int]]) -> dict[str, int]:
-    """What each voucher still has, by its account; locked if there is anything to take, after the contract's cap:
-    `vouchers.locks`."""
+def _lock_rooms(session: Session, buyer: Buyer, willing: list[tuple[Held, Ratio, int]]) -> None:
+    """The vouchers' accounts, if there is anything to take, after the contract's cap: `vouchers.locks`."""
     codes = [accounts.available(held.voucher.id) for held, _, _ in willing]
-    rooms = balances(session, codes)
-    if not any(rooms.values()) or not any(fen for _, _, fen in willing):
-        return rooms
-    caps.open_cap(session, accounts.cap_contract(buyer.subscription.id), _limit(buyer, willing[0][1]))
+    if any(fen for _, _, fen in willing) and any(balances(session, codes).values()):
+        caps.open_cap(session, accounts.cap_contract(buyer.subscription.id), _limit(buyer, willing[0][1]))
     lock_accounts(session, codes)
-    return balances(session, codes)
 
 
 def _limit(buyer: Buyer, ratio: Ratio) -> int:
@@ -234,7 +282,8 @@ def _reserve(session: Session, held: Held, buyer: Buyer, ratio: Ratio, fen: int)
     return row
 
 
-def _ratio(session: Session, held: Held, offer: Offer) -> Ratio:
+def ratio_for(session: Session, held: Held, offer: Offer) -> Ratio:
+    """What the voucher's programme pays of a call of this offer: it depends on the model (`ratio_rules`)."""
     years = firm_age_years(session.get_one(Application, held.voucher.application_id).evidence, held.voucher)
     return decide_ratio(held.rules, tier=offer.tier, filed=offer.filing is not None, firm_age_years=years)
 
