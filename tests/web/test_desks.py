@@ -211,7 +211,8 @@ def test_two_operators_claim_what_a_factory_used_and_a_call_s_trace_shows_the_pa
     until(lambda: answered <= set(usage(live_market)))
 
     first = visit("/city/claims", who="operator", language=language)
-    first.get_by_label("Programme" if en else "计划").select_option("demo-deduct")
+    title = "Demonstration model voucher (deducted at use)" if en else "演示模型券(直接抵扣)"
+    first.get_by_label("Programme" if en else "计划").select_option(label=f"{title} v1")  # each version is claimed for
     press(first, "Make and look" if en else "新建并查看")
     expect(first.locator("#candidates")).to_contain_text("✓ claimed" if en else "✓ 列入")
     where = first.url
