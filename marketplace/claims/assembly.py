@@ -1,8 +1,8 @@
 """What can be claimed: charges of a programme and period that stand in no batch yet, one line per reservation.
 
-What fails a check now (related parties, redeem-by, invoices, findings, what lies outside the period) is left out with
-the reason, and can be claimed once that is mended. Which charges a period has, and which corrections go with them, is
-told in `charged`.
+Facts are gathered here, `decisions.decide_claim` judges them. What fails a check now (related parties, redeem-by,
+invoices, findings, what lies outside the period) is left out with the reason, and can be claimed once that is mended.
+Which charges a period has, and which corrections go with them, is told in `charged`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from sqlmodel import Session, col, func, select
 
 from marketplace.claims.backing import Plan, invoices_of_contract
 from marketplace.claims.charged import Charged, Unit, unclaimed
-from marketplace.claims.stacked import claimed_subsidy, decide_claimable, share_of_settled
+from marketplace.claims.decisions import ClaimFacts, decide_claim
+from marketplace.claims.stacked import claimed_subsidy, share_of_settled
 from marketplace.claims.tables import ClaimLine
 from marketplace.clock import policy_date
 from marketplace.findings.dispositions import findings_about
@@ -75,9 +76,13 @@ def assemble(
     taken = _Taken()
     for candidate in candidates:
         candidate.findings = about.get(candidate.reservation.subscription_id, [])
-        candidate.reason = _reason_against(session, candidate, rules, at_ms)
+        decision = decide_claim(rules, _facts(session, candidate, rules, taken), policy_date(at_ms))
+        candidate.reason = str(decision.reason or "")
+        if decision.count:
+            kept, candidate.held_back = candidate.units[: decision.count], candidate.units[decision.count :]
+            candidate.units = kept
         if not candidate.reason:
-            candidate.reason = _beside_others(session, candidate, rules, taken)
+            taken.add(session, candidate, rules)
     return candidates
 
 
@@ -89,55 +94,42 @@ class _Taken:
     gross: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     invoices: Plan = field(default_factory=Plan)
 
-
-def _beside_others(session: Session, candidate: Candidate, rules: ProgrammeFile, taken: _Taken) -> str:
-    """OTHER_SUBSIDY or INVOICE_MISSING where the contract has no room left for it, CORRECTION_OUTSIDE where its use has
-    less left (what lies outside was corrected below zero); takes its part of the room else."""
-    contract = candidate.reservation.subscription_id
-    share = share_of_settled(session, rules, candidate.reservation)
-    if share is not None:
-        room = share.fen - claimed_subsidy(session, contract) - taken.subsidy[contract]
-        count = decide_claimable([unit.subsidy_fen for unit in candidate.units], room)
-        kept, held_back = candidate.units[:count], candidate.units[count:]
-        if sum(unit.subsidy_fen for unit in kept) <= 0:
-            return "OTHER_SUBSIDY"
-        candidate.units, candidate.held_back = kept, held_back
-    if candidate.subsidy_fen > balance(session, accounts.used(candidate.reservation.id)):
-        return "CORRECTION_OUTSIDE"
-    if needs_invoices(rules) and not _covered(session, contract, candidate.gross_fen, taken):
-        return "INVOICE_MISSING"
-    taken.subsidy[contract] += candidate.subsidy_fen
-    taken.gross[contract] += candidate.gross_fen
-    return ""
+    def add(self, session: Session, candidate: Candidate, rules: ProgrammeFile) -> None:
+        contract = candidate.reservation.subscription_id
+        self.subsidy[contract] += candidate.subsidy_fen
+        self.gross[contract] += candidate.gross_fen
+        if needs_invoices(rules):
+            self.invoices.take(session, contract, candidate.gross_fen)
 
 
-def _reason_against(session: Session, candidate: Candidate, rules: ProgrammeFile, at_ms: int) -> str:
-    """The first of: nothing left after corrections, related parties, redeem-by, spend, findings that hold."""
+def _facts(session: Session, candidate: Candidate, rules: ProgrammeFile, taken: _Taken) -> ClaimFacts:
+    """What `decide_claim` judges, beside what the candidates before it would take."""
     voucher, reservation = candidate.voucher, candidate.reservation
-    if candidate.subsidy_fen <= 0:
-        return "NOTHING_TO_CLAIM"
-    related = rules.relates(relation_between(session, voucher.organisation_id, reservation.provider_id))
-    if related and rules.related_party_policy == "refuse":
-        return "RELATED_PARTY"
-    if voucher.redeem_by and policy_date(at_ms).isoformat() > voucher.redeem_by:
-        return "REDEEM_BY_OVER"
-    if reservation.posted_gross_fen < rules.min_spend_fen:
-        return "SPEND_TOO_SMALL"
-    if any(finding.code in rules.signals.hold_claims_on for finding in candidate.findings):
-        return "FINDING_OPEN"
-    return ""
+    contract = reservation.subscription_id
+    share = share_of_settled(session, rules, reservation)
+    room = None if share is None else share.fen - claimed_subsidy(session, contract) - taken.subsidy[contract]
+    return ClaimFacts(
+        units=[(unit.gross_fen, unit.subsidy_fen) for unit in candidate.units],
+        related=rules.relates(relation_between(session, voucher.organisation_id, reservation.provider_id)),
+        redeem_by=date.fromisoformat(voucher.redeem_by) if voucher.redeem_by else None,
+        settled_fen=reservation.posted_gross_fen,
+        findings={finding.code for finding in candidate.findings},
+        other_room_fen=room,
+        used_fen=balance(session, accounts.used(reservation.id)),
+        invoice_room_fen=_invoice_room(session, contract, taken) if needs_invoices(rules) else None,
+    )
 
 
 def needs_invoices(rules: ProgrammeFile) -> bool:
     return any(item.code == INVOICE and item.required for item in rules.evidence_schema or ())
 
 
-def _covered(session: Session, contract: str, gross_fen: int, taken: _Taken) -> bool:
-    """The contract's invoices are at least what was claimed of it so far and is claimed now, and what of them backs no
-    line yet is enough: an invoice that is entered for two contracts counts once."""
+def _invoice_room(session: Session, contract: str, taken: _Taken) -> int:
+    """Gross fen that the contract's invoices can still back: of all that they say what was claimed of it is gone, and
+    what backs other lines; an invoice that is entered for two contracts counts once."""
     invoiced = sum(row.amount_fen for row in invoices_of_contract(session, contract))
     so_far = claimed_gross(session, contract) + taken.gross[contract]
-    return invoiced >= so_far + gross_fen and taken.invoices.cover(session, contract, gross_fen)
+    return min(invoiced - so_far, taken.invoices.room(session, contract))
 
 
 def claimed_gross(session: Session, subscription_id: str) -> int:

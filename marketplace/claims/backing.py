@@ -32,16 +32,20 @@ class Plan:
 
     taken: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
 
-    def cover(self, session: Session, subscription_id: str, gross_fen: int) -> bool:
-        """Whether the contract's invoices have enough left; takes it if so."""
-        rows = {row.id: row for row in invoices_of_contract(session, subscription_id)}
-        left = [(key, free_of(session, row) - self.taken[_number(row)]) for key, row in rows.items()]
-        backing = decide_backing(gross_fen, left)
-        if sum(fen for _, fen in backing) < gross_fen:
-            return False
-        for key, fen in backing:
-            self.taken[_number(rows[key])] += fen
-        return True
+    def room(self, session: Session, subscription_id: str) -> int:
+        """Fen that the contract's invoices have left."""
+        return sum(max(0, fen) for _, fen in self._left(session, subscription_id))
+
+    def take(self, session: Session, subscription_id: str, gross_fen: int) -> None:
+        """At most what they have left."""
+        left = self._left(session, subscription_id)
+        numbers = {row.id: _number(row) for row, _ in left}
+        for key, fen in decide_backing(gross_fen, [(row.id, fen) for row, fen in left]):
+            self.taken[numbers[key]] += fen
+
+    def _left(self, session: Session, subscription_id: str) -> list[tuple[Invoice, int]]:
+        rows = invoices_of_contract(session, subscription_id)
+        return [(row, free_of(session, row) - self.taken[_number(row)]) for row in rows]
 
 
 def invoices_of_contract(session: Session, subscription_id: str) -> list[Invoice]:
