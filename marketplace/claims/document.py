@@ -13,9 +13,11 @@ from sqlmodel import Session
 from marketplace.claims.assembly import Candidate
 from marketplace.claims.backing import backing_of_line
 from marketplace.claims.charged import Charged
+from marketplace.claims.filings_at_use import filings_of_line
 from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.evidence.files import live_files, told
 from marketplace.organisations.tables import Organisation
+from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.subsidies import list_subsidies
 from marketplace.vouchers.tables import Application, Programme
 from model_store.blobs import Blobs
@@ -52,11 +54,11 @@ def claim_document(
         "frozen_at_ms": at_ms,
         "frozen_by": batch.frozen_by,
         "total_fen": sum(line.subsidy_fen for line, _ in lines),
-        "lines": [_line(session, line, candidate) for line, candidate in lines],
+        "lines": [_line(session, line, candidate, programme) for line, candidate in lines],
     }
 
 
-def _line(session: Session, line: ClaimLine, candidate: Candidate) -> dict[str, Any]:
+def _line(session: Session, line: ClaimLine, candidate: Candidate, programme: Programme) -> dict[str, Any]:
     enterprise = session.get_one(Organisation, line.organisation_id)
     provider = session.get_one(Organisation, line.provider_id)
     application = session.get_one(Application, candidate.voucher.application_id)
@@ -77,6 +79,8 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate) -> dict[str, 
         "subsidy_fen": line.subsidy_fen,
         "usage_count": line.usage_count,
         "usage_sha256": line.usage_sha256,
+        "filing_required": rules_of(programme).filing_required,
+        "filings": filings_of_line(session, [charge.transfer_id for charge in candidate.charges]),
         "transfers": [_transfer(charge) for charge in candidate.charges],
     }
 

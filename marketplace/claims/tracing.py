@@ -6,13 +6,12 @@ from typing import Any
 
 from sqlmodel import Session, col, func, select
 
-from marketplace.catalogue.tables import Filing, Listing, PriceVersion
+from marketplace.catalogue.tables import Filing, PriceVersion
 from marketplace.claims.tables import ClaimBatch, ClaimedTransfer, ClaimLine, Clawback, Correction, Invoice
 from marketplace.claims.views import batch_view, clawback_view, invoice_view, line_view
 from marketplace.clock import policy_date
 from marketplace.ledger.tables import LedgerTransfer
 from marketplace.usage.tables import Usage
-from marketplace.vouchers.sale import filing_row
 from marketplace.vouchers.tables import Reservation, Subscription
 
 SHOWN = 200  # usage records of a line on its page; the pack has all
@@ -49,19 +48,15 @@ def line_trace(session: Session, batch: ClaimBatch, line: ClaimLine) -> dict[str
 
 def _usage(session: Session, line: ClaimLine) -> list[dict[str, Any]]:
     query = (
-        select(Usage, PriceVersion, Listing)
+        select(Usage, PriceVersion)
         .join(ClaimedTransfer, col(ClaimedTransfer.transfer_id) == col(Usage.transfer_id))
         .join(PriceVersion, col(PriceVersion.id) == col(Usage.price_version), isouter=True)
-        .join(Listing, col(Listing.id) == col(Usage.listing_id), isouter=True)
         .where(ClaimedTransfer.line_id == line.id)
         .order_by(col(Usage.usage_id))
         .limit(SHOWN)
     )
-    filings: dict[str, Filing | None] = {}
     rows = []
-    for usage, price, listing in session.exec(query):
-        if listing is not None and listing.id not in filings:
-            filings[listing.id] = filing_row(session, listing)
+    for usage, price in session.exec(query):
         rows.append(
             {
                 "usage_id": usage.usage_id,
@@ -73,19 +68,27 @@ def _usage(session: Session, line: ClaimLine) -> list[dict[str, Any]]:
                 "unit": price.unit if price else "",
                 "units": usage.units.get(price.unit, 0) if price else 0,
                 "micro_per_unit": price.micro_per_unit if price else 0,
-                "filing": filing_at(filings.get(usage.listing_id), usage.occurred_at_ms),
+                "filing": filing_of(session, usage),
             }
         )
     return rows
 
 
-def filing_at(filing: Filing | None, at_ms: int) -> dict[str, Any] | None:
-    """A filing, and whether it was valid on the policy day of that instant; None where the model has none."""
-    if filing is None:
+def filing_of(session: Session, usage: Usage) -> dict[str, Any] | None:
+    """The filing that a use was under, and whether it was valid on that policy day; None: the model stood under none.
+
+    It is what the lease of the use says, not what the model stands under today. Usage ingested before that was kept has
+    `recorded` False, and nothing else.
+    """
+    if usage.filing_id is None:
+        return {"recorded": False, "number": "", "valid_from": "", "valid_until": "", "valid_at_use": None}
+    if not usage.filing_id:
         return None
-    day = policy_date(at_ms).isoformat()
+    filing = session.get_one(Filing, usage.filing_id)
+    day = policy_date(usage.occurred_at_ms).isoformat()
     valid = filing.valid_from <= day and (not filing.valid_until or day <= filing.valid_until)
     return {
+        "recorded": True,
         "number": filing.number,
         "valid_from": filing.valid_from,
         "valid_until": filing.valid_until,

@@ -17,12 +17,12 @@ from typing import IO, Any
 from marketplace.integrity.json_stream import JsonStream
 from marketplace.integrity.spool import spool
 
-# The last two since format 3: the correction that took the record back, and the P13 that was posted by it ("": what it
-# took back was no whole fen, or had not been charged yet).
+# The last three since format 3: the filing that a record was used under ("": not recorded, or none), the correction
+# that took it back, and the P13 that was posted by it ("": that was no whole fen, or had not been charged yet).
 COLUMNS = (
     "usage_id", "transfer_id", "reservation_id", "occurred_at_ms", "organisation_id", "model", "price_version", "unit",
     "units", "micro_per_unit", "amount_micro", "lease_kind", "node", "epoch", "seq", "request_digest",
-    "response_digest", "correction", "correction_transfer",
+    "response_digest", "filing_id", "correction", "correction_transfer",
 )  # fmt: skip
 MAX_BYTES = 4 << 30
 MAX_LINE = 16 << 20  # bytes
@@ -38,11 +38,12 @@ _TABLES = (
     "CREATE TABLE usage (usage_id TEXT PRIMARY KEY, transfer TEXT NOT NULL, node TEXT NOT NULL, "
     "epoch INTEGER NOT NULL, seq INTEGER NOT NULL, organisation_id TEXT, model TEXT, price_version TEXT, "
     "occurred_at_ms TEXT, unit TEXT, units TEXT, amount_micro TEXT, lease_kind TEXT, "
-    "correction TEXT NOT NULL, correction_transfer TEXT NOT NULL) WITHOUT ROWID",
+    "correction TEXT NOT NULL, correction_transfer TEXT NOT NULL, "
+    "filing TEXT NOT NULL) WITHOUT ROWID",
     "CREATE INDEX usage_transfer ON usage (transfer)",
     "CREATE INDEX usage_place ON usage (node, epoch, seq)",
 )
-_INSERT = "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Pack:
                 row["usage_id"], str(int(row["transfer_id"])), row["node"], int(row["epoch"]), int(row["seq"]),
                 row["organisation_id"], row["model"], row["price_version"], row["occurred_at_ms"], row["unit"],
                 row["units"], row["amount_micro"], row["lease_kind"], row.get("correction", ""),
-                row.get("correction_transfer", ""),
+                row.get("correction_transfer", ""), row.get("filing_id") or "",
             )).rowcount  # fmt: skip
             judge(row, kept == 1)
         return count

@@ -147,6 +147,7 @@ def _take_usage(session: Session, page: list[int], sorted_rows: sqlite3.Connecti
             *usage,
             col(PriceVersion.unit),
             col(PriceVersion.micro_per_unit),
+            col(PriceVersion.kind),  # for nobody: CPython 3.11 keeps freed tuples of just 20 until it collects
             col(Correction.id).label("correction"),
             col(Correction.transfer_id).label("taken_by"),
         )

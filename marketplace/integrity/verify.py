@@ -20,6 +20,7 @@ from marketplace.integrity.chain import GENESIS, SEGMENT, SEGMENT_FIELDS, chain_
 from marketplace.integrity.merkle import leaf_hash, root_by
 from marketplace.integrity.opened import UNREADABLE, Pack, open_pack
 from marketplace.integrity.verify_amounts import usage_of, verify_amounts
+from marketplace.integrity.verify_filings import verify_filings
 
 FORMAT = "algomart-pack/3"
 FORMATS = ("algomart-pack/1", "algomart-pack/2", FORMAT)  # 1: no segments of journals; 2: usage without corrections
@@ -62,7 +63,7 @@ def _verify(pack: Pack, report: Report) -> None:
     recorded, proved, spans = _verify_segments(segments, roots, report)
     records, covered = _verify_usage(pack, spans, report)
     transfers = _take_leaves(pack, report)
-    total, lines = _verify_claim(pack, manifest, report)
+    total, lines, unfiled = _verify_claim(pack, manifest, report)
     anchored = _verify_proofs(pack, roots, report)
     report.facts = {
         "batch": manifest["batch"],
@@ -75,6 +76,7 @@ def _verify(pack: Pack, report: Report) -> None:
         "journal_segments": recorded,
         "journal_segments_in_closed_days": proved,
         "usage_in_proved_journals": covered,
+        "usage_without_a_recorded_filing": unfiled,
         "last_day": last["day"] if last else "",
         "last_chain": last["chain"] if last else "",
     }
@@ -112,10 +114,10 @@ def _key_of(transfer: Any) -> str:
     return str(transfer)
 
 
-def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple[int, int]:
+def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple[int, int, int]:
     """The document against the manifest and, line by line, against postings and usage; answers how many fen are claimed
-    in how many lines."""
-    kept, head, total, count = set(manifest["lines"]), dict[str, Any](), 0, 0
+    in how many lines, and of how many subsidised records the filing was not recorded."""
+    kept, head, total, count, unfiled = set(manifest["lines"]), dict[str, Any](), 0, 0, 0
     stream = pack.json("claim.json")
     for key in stream.keys():  # noqa: SIM118  (a stream, no dict)
         if key in head:
@@ -125,6 +127,7 @@ def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple
             if line["line"] in kept:
                 total, count = total + line["subsidy_fen"], count + 1
                 _verify_line(pack, line, report, is_marked=manifest["format"] == FORMAT)
+                unfiled += verify_filings(pack, line, report.check)
     stream.finish()
     report.check("lines" in head, "claim.json: has no lines")
     report.check(head["batch"] == manifest["batch"], "claim.json: of another batch")
@@ -135,7 +138,7 @@ def _verify_claim(pack: Pack, manifest: dict[str, Any], report: Report) -> tuple
     of_none = "SELECT COUNT(*) FROM usage WHERE transfer NOT IN (SELECT transfer FROM leaf WHERE line IS NOT NULL)"
     (over,) = pack.tables.execute(of_none).fetchone()
     report.check(not over, f"usage.csv: {over} records of transfers that no line claims")
-    return total, count
+    return total, count, unfiled
 
 
 def _verify_line(pack: Pack, line: dict[str, Any], report: Report, *, is_marked: bool) -> None:

@@ -19,18 +19,24 @@ USAGE_FROZEN = (
     "usage_id", "key_id", "organisation_id", "listing_id", "model", "adapter", "price_version", "lease_id",
     "lease_kind", "subscription_id", "reservation_id", "provider_id", "units", "amount_micro", "occurred_at_ms",
     "status", "purpose", "reason", "request_digest", "response_digest", "node", "epoch", "seq", "ingested_at_ms",
+    "filing_id",
 )  # fmt: skip
 
 
-def statements(dialect: str, tables: frozenset[str]) -> list[str]:
+def statements(
+    dialect: str, tables: frozenset[str], usage_columns: frozenset[str] = frozenset(USAGE_FROZEN)
+) -> list[str]:
     """The DDL for those of `tables` that are guarded. Safe to run again."""
-    return _postgresql(tables) if dialect == "postgresql" else _sqlite(tables)
+    frozen = [column for column in USAGE_FROZEN if column in usage_columns]
+    return _postgresql(tables, frozen) if dialect == "postgresql" else _sqlite(tables, frozen)
 
 
 def install(connection: Connection) -> None:
-    """Guard every table that is there."""
-    present = frozenset(inspect(connection).get_table_names())
-    for statement in statements(connection.dialect.name, present):
+    """Guard every table that is there. A migration may call it when columns that later ones add are not."""
+    inspector = inspect(connection)
+    present = frozenset(inspector.get_table_names())
+    columns = frozenset(each["name"] for each in inspector.get_columns("usage")) if "usage" in present else frozenset()
+    for statement in statements(connection.dialect.name, present, columns):
         connection.exec_driver_sql(statement)
 
 
@@ -42,13 +48,13 @@ def remove(connection: Connection) -> None:
             connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {table}_no_{verb}{on}")
 
 
-def _sqlite(tables: frozenset[str]) -> list[str]:
+def _sqlite(tables: frozenset[str], frozen: list[str]) -> list[str]:
     found = []
     for table in APPEND_ONLY:
         if table in tables:
             found += [_sqlite_trigger(table, verb, "") for verb in ("update", "delete")]
     if "usage" in tables:
-        changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in USAGE_FROZEN)
+        changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in frozen)
         moved = "(OLD.transfer_id IS NOT NULL AND NEW.transfer_id IS NOT OLD.transfer_id)"
         found += [_sqlite_trigger("usage", "update", f" WHEN {changed} OR {moved}"), _sqlite_trigger("usage", "delete")]
     return found
@@ -61,7 +67,7 @@ def _sqlite_trigger(table: str, verb: str, when: str = "") -> str:
     )
 
 
-def _postgresql(tables: frozenset[str]) -> list[str]:
+def _postgresql(tables: frozenset[str], frozen: list[str]) -> list[str]:
     found = [
         "CREATE OR REPLACE FUNCTION algomart_append_only() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only',"
@@ -71,7 +77,7 @@ def _postgresql(tables: frozenset[str]) -> list[str]:
         if table in tables:
             found += [_postgresql_trigger(table, verb) for verb in ("update", "delete")]
     if "usage" in tables:
-        changed = " OR ".join(f"NEW.{column}::text IS DISTINCT FROM OLD.{column}::text" for column in USAGE_FROZEN)
+        changed = " OR ".join(f"NEW.{column}::text IS DISTINCT FROM OLD.{column}::text" for column in frozen)
         moved = "(OLD.transfer_id IS NOT NULL AND NEW.transfer_id IS DISTINCT FROM OLD.transfer_id)"
         found += [
             _postgresql_trigger("usage", "update", f" WHEN ({changed} OR {moved})"),

@@ -41,6 +41,7 @@ _FIELDS = (
     "seq",
     "request_digest",
     "response_digest",
+    "filing_id",
 )
 
 
@@ -96,6 +97,7 @@ epoch integer 纪元 | epoch
 seq integer 序号 | sequence
 request_digest text 请求摘要 | request digest
 response_digest text 回应摘要 | response digest
+filing_id text 使用时的备案 (空: 无或未记录) | filing at use (empty: none, or not recorded)
 transfer integer 入账 | transfer
 """
     ),
@@ -145,7 +147,8 @@ amount_micro micro_fen 金额 | amount
 
 
 def _filings(facts: Facts) -> Iterator[Row]:
-    """Each filing with each listing under it, its own or inherited, and that listing's usage inside and outside it.
+    """Each filing with each listing that is or was under it, its own or inherited, and the usage inside and outside it:
+    under the filing that was recorded at use, and where none was, under the one that the listing has now.
 
     Use past a filing's end is charged to the enterprise, so what lapsed is counted whoever paid; the last two columns
     say what of it a voucher has paid, which is to be nothing.
@@ -157,6 +160,9 @@ def _filings(facts: Facts) -> Iterator[Row]:
     for listing_id, filing_id in under.items():
         bound[filing_id].append(listing_id)
     counts = _of_filings(facts, under, {key: _span(filing) for key, filing in filings.items()})
+    for filing_id, listing_id in counts:  # of another filing by now
+        if listing_id in listings and listing_id not in bound[filing_id]:
+            bound[filing_id].append(listing_id)
     for key, filing in filings.items():
         until = filing.valid_until
         lapsed = bool(until) and until < policy_date(facts.as_of_ms).isoformat()
@@ -164,9 +170,10 @@ def _filings(facts: Facts) -> Iterator[Row]:
                 filing.is_demo)  # fmt: skip
         for listing_id in bound[key]:
             listing = listings[listing_id]
-            yield (*head, listing.name, listing.filing_id != key, *counts[key, listing_id])
+            binding = "past" if under.get(listing_id) != key else "own" if listing.filing_id == key else "inherited"
+            yield (*head, listing.name, binding, *counts[key, listing_id])
         if not bound[key]:
-            yield (*head, "", False, *_NOTHING)
+            yield (*head, "", "", *_NOTHING)
 
 
 _NOTHING = (0,) * 6
@@ -178,8 +185,8 @@ def _of_filings(
     """(filing, listing) → calls and micro-fen: subsidised inside, charged while lapsed, subsidised while lapsed."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: list(_NOTHING))
     for row in _usage(facts):
-        filing_id = under.get(row.listing_id)
-        if filing_id is None or row.lease_kind == "free" or row.status == "quarantined":
+        filing_id = under.get(row.listing_id) if row.filing_id is None else row.filing_id
+        if filing_id not in spans or row.lease_kind == "free" or row.status == "quarantined":
             continue
         first, last = spans[filing_id]
         subsidised, inside = row.lease_kind == "subsidised", first <= row.occurred_at_ms <= last
@@ -210,7 +217,7 @@ valid_until day 止 | valid until
 lapsed flag 已失效 | lapsed
 demonstration flag 演示 | demonstration
 listing text 商品 | listing
-inherited flag 由基础模型沿用 | inherited from its base
+binding text 绑定 (own 自有, inherited 沿用基础模型, past 曾经) | own, inherited from its base, or past
 calls_inside integer 有效期内补贴次数 | subsidised calls inside
 amount_inside_micro micro_fen 有效期内补贴调用金额 | amount of subsidised calls inside
 calls_lapsed integer 失效期计费次数 (补贴与自费) | charged calls while lapsed, whoever paid
@@ -220,8 +227,9 @@ subsidised_lapsed_micro micro_fen 其中由券支付的金额 | amount of these
 """
     ),
     _filings,
-    "商品与备案的绑定为导出时的绑定, 其历史不存于登记册 (见审计日志 listing.filing)",
-    "which listing stands under which filing is as it was when exported; its history is in the audit log only",
+    "用量按使用时记录的备案统计; 早期未记录的用量及无用量商品按导出时的绑定 (历史见审计日志 listing.filing)",
+    "usage counts under the filing recorded at its use; listings without usage, and usage from before that was kept, "
+    "stand under what they are bound to when exported (its history is in the audit log)",
 )
 
 

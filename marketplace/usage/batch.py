@@ -183,6 +183,7 @@ def _usage_row(record: UsageRecord, basis: LeaseBasis | None, rated: Rated) -> d
         "subscription_id": contract[1],
         "reservation_id": contract[0],
         "provider_id": rated.provider_id,
+        "filing_id": rated.filing_id,
         "units": msgspec.json.encode(record.units).decode(),
         "amount_micro": record.amount_micro,
         "occurred_at_ms": record.occurred_at_ms,

@@ -12,14 +12,13 @@ from sqlmodel import Session, col, func, select
 
 from marketplace.access import Actor
 from marketplace.catalogue.prices import price_view
-from marketplace.catalogue.tables import Listing, ModelVersion, PriceVersion
-from marketplace.claims.tracing import claim_of, correction_of, filing_at, invoices_of
+from marketplace.catalogue.tables import ModelVersion, PriceVersion
+from marketplace.claims.tracing import claim_of, correction_of, filing_of, invoices_of
 from marketplace.ledger.posting import entries_of
 from marketplace.ledger.tables import LedgerTransfer
 from marketplace.organisations.tables import Organisation
 from marketplace.usage.tables import Usage
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.sale import filing_row
 from marketplace.vouchers.tables import LeaseRow, Programme, Reservation, Subscription, Voucher
 from model_store.errors import NotFound
 
@@ -130,9 +129,7 @@ def trace(session: Session, actor: Actor, usage_id: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"usage": usage_view(row, reservation, price, actor)}
     answer["adapter"] = _adapter(session, row)
     answer["price"] = price_view(price) if price else None
-    listing = session.get(Listing, row.listing_id) if row.listing_id else None
-    filing = filing_row(session, listing) if listing else None
-    answer["filing"] = filing_at(filing, row.occurred_at_ms)
+    answer["filing"] = filing_of(session, row)
     lease = session.get(LeaseRow, row.lease_id)
     answer["lease"] = _pick(lease, "id", "kind", "node", "epoch", "state", "opened_at_ms", "expires_at_ms")
     subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None

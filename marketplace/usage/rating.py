@@ -47,7 +47,7 @@ class LeaseBasis:
     skewed: bool = False  # its node's clock was measured off, further than is allowed
     first_ms: int = 0  # a clock that is right says an instant between these two for whatever is used under the lease
     last_ms: int = _NEVER
-    lines: dict[tuple[str, str], tuple[PriceLine, dict[str, Any], int]] = field(default_factory=dict)
+    lines: dict[tuple[str, str], tuple[PriceLine, dict[str, Any], int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -72,18 +72,22 @@ class LeaseBasis:
             basis.last_use_ms = end_of_day_ms(date.fromisoformat(voucher.use_by))
         for line in row.prices:
             price = PriceLine(**{name: line[name] for name in LINE_FIELDS})
-            basis.lines[line["model"], line["price_version"]] = (price, line, _lapse_ms(line["filing_valid_until"]))
+            begins = _instant_ms(line.get("filing_valid_from", ""), 0)
+            lapses = _instant_ms(line["filing_valid_until"], _NEVER)
+            basis.lines[line["model"], line["price_version"]] = (price, line, begins, lapses)
         return basis
 
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """`reason` "": good. `eligible`: the voucher pays its share of it."""
+    """`reason` "": good. `eligible`: the voucher pays its share of it. `filing_id`: what the model stood under, "" for
+    none, None where its lease does not say (it is from before leases did, or unknown)."""
 
     reason: str = ""
     eligible: bool = False
     listing_id: str = ""
     provider_id: str = ""
+    filing_id: str | None = None
 
 
 def rate(record: UsageRecord, basis: LeaseBasis | None, node: str, epoch: int) -> Rated:
@@ -100,33 +104,33 @@ def rate(record: UsageRecord, basis: LeaseBasis | None, node: str, epoch: int) -
         return Rated("LEASE_FOREIGN")
     model = record.model.rpartition("@")[0] or record.model
     if basis.kind == "free":
-        _, line, _ = basis.lines.get((model, ""), (None, {}, 0))
-        found = Rated(listing_id=line.get("listing_id", ""), provider_id=line.get("provider_id", ""))
+        _, line, _, _ = basis.lines.get((model, ""), (None, {}, 0, 0))
+        found = Rated("", False, line.get("listing_id", ""), line.get("provider_id", ""), line.get("filing_id"))
         return found if record.amount_micro == 0 else Rated("AMOUNT_MISMATCH")
     known = basis.lines.get((model, record.price_version))
     if known is None:
         return Rated("PRICE_UNKNOWN")
-    price, line, lapse = known
+    price, line, begins, lapses = known
+    sold = (line["listing_id"], line["provider_id"], line.get("filing_id"))
     try:
         amount = rate_usage(record.units, price)
     except ValueError:
         amount = -1
     if amount != record.amount_micro:
-        return Rated("AMOUNT_MISMATCH", False, line["listing_id"], line["provider_id"])
+        return Rated("AMOUNT_MISMATCH", False, *sold)
     if basis.skewed or not basis.first_ms <= record.occurred_at_ms <= basis.last_ms:
-        return Rated("CLOCK_SKEWED", False, line["listing_id"], line["provider_id"])
-    payable = (
-        basis.reservation is not None and price.ratio_num > 0 and record.occurred_at_ms <= min(lapse, basis.last_use_ms)
-    )
+        return Rated("CLOCK_SKEWED", False, *sold)
+    within = begins <= record.occurred_at_ms <= min(lapses, basis.last_use_ms)
+    payable = basis.reservation is not None and price.ratio_num > 0 and within
     eligible = payable and _is_covered(basis, amount, price)
     # rounded down, so that what is ingested never passes the credit that the node counted exactly
     own = amount + (-amount * price.ratio_num // price.ratio_den) if eligible else amount
     late = basis.late
     if late is not None and (payable != eligible or basis.own_micro + own > late.credit_micro):
-        return Rated("LEASE_WRITTEN_OFF", False, line["listing_id"], line["provider_id"])
+        return Rated("LEASE_WRITTEN_OFF", False, *sold)
     basis.eligible_micro += amount if eligible else 0
     basis.own_micro += own
-    return Rated("", eligible, line["listing_id"], line["provider_id"])
+    return Rated("", eligible, *sold)
 
 
 def _is_covered(basis: LeaseBasis, amount: int, price: PriceLine) -> bool:
@@ -136,5 +140,5 @@ def _is_covered(basis: LeaseBasis, amount: int, price: PriceLine) -> bool:
     return is_covered(used, amount, price.ratio_num, price.ratio_den, granted)
 
 
-def _lapse_ms(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp() * 1000) if text else _NEVER
+def _instant_ms(text: str, without: int) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1000) if text else without

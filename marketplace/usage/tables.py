@@ -42,6 +42,7 @@ class Usage(SQLModel, table=True):
     seq: int = 0
     transfer_id: int | None = Field(default=None, index=True)  # the P5 that carries it; None while only micro-fen wait
     ingested_at_ms: int = Field(default_factory=now_ms, sa_column=Column(BigInteger, nullable=False))
+    filing_id: str | None = None  # what the model stood under when its lease was made; "": none; None: not recorded
 
 
 class SelfPayMeter(SQLModel, table=True):

@@ -34,6 +34,7 @@ from marketplace.vouchers.lease_rows import (
     new_row,
     price_line,
     renew,
+    under_filing,
     wire,
 )
 from marketplace.vouchers.nodes import check_epoch
@@ -162,8 +163,13 @@ class LeaseDesk:
             expires = decide_expiry(
                 ask.at_ms, self._lease_seconds, [sales.next_price_change_ms(session, sale, ask.at_ms)]
             )
-        line = price_line(sale, ask.model, "", "calls", 0)
+        filing = sales.filing_row(session, sale.listing)
+        line = price_line(sale, filing, ask.model, "", "calls", 0)
         row = current_lease(session, ask, "", sale.listing.id)
+        if row is not None and not under_filing(row, filing):
+            row.state = "draining"
+            session.add(row)
+            row = None
         if row is None:
             row = new_row(ask, "free", "", "", line, expires)
         else:

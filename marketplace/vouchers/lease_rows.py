@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from marketplace.catalogue.tables import Filing
 from marketplace.clock import end_of_day_ms, instant, policy_date
 from marketplace.ids import new_id
 from marketplace.usage.tables import SelfPayMeter
@@ -61,12 +62,23 @@ def next_month_ms(at_ms: int) -> int:
     return end_of_day_ms(first) + 1 - 86_400_000
 
 
-def price_line(sale: Sale, model: str, price_version: str, unit: str, micro_per_unit: int) -> dict[str, Any]:
-    """A price line as the row keeps it: the wire's fields, and what ingest writes beside each usage."""
+def price_line(
+    sale: Sale, filing: Filing | None, model: str, price_version: str, unit: str, micro_per_unit: int
+) -> dict[str, Any]:
+    """A price line as the row keeps it: the wire's fields, and what ingest writes beside each usage. The `filing` is
+    the one that the model stands under now ("": none), whether or not a voucher asks for it."""
     return {
         "price_version": price_version, "model": model, "unit": unit, "micro_per_unit": micro_per_unit, "ratio_num": 0,
-        "ratio_den": 1, "filing_valid_until": "", "listing_id": sale.listing.id, "provider_id": sale.provider_id,
+        "ratio_den": 1, "filing_valid_until": "", "filing_valid_from": "", "listing_id": sale.listing.id,
+        "provider_id": sale.provider_id, "filing_id": filing.id if filing else "",
+        "filing_number": filing.number if filing else "",
     }  # fmt: skip
+
+
+def under_filing(row: LeaseRow, filing: Filing | None) -> bool:
+    """Whether the lease was made under this filing: one of another is not renewed, so that which filing a use was under
+    never depends on when it is ingested. Leases from before filings were recorded are under none."""
+    return bool(row.prices[-1].get("filing_id") == (filing.id if filing else ""))
 
 
 def new_row(ask: Ask, kind: str, subscription: str, reservation: str, line: dict[str, Any], expires: int) -> LeaseRow:

@@ -32,6 +32,7 @@ from marketplace.vouchers.lease_rows import (
     own_cost_micro,
     price_line,
     renew,
+    under_filing,
     wire,
 )
 from marketplace.vouchers.nodes import node_count
@@ -61,7 +62,7 @@ class PaidLease:
         self.session, self.lease_seconds = session, lease_seconds
         self.ask, self.sale, self.price, self.subscription = ask, sale, sale.price, subscription
         self.need = max(ask.need_micro, sale.price.micro_per_unit)  # 0: the node does not know the price yet
-        self.offer = sales.offer_of(session, sale)
+        self.offer, self.filing = sales.offer_of(session, sale), sales.filing_row(session, sale.listing)
         # in the order of `vouchers.locks`: the contract's reservations, the node's lease, the contract's cap
         self.live = live_reservations(session, subscription.id)
         self.row = current_lease(session, ask, subscription.id, sale.listing.id)
@@ -123,7 +124,7 @@ class PaidLease:
         """A lease on this reservation, None where it does not cover the call in hand."""
         num, den, ask = reservation.ratio_num, reservation.ratio_den, self.ask
         row = self.row
-        same = row is not None and row.kind == "subsidised" and row.reservation_id == reservation.id
+        same = row is not None and row.reservation_id == reservation.id and self._renews(row, "subsidised")
         has = ask.held_voucher_micro if same else 0
         short = ceil_div(max(0, voucher_share_micro(self.need, num, den) - has), MICRO_PER_FEN)
         available = balance(self.session, accounts.reserved(reservation.id), lock=True)
@@ -137,8 +138,7 @@ class PaidLease:
             end_of_day_ms(date.fromisoformat(held.voucher.use_by)) + 1,
             _after(sales.filing_end_ms(self.offer)) if held.rules.filing_required else None,
         ]
-        lapse = sales.filing_end_text(self.offer) if held.rules.filing_required else ""
-        line = self._line(num, den, lapse)
+        line = self._line(num, den, judged=held.rules.filing_required)
         row = self._take_row(same, "subsidised", reservation.id, line, self._expiry(ends))
         if fen:
             row.granted_fen += fen
@@ -149,9 +149,9 @@ class PaidLease:
 
     def _self_pay(self) -> Lease:
         row = self.row
-        same = row is not None and row.kind == "self_pay"
+        same = row is not None and self._renews(row, "self_pay")
         credit = self._credit(self.need, MAX_CREDIT_MICRO, same)
-        row = self._take_row(same, "self_pay", "", self._line(0, 1, ""), self._expiry([]))
+        row = self._take_row(same, "self_pay", "", self._line(0, 1), self._expiry([]))
         return self._answer(row, same, 0, credit)
 
     def _credit(self, need: int, wanted: int, same: bool) -> int:
@@ -210,9 +210,18 @@ class PaidLease:
             min(credit + credit_micro, row.credit_micro),
         )
 
-    def _line(self, num: int, den: int, lapse: str) -> dict[str, Any]:
-        line = price_line(self.sale, self.ask.model, self.price.id, self.price.unit, self.price.micro_per_unit)
-        return line | {"ratio_num": num, "ratio_den": den, "filing_valid_until": lapse}
+    def _renews(self, row: LeaseRow, kind: str) -> bool:
+        return row.kind == kind and under_filing(row, self.filing)
+
+    def _line(self, num: int, den: int, *, judged: bool = False) -> dict[str, Any]:
+        """`judged`: the voucher pays within the filing only, from its first instant to its last."""
+        price = self.price
+        line = price_line(self.sale, self.filing, self.ask.model, price.id, price.unit, price.micro_per_unit)
+        line |= {"ratio_num": num, "ratio_den": den}
+        if judged:
+            line["filing_valid_from"] = sales.filing_start_text(self.offer)
+            line["filing_valid_until"] = sales.filing_end_text(self.offer)
+        return line
 
     def _expiry(self, ends: list[int | None]) -> int:
         change = sales.next_price_change_ms(self.session, self.sale, self.ask.at_ms)

@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 
 from marketplace.catalogue.prices import price_at
 from marketplace.catalogue.tables import Filing, Listing, PriceVersion
-from marketplace.clock import end_of_day_ms, instant
+from marketplace.clock import end_of_day_ms, instant, start_of_day_ms
 from marketplace.organisations.tables import Organisation
 from marketplace.vouchers.eligibility import FilingFact, Offer
 from marketplace.vouchers.relations import LEAST_SHARE_BP, MAX_NODES, MAX_STEPS, Holding, Party, Relation, find_relation
@@ -125,6 +125,11 @@ def filing_end_text(offer: Offer) -> str:
     """The same as ISO-8601 with zone, for a price line: "" where nothing ends."""
     end = filing_end_ms(offer)
     return instant(end).isoformat() if end is not None else ""
+
+
+def filing_start_text(offer: Offer) -> str:
+    """The first instant that the offer's filing holds, likewise: "" without a filing."""
+    return instant(start_of_day_ms(offer.filing.first)).isoformat() if offer.filing else ""
 
 
 def party_of(organisation: Organisation) -> Party:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sqlmodel import select
 
 import serving.leases
+from marketplace.catalogue.tables import Filing, Listing
 from marketplace.claims import batches, clawbacks, corrections, invoices
 from marketplace.claims.assembly import Candidate
 from marketplace.claims.charged import Charged, decide_units
@@ -34,7 +36,7 @@ from marketplace.vouchers.tables import Programme, Reservation, Subscription, Vo
 from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
 from tests.marketplace.shelf import add_organisation
-from tests.marketplace.stores import on_both_stores
+from tests.marketplace.stores import on_both_stores, unguarded
 from tests.marketplace.town import CHEN, DAY, LIN, Node, Town
 
 
@@ -248,6 +250,68 @@ def test_a_charge_is_claimed_once_and_what_comes_later_goes_into_the_next_batch(
     assert freeze(town, blobs, again).total_fen == 12
     assert town.total("Q.batch") == 24
     town.check()
+
+
+def bind_anew(town: Town, valid_from: str = "2027-06-01") -> None:
+    """vendor/steel from now on stands under another filing, which by its days cannot be that of any use before."""
+    with transaction(town.engine) as session:
+        session.add(
+            Filing(
+                id="flg_2", number="演示-不是备案号-2", model_name="m", holder="h", valid_from=valid_from, is_demo=True
+            )
+        )
+        session.flush()
+        session.get_one(Listing, "lst_vendor/steel").filing_id = "flg_2"
+
+
+def frozen_lines(blobs: FolderBlobs, row: ClaimBatch) -> list[dict[str, Any]]:
+    return json.loads(blobs.path(row.sha256).read_text(encoding="utf-8"))["lines"]
+
+
+def test_invariant_5_a_use_keeps_the_filing_of_its_time_whatever_its_listing_is_bound_to_later(town, blobs):
+    node = trade(town)
+    bind_anew(town)
+    row = freeze(town, blobs, new_batch(town))
+    (line,) = frozen_lines(blobs, row)
+    (filing,) = line["filings"]
+    assert line["filing_required"]
+    assert (filing["id"], filing["number"], filing["valid_from"]) == ("flg_1", "演示-不是备案号-1", "2026-01-01")
+    ids = "".join(f"{usage_id}\n" for usage_id in sorted(record.usage_id for record in node.acknowledged))
+    assert (filing["usage_count"], filing["usage_sha256"]) == (100, hashlib.sha256(ids.encode()).hexdigest())
+    with reading(town.engine) as session:
+        (claimed,) = lines(town, row.id)
+        traced = line_trace(session, session.get_one(ClaimBatch, row.id), claimed)
+    assert {(used["filing"]["number"], used["filing"]["valid_at_use"]) for used in traced["usage"]} == {
+        ("演示-不是备案号-1", True)
+    }
+
+
+def test_invariant_5_which_filing_a_use_was_under_does_not_depend_on_when_it_is_ingested(town, blobs):
+    """A listing is bound anew between two calls on one node: another lease, although nothing was ingested yet."""
+    town.voucher(1_000)
+    town.subscribe(contract_fen=100_000)
+    node = town.node()
+    first = node.call(count=3)
+    bind_anew(town, "2026-06-01")
+    node.book.expire(listing_id="lst_vendor/steel")  # as the market tells its nodes
+    second = node.call(count=2)
+    node.stop()
+    used = {row.usage_id: row.filing_id for row in town.rows(Usage)}
+    assert [used[record.usage_id] for record in first + second] == ["flg_1"] * 3 + ["flg_2"] * 2
+    town.check()
+    assert town.total("Q.lease") == 1  # the first lease's remainder came back too, but for what waits for its fen
+
+
+def test_usage_from_before_filings_were_recorded_is_said_to_have_none_recorded(town, blobs):
+    trade(town)
+    unguarded(town.engine, "UPDATE usage SET filing_id = NULL")
+    row = freeze(town, blobs, new_batch(town))
+    (line,) = frozen_lines(blobs, row)
+    assert [(each["id"], each["number"], each["usage_count"]) for each in line["filings"]] == [("", "", 100)]
+    with reading(town.engine) as session:
+        (claimed,) = lines(town, row.id)
+        traced = line_trace(session, session.get_one(ClaimBatch, row.id), claimed)
+    assert not any(used["filing"]["recorded"] for used in traced["usage"])
 
 
 def test_of_two_batches_that_race_for_a_charge_one_is_refused_by_the_database(town, blobs):

@@ -183,6 +183,7 @@ def test_a_pack_holds_by_itself(pack):
     assert report.facts["transfers"] == report.facts["transfers_in_closed_days"] == 2
     assert report.facts["journal_segments"] == report.facts["journal_segments_in_closed_days"] == 2
     assert report.facts["usage_in_proved_journals"] == 150
+    assert report.facts["usage_without_a_recorded_filing"] == 0
 
 
 @pytest.mark.parametrize(
@@ -221,10 +222,52 @@ def test_one_flipped_byte_is_seen(pack, name):
         ("days.json", as_json(lambda days: days[0].update(layout=1))),
         ("days.json", as_json(lambda days: days[0].update(layout=9))),
         ("manifest.json", as_json(lambda manifest: manifest.update(total_fen=19))),
+        ("usage.csv", lambda content: content.replace(b",flg_1,", b",,", 1)),
+        ("usage.csv", lambda content: content.replace(b",flg_1,", b",flg_2,", 1)),
+        ("usage.csv", lambda content: content.replace(b",flg_1,", b",flg_2,")),
+        ("claim.json", as_json(lambda document: document["lines"][0]["filings"].clear())),
+        ("claim.json", as_json(lambda document: document["lines"][0].pop("filings"))),
+        ("claim.json", as_json(lambda document: document["lines"][0]["filings"][0].update(valid_from="2027-01-16"))),
     ],
 )
 def test_a_forger_who_seals_the_pack_again_is_seen(pack, name, change):
     assert not changed(pack, name, change).holds
+
+
+def test_a_record_whose_filing_was_not_valid_when_it_was_used_is_named(pack):
+    """However it came to be claimed: here a filing whose days, as frozen, end before the second day's calls."""
+    ended = as_json(lambda document: document["lines"][0]["filings"][0].update(valid_until="2027-01-15"))
+    (wrong,) = [each for each in changed(pack, "claim.json", ended).wrong if "filing" in each]
+    assert "演示-不是备案号-1 was not valid when" in wrong
+
+
+def test_of_usage_from_before_filings_were_recorded_it_is_told_that_there_is_none(town, blobs, tmp_path):
+    trade(town)
+    unguarded(town.engine, "UPDATE usage SET filing_id = NULL")
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    report = verify_pack(packed(town, blobs, batch, tmp_path / "pack.zip"))
+    assert (report.wrong, report.facts["usage_without_a_recorded_filing"]) == ([], 100)
+
+
+def test_a_pack_from_before_filings_were_recorded_still_holds(pack):
+    def older(document: dict[str, Any]) -> None:
+        for line in document["lines"]:
+            del line["filings"], line["filing_required"]
+
+    with zipfile.ZipFile(pack) as archive:
+        table = archive.read("usage.csv").replace(b",filing_id,", b",").replace(b",flg_1,", b",")
+        document = as_json(older)(archive.read("claim.json"))
+        files = {each: archive.read(each) for each in archive.namelist()} | {"usage.csv": table, "claim.json": document}
+    manifest = json.loads(files.pop("manifest.json"))
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest |= {"files": sums, "claim_sha256": sums["claim.json"]}
+    path = pack.with_name("older.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("manifest.json", json.dumps(manifest).encode()), *files.items()):
+            archive.writestr(name, content)
+    report = verify_pack(path)
+    assert (report.wrong, report.facts["usage_without_a_recorded_filing"]) == ([], 150)
 
 
 def test_what_is_no_pack_is_said_to_be_none(tmp_path):

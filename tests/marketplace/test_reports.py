@@ -42,7 +42,7 @@ from tests.marketplace import test_claims as claims
 from tests.marketplace.shelf import add_listing
 from tests.marketplace.stores import on_both_stores
 from tests.marketplace.test_case_files import in_state
-from tests.marketplace.test_claims import approved, trade
+from tests.marketplace.test_claims import approved, bind_anew, trade
 from tests.marketplace.town import CHEN, DAY, LIN, Town
 
 
@@ -194,9 +194,17 @@ def test_the_filing_register_counts_a_derivative_s_usage_under_the_filing_of_its
     node.stop()
     rows = {row["listing"]: row for row in report(town, blobs, "filing-register")}
     assert set(rows) == {"vendor/steel", "factory/tuned"}  # a retrained one stands under no filing
-    assert (rows["vendor/steel"]["inherited"], rows["vendor/steel"]["calls_inside"]) == (False, 0)
+    assert (rows["vendor/steel"]["binding"], rows["vendor/steel"]["calls_inside"]) == ("own", 0)
     tuned = rows["factory/tuned"]
-    assert (tuned["inherited"], tuned["calls_inside"], tuned["amount_inside_micro"]) == (True, 100, 10_000_000)
+    assert (tuned["binding"], tuned["calls_inside"], tuned["amount_inside_micro"]) == ("inherited", 100, 10_000_000)
+
+
+def test_the_filing_register_counts_usage_under_the_filing_of_its_time(town, blobs):
+    trade(town)
+    bind_anew(town)
+    found = {row["number"][-1]: (row["binding"], row["calls_inside"]) for row in report(town, blobs, "filing-register")}
+    assert found == {"1": ("past", 100), "2": ("own", 0)}
+    assert {row["filing_id"] for row in report(town, blobs, "usage-detail")} == {"flg_1"}
 
 
 def test_the_filing_register_counts_what_was_used_past_a_filing_s_end_whoever_paid(town, blobs):

@@ -268,7 +268,8 @@ def test_a_trace_of_free_or_quarantined_usage_says_what_there_is(town, people):
         session.add(Usage(usage_id="u", amount_micro=1, occurred_at_ms=1, **facts))
     trace = people("wang", "GET", "/usage/u")
     assert trace["usage"]["usage_id"] == "u"
-    for name in ("price", "filing", "lease", "contract", "voucher_line", "provider", "transfer"):
+    assert trace["filing"]["recorded"] is False  # no lease says which
+    for name in ("price", "lease", "contract", "voucher_line", "provider", "transfer"):
         assert trace[name] is None
 
 
