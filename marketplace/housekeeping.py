@@ -8,7 +8,15 @@ from collections.abc import Callable
 
 from sqlmodel import select
 
-from marketplace.catalogue.rollouts import decide_rollback, roll_back
+from marketplace.catalogue.rollouts import (
+    Answers,
+    Why,
+    broke,
+    decide_rollback,
+    decide_rollback_by_answers,
+    differs,
+    roll_back,
+)
 from marketplace.catalogue.tables import Listing, PriceVersion, Rollout
 from marketplace.choosing.samples import purge_expired
 from marketplace.clock import now_ms
@@ -19,6 +27,7 @@ from marketplace.integrity.days import close_days, is_due
 from marketplace.integrity.segments import record_prefixes
 from marketplace.market import Market
 from marketplace.vouchers.closing import expire_vouchers
+from serving.dataplane import DataPlane
 
 INTERVAL_S = 30.0
 _log = logging.getLogger("algomart.housekeeping")
@@ -62,7 +71,7 @@ class Housekeeping:
             self.go_round()
 
     def _rollouts(self) -> None:
-        """Take back every canary that breaks too often."""
+        """Take back every canary that breaks too often, or whose answers differ by more than they may."""
         plane = self._market.dataplane
         if plane is None:
             return
@@ -72,14 +81,27 @@ class Housekeeping:
                 for row in session.exec(select(Rollout).where(Rollout.state == "active"))
             ]
         for listing, row in active:
-            tallies = self._market.rollouts.tallies(plane, listing, row)
-            canary = tallies.get(row.canary or 0)
-            if canary is None or not decide_rollback(tallies[row.stable], canary, row.max_failure_percent):
+            why = self._why_back(plane, listing, row)
+            if why is None:
                 continue
             with transaction(self._market.engine) as session:
-                roll_back(session, session.get_one(Listing, listing.id), session.get_one(Rollout, listing.id), canary)
+                roll_back(session, session.get_one(Listing, listing.id), session.get_one(Rollout, listing.id), why)
             self._market.catalogue_changed(listing.id)
             _log.warning("the canary of %s was taken back", listing.name)
+
+    def _why_back(self, plane: DataPlane, listing: Listing, row: Rollout) -> Why | None:
+        tallies = self._market.rollouts.tallies(plane, listing, row)
+        canary = tallies.get(row.canary or 0)
+        if canary is None:
+            return None
+        if decide_rollback(tallies[row.stable], canary, row.max_failure_percent):
+            return broke(canary)
+        found = self._market.comparison_of(listing.name) if row.canary == row.shadow else None
+        if found is None:
+            return None
+        answers = Answers(found["rows"], found["decisions_changed_share"], found["mean_relative_difference"])
+        bounds = row.max_decisions_changed_percent, row.max_difference_percent
+        return differs(answers) if decide_rollback_by_answers(answers, *bounds) else None
 
     def _vouchers(self) -> None:
         with transaction(self._market.engine) as session:

@@ -80,6 +80,14 @@ class Market:
         self.search.refresh(self.engine, listing_id)
         self.feed.tell("catalogue", *_some(listing_id))
 
+    def comparison_of(self, name: str) -> dict[str, Any] | None:
+        """What a listing's shadow has answered beside its stable version, in all processes; None without a shadow.
+        Blocking: not on the event loop."""
+        split = self.bundles.split(name)
+        if split is None or self.dataplane is None:
+            return None
+        return self.dataplane.joined.comparison_now(split.stable)
+
     def await_registry(self, timeout_s: float = 60.0) -> None:
         """Call before anything is published: the registry comes up seconds after the market. `Unavailable`."""
         if not self.registry_settled.wait(timeout_s):

@@ -26,6 +26,12 @@ class NewRollout(Body):
     canary_percent: int = Field(default=0, ge=0, le=100)
     shadow: int | None = Field(default=None, ge=1, description="Gets the stable one's inputs, unanswered and unpaid")
     max_failure_percent: int = Field(default=5, ge=1, le=100, description="From here on the canary is taken back")
+    max_decisions_changed_percent: int | None = Field(
+        default=None, ge=1, le=100, description="With shadow = canary: rows decided otherwise than by the stable one"
+    )
+    max_difference_percent: int | None = Field(
+        default=None, ge=1, le=100, description="With shadow = canary: mean relative difference of the answers"
+    )
 
 
 @router.get("/models/{vendor}/{name}/rollout")
@@ -42,7 +48,8 @@ def get_rollout(
 def put_rollout(
     vendor: str, name: str, body: NewRollout, actor: Actor = Depends(VENDOR), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
-    """Share the calls of the bare name among versions. A canary that breaks too often is taken back by itself."""
+    """Share the calls of the bare name among versions. A canary that breaks too often, or answers otherwise than it
+    may, is taken back by itself."""
     with transaction(market.engine) as session:
         listing = rows.own_listing(session, f"{vendor}/{name}", actor)
         query = select(ModelVersion).where(ModelVersion.listing_id == listing.id)
@@ -73,6 +80,4 @@ def rollout_of(session: Session, market: Market, listing: Listing) -> dict[str, 
         return None
     if plane is None:
         return rollouts.rollout_view(row, {}, None)
-    split = market.bundles.split(listing.name)
-    comparison = None if split is None else plane.joined.comparison_now(split.stable)
-    return rollouts.rollout_view(row, market.rollouts.tallies(plane, listing, row), comparison)
+    return rollouts.rollout_view(row, market.rollouts.tallies(plane, listing, row), market.comparison_of(listing.name))

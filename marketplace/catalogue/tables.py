@@ -91,6 +91,9 @@ class Rollout(SQLModel, table=True):
     canary_percent: int = 0
     shadow: int | None = None
     max_failure_percent: int = 5
+    # Where the canary is the shadow too: from here on its answers are another model's. None: not judged.
+    max_decisions_changed_percent: int | None = None
+    max_difference_percent: int | None = None
     state: str = "active"  # active | rolled_back
     started_at_ms: int = Field(default_factory=now_ms)
 

@@ -14,8 +14,15 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketplace.catalogue.rollouts import FEWEST_CALLS, Tally, decide_rollback
-from marketplace.catalogue.tables import Rollout
+from marketplace.catalogue.rollouts import (
+    FEWEST_CALLS,
+    FEWEST_ROWS,
+    Answers,
+    Tally,
+    decide_rollback,
+    decide_rollback_by_answers,
+)
+from marketplace.catalogue.tables import Listing, Rollout
 from marketplace.db import reading, transaction
 from marketplace.housekeeping import Housekeeping
 from marketplace.keys.service import create_key
@@ -37,11 +44,7 @@ def key(market: Market, tmp_path: Path) -> dict[str, str]:
         stranger = add_organisation(session, "other")
         listing = add_listing(session, "acme/wheel")
         for number, graph in ((1, double()), (2, scaled(2)), (3, broken())):
-            folder = tmp_path / "made" / str(number)
-            digest = bundle(folder, "acme/wheel", graph).digest
-            (tmp_path / "bundles").mkdir(exist_ok=True)
-            folder.rename(tmp_path / "bundles" / digest)
-            add_version(session, listing, number, digest=digest)
+            add_version(session, listing, number, digest=shelved(tmp_path, number, graph))
         add_version(session, listing, 4, state="in_review", digest="none")
         keys = {
             slug: create_key(session, organisation, name="k", scopes=["publish"], actor="t")[1]
@@ -49,6 +52,25 @@ def key(market: Market, tmp_path: Path) -> dict[str, str]:
         }
     market.catalogue_changed()
     return {slug: f"Bearer {secret}" for slug, secret in keys.items()}
+
+
+def shelved(home: Path, number: int, graph: Any) -> str:
+    """The digest of its bundle, which lies where the market looks for it."""
+    folder = home / "made" / str(number)
+    digest = bundle(folder, "acme/wheel", graph).digest
+    (home / "bundles").mkdir(exist_ok=True)
+    folder.rename(home / "bundles" / digest)
+    return digest
+
+
+@pytest.fixture
+def turned(market: Market, key: dict[str, str], tmp_path: Path) -> int:
+    """The number of one more version: it answers with the sign turned."""
+    with transaction(market.engine) as session:
+        listing = session.get_one(Listing, "lst_acme/wheel")
+        add_version(session, listing, 5, digest=shelved(tmp_path, 5, scaled(-2)))
+    market.catalogue_changed()
+    return 5
 
 
 def put(client: TestClient, key: dict[str, str], **body: Any) -> Any:
@@ -85,6 +107,14 @@ def test_calls_of_the_bare_name_are_shared_and_a_named_version_is_left_alone(
         ({"stable": 1, "canary": 2, "canary_percent": 101}, 400, "REQUEST_INVALID"),
         ({"stable": 1, "canary": 9, "canary_percent": 5}, 404, "VERSION_NOT_FOUND"),
         ({"stable": 1, "shadow": 4}, 409, "VERSION_NOT_CALLABLE"),
+        ({"stable": 1, "shadow": 1}, 400, "ROLLOUT_INVALID"),
+        ({"stable": 1, "shadow": 2, "max_decisions_changed_percent": 5}, 400, "ROLLOUT_NOT_COMPARED"),
+        ({"stable": 1, "canary": 2, "canary_percent": 5, "max_difference_percent": 5}, 400, "ROLLOUT_NOT_COMPARED"),
+        (
+            {"stable": 1, "canary": 2, "canary_percent": 5, "shadow": 3, "max_difference_percent": 5},
+            400,
+            "ROLLOUT_NOT_COMPARED",
+        ),
     ],
 )
 def test_a_rollout_that_makes_no_sense_is_refused_and_changes_nothing(
@@ -202,6 +232,91 @@ async def test_a_sound_canary_stays_and_a_shadow_is_compared(
         await call(market, node.dataplane, 100)
         await asyncio.to_thread(Housekeeping(market).go_round)
         assert set(served(market)) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("bound", "goes_back"),
+    [
+        ({"max_decisions_changed_percent": 50}, True),
+        ({"max_difference_percent": 100}, True),
+        ({}, False),  # nobody has said how far it may differ
+    ],
+)
+async def test_a_canary_that_answers_otherwise_goes_back_where_the_vendor_has_set_a_bound(
+    market: Market,
+    client: TestClient,
+    key: dict[str, str],
+    turned: int,
+    tmp_path: Path,
+    bound: dict[str, int],
+    goes_back: bool,
+) -> None:
+    headers = {"Authorization": key["acme"]}
+    async with running_node(tmp_path / "node") as node:
+        market.dataplane = node.dataplane
+        answer = put(client, key, stable=1, canary=turned, canary_percent=10, shadow=turned, **bound)
+        assert answer.status_code == 200, answer.text
+        split = market.bundles.split("acme/wheel")
+        assert split is not None
+        assert split.canary is not None
+        assert split.canary.shadow is None  # its own calls are not compared with themselves
+        await answered_by_both(node.dataplane, split.stable, FEWEST_ROWS - 2)
+        await asyncio.to_thread(Housekeeping(market).go_round)
+        assert set(served(market)) == {1, turned}  # too few rows to judge by
+        await answered_by_both(node.dataplane, split.stable, FEWEST_ROWS)
+        await asyncio.to_thread(Housekeeping(market).go_round)
+    assert set(served(market)) == ({1} if goes_back else {1, turned})
+    view = client.get(ROLLOUT, headers=headers).json()["rollout"]
+    assert view["state"] == ("rolled_back" if goes_back else "active")
+    assert view["max_decisions_changed_percent"] == bound.get("max_decisions_changed_percent")
+    notices = client.get("/api/v1/notices", headers=headers).json()["items"]
+    assert [notice["code"] for notice in notices] == ["CANARY_ROLLED_BACK"] * goes_back
+    if goes_back:
+        assert "% of the rows otherwise" in str(notices[0])
+
+
+async def test_a_canary_that_answers_alike_stays(
+    market: Market, client: TestClient, key: dict[str, str], tmp_path: Path
+) -> None:
+    bounds = {"max_decisions_changed_percent": 1, "max_difference_percent": 1}
+    async with running_node(tmp_path / "node") as node:
+        market.dataplane = node.dataplane
+        assert put(client, key, stable=1, canary=2, canary_percent=10, shadow=2, **bounds).status_code == 200
+        split = market.bundles.split("acme/wheel")
+        assert split is not None
+        await answered_by_both(node.dataplane, split.stable, FEWEST_ROWS)
+        await asyncio.to_thread(Housekeeping(market).go_round)
+    assert set(served(market)) == {1, 2}
+
+
+async def answered_by_both(plane: DataPlane, stable: Any, count: int) -> None:
+    """Until so many rows were compared, two a call."""
+
+    def compared() -> int:
+        return int((plane.shadows.report(stable) or {"rows": 0})["rows"])
+
+    for seed in range(compared(), count, 2):
+        await plane.infer(FACTORY, stable, {"x": rows(2, seed=seed)})
+        await until(lambda due=seed + 2: compared() >= due)  # type: ignore[misc]
+
+
+@given(
+    st.builds(Answers, st.integers(0, 1000), st.floats(0, 1), st.floats(0, 10)),
+    st.none() | st.integers(1, 100),
+    st.none() | st.integers(1, 100),
+)
+def test_a_canary_goes_back_for_its_answers_only_beyond_a_bound(
+    found: Answers, changed: int | None, difference: int | None
+) -> None:
+    back = decide_rollback_by_answers(found, changed, difference)
+    if found.rows < FEWEST_ROWS or (changed is None and difference is None):
+        assert not back
+    elif (changed is not None and found.decisions_changed == 1) or (
+        difference is not None and found.mean_difference >= 1
+    ):
+        assert back
+    elif found.decisions_changed == found.mean_difference == 0:
+        assert not back
 
 
 calls = st.builds(Tally, st.integers(0, 10_000), st.integers(0, 10_000))
