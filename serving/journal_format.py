@@ -48,7 +48,11 @@ class UsageEntry(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="u
 
 
 class StartEntry(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="start"):
-    """A stream began; `usage` holds the estimate. Without an end it settles at the last progress, `unresolved`."""
+    """A stream began; `usage` holds the estimate. Without an end it settles at the last progress, `unresolved`.
+
+    No way of this node makes long streams yet: each answer of `generate_stream`, and each message of a gRPC stream, is
+    one run and one `UsageEntry`. The frames are read, recovered, charged and simulated, for nodes that do.
+    """
 
     seq: int
     usage: UsageRecord
