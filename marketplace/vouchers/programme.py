@@ -144,7 +144,7 @@ class ProgrammeFile(_Part):
     ratio_rules: tuple[RatioRule, ...] = ()
     cap_fen: Fen
     cap_period: Literal["programme", "calendar_year"]
-    contract_once: bool = True  # one contract is paid for by one programme at most once
+    contract_once: bool = False  # it pays for a contract out of one voucher at most; else a second one takes over
     min_spend_fen: Fen = 0
     base: Literal["settled"] = "settled"  # the share is taken of what was really settled
     subject: Literal["base", "derivative", "both"] = "both"

@@ -292,6 +292,19 @@ def test_a_migration_adds_up_what_several_versions_counted(engine, tmp_path, req
         migrate(engine, command.downgrade, "0014")
 
 
+def test_a_programme_from_before_pays_for_a_contract_out_of_several_vouchers_as_it_did(tmp_path, monkeypatch):
+    """Every stored file said `contract_once`, by default, and nothing read it."""
+    engine = open_database(f"sqlite:///{tmp_path / 'old.db'}")
+    upgrade(engine)
+    town = Town(engine, tmp_path / "journal")
+    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
+    programme = town.programme(contract_once=True)
+    before = town.get(Programme, programme).document
+    migrate(engine, command.downgrade, "0017")
+    migrate(engine, command.upgrade, "head")
+    assert town.get(Programme, programme).document == {**before, "contract_once": False}
+
+
 def migrate(engine, run, revision):
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         run(_config(connection), revision)

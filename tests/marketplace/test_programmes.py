@@ -264,7 +264,7 @@ CHANGED = {
     ],
     "cap_fen": [400_000],
     "cap_period": ["calendar_year"],
-    "contract_once": [False],
+    "contract_once": [True],
     "min_spend_fen": [0, 200],
     "subject": ["base", "derivative"],
     "filing_required": [False],
