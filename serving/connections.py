@@ -24,7 +24,6 @@ from serving.heads import request_id_of
 if TYPE_CHECKING:
     from serving.app import ServingApp
     from serving.bodies import Pieces
-    from serving.protocols.oip import Target
 
 STEP_S = 2.0  # between two looks, which come once a second, at most; what is more, this process stood still
 UNREAD_S = 1.0  # what has arrived is read in this turn of the loop; then it is asked again
@@ -40,7 +39,6 @@ class GuardedConnection(HttpToolsProtocol):
     _waiting: int
     _read_at: float
     _active_at: float
-    _candidate: Target | None
     _pieces: Pieces | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -87,7 +85,7 @@ class GuardedConnection(HttpToolsProtocol):
     @property
     def is_handed_over(self) -> bool:
         """The application is reading the body of a request."""
-        return self._candidate is None and self._is_answering()
+        return self._is_answering()
 
     @property
     def read_at(self) -> float:

@@ -189,8 +189,8 @@ class _FastHttpProtocol(AnsweringConnection):
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         keep = self.parser.should_keep_alive()
         taken, head = self._take_parsed(target, body, self._deliver if keep else self._deliver_last)
-        if keep and head is not None:
-            self._known = known_head(whole, body, head) or self._known
+        if keep:
+            self._remember(head, whole, body)
         if not taken:
             self._begin_ordinary()
             super().on_body(body)
@@ -202,12 +202,16 @@ class _FastHttpProtocol(AnsweringConnection):
         self._candidate = None
         body = b"".join(self._small_body)
         with suppress(Refusal):
-            head = head_of(target, self._fields)
-            if head is not None and self.parser.should_keep_alive():
-                self._known = known_head(self._whole, body, head) or self._known
+            if self.parser.should_keep_alive():
+                self._remember(head_of(target, self._fields), self._whole, body)
         self._begin_ordinary()
         if body:
             super().on_body(body)
+
+    def _remember(self, head: Head | None, whole: bytes, body: bytes) -> None:
+        """The head, to know the next one on this connection by. `whole`: the read that the message began."""
+        if head is not None:
+            self._known = known_head(whole, body, head) or self._known
 
     def _deliver(self, answer: Answer) -> None:
         """The journal holds the record (or the call is refused): answer now."""

@@ -61,6 +61,19 @@ def test_a_request_that_does_not_come_to_its_end_is_closed(served: Served, sent:
         assert rest_of(connection).startswith(said)
 
 
+def check_it_is_closed_while_it_sends(connection: socket.socket, byte: bytes) -> None:
+    connection.settimeout(0.1)
+    for _ in range(200):
+        connection.sendall(byte)
+        try:
+            answer = connection.recv(100)
+        except TimeoutError:
+            continue
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        return
+    pytest.fail("it was never closed")
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_so_is_one_under_a_head_that_was_answered_before(served: Served, times: int) -> None:
     body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
@@ -79,31 +92,13 @@ def test_a_body_that_trickles_in_under_a_known_head_is_closed_though_it_never_st
             connection.sendall(raw(body))
             assert read_answers(connection, 1)[0][0] == 200
         connection.sendall(raw(body)[:-399])
-        connection.settimeout(0.1)
-        for _ in range(200):
-            connection.sendall(b" ")
-            try:
-                answer = connection.recv(100)
-            except TimeoutError:
-                continue
-            assert answer.startswith(b"HTTP/1.1 408 ")
-            return
-    pytest.fail("it was never closed")
+        check_it_is_closed_while_it_sends(connection, b" ")
 
 
 def test_a_head_that_trickles_in_is_closed_though_it_never_stops(served: Served) -> None:
     with connect(served) as connection:
         connection.sendall(HEAD)
-        connection.settimeout(0.1)
-        for _ in range(200):
-            connection.sendall(b"X")
-            try:
-                answer = connection.recv(100)
-            except TimeoutError:
-                continue
-            assert answer.startswith(b"HTTP/1.1 408 ")
-            return
-    pytest.fail("it was never closed")
+        check_it_is_closed_while_it_sends(connection, b"X")
 
 
 def test_a_client_that_asks_now_and_then_is_left_alone(served: Served) -> None:
