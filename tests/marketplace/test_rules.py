@@ -1,5 +1,7 @@
 """A test for each row of docs/rules.md, named after it: the rule passes, fails with its reason, and what sets it."""
 
+import ast
+import itertools
 import re
 from dataclasses import replace
 from datetime import date, timedelta
@@ -650,6 +652,36 @@ def test_every_row_of_the_table_has_a_test_and_every_test_a_row():
     assert sorted(rows) == sorted(tests)
     told = set(re.findall(r"`([A-Z_]{4,})`", table))
     assert set(Reason) <= told
+
+
+def defined(folder):
+    """`module.name` of every function and class of the files below `folder`, and `module.Class.name` of the methods."""
+    found = set()
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            names = [node.name, *(f"{node.name}.{each.name}" for each in inner if isinstance(each, ast.FunctionDef))]
+            found |= {f"{path.stem}.{name}" for name in names}
+    return found
+
+
+def test_what_decides_a_row_is_there_and_so_is_every_test_that_the_page_names():
+    """A function that was renamed or moved is missed here; so is a row that a blank line cut off its table."""
+    root = Path(__file__).parents[2]
+    code = defined(root / "marketplace")
+    for before, line in itertools.pairwise(TABLE.splitlines()):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 5 or not re.fullmatch(r"`\w+`", cells[0]):
+            continue
+        assert before.startswith("|"), f"{cells[0]} stands in no table"
+        places = [name for name in re.findall(r"`([\w.]+)`", cells[4]) if not name.startswith("test_")]
+        assert places, f"nothing decides {cells[0]}"
+        assert set(places) <= code, f"{cells[0]} is decided in {set(places) - code}"
+    named = set(re.findall(r"`(test_\w+)`", TABLE))
+    assert named
+    assert named <= {part for name in defined(root / "tests") for part in name.split(".")}
 
 
 def test_the_two_examples_name_every_parameter_and_leave_none_open():
