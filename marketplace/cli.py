@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marketplace.cli_application import application
-from marketplace.cli_client import register
+from marketplace.cli_client import register, told
 from marketplace.cli_findings import findings
 from marketplace.cli_journal import journal
 from marketplace.cli_node import node
@@ -170,7 +170,8 @@ def tour(
     """Walk the whole main job on a fresh market, in both settlement modes, and print the receipt."""
     from marketplace.tour import print_receipt, run_tour
 
-    receipt = run_tour(calls=calls, say=(lambda line: None) if as_json else print, export=export)
+    with told(as_json):  # one of its steps may be refused: the workshop, say, is not installed yet
+        receipt = run_tour(calls=calls, say=(lambda line: None) if as_json else print, export=export)
     if as_json:
         print(json.dumps(receipt, ensure_ascii=False))
     else:

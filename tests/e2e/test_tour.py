@@ -130,3 +130,17 @@ def test_the_receipt_has_the_published_keys_per_mode_and_in_sum(toured: Toured) 
     for key in SUMMED:
         assert total[key] == sum(receipt[key] for receipt in modes.values())
     assert total["usage_ids"] == [usage for receipt in modes.values() for usage in receipt["usage_ids"]]
+
+
+def test_a_tour_without_the_workshop_says_so_and_what_to_do(tmp_path: Path) -> None:
+    """As in the minutes after `make up`, when the training packages are still on their way."""
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["torch"] = None\n', encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ALGOMART_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "marketplace.cli", "tour", "--calls", "2"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("WORKSHOP_NOT_READY")
+    assert "make up installs it in the background" in " ".join(done.stderr.split())
+    assert "训练组件尚未安装完成" in done.stderr
