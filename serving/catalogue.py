@@ -29,6 +29,11 @@ class Split:
             return self.canary
         return self.stable
 
+    @property
+    def answering(self) -> list[ServedVersion]:
+        """Whom calls may meet, the stable version first; a shadow's answers are nobody's."""
+        return [self.stable] if self.canary is None else [self.stable, self.canary]
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -59,10 +64,24 @@ class Entry:
     def latest_for(self, principal: Principal) -> ServedVersion | None:
         """By the rollout where there is one, else the newest listed version; only where none is listed, the newest that
         this caller may run."""
-        if self.split is not None and (not self.private or principal.organisation == self.owner):
+        if self.split is not None and self._open_to(principal):
             return self.split.pick()
+        return self._newest_for(principal)
+
+    def answering(self, principal: Principal) -> list[ServedVersion]:
+        """Every version that a call of the bare name may meet, the stable one first; [] for who may run none. It
+        depends on no chance, as `latest_for` does."""
+        if self.split is not None and self._open_to(principal):
+            return self.split.answering
+        newest = self._newest_for(principal)
+        return [] if newest is None else [newest]
+
+    def _open_to(self, principal: Principal) -> bool:
+        return not self.private or principal.organisation == self.owner
+
+    def _newest_for(self, principal: Principal) -> ServedVersion | None:
         if self.newest_listed is not None:
-            return self.newest_listed if not self.private or principal.organisation == self.owner else None
+            return self.newest_listed if self._open_to(principal) else None
         seen = [number for number in self.versions if self.seen_by(principal, number)]
         return self.versions[max(seen)][1] if seen else None
 
@@ -103,10 +122,18 @@ class Catalogue:
         entry = self._entries.get(name)
         return None if entry is None else entry.split
 
+    def answering(self, name: str, principal: Principal) -> Sequence[ServedVersion]:
+        """See the port. `NotFound` as `resolve`."""
+        entry = self._entries.get(name)
+        found = [] if entry is None else entry.answering(principal)
+        if not found:
+            raise model_not_found(name, None)
+        return found
+
     def visible(self, principal: Principal) -> Sequence[ServedVersion]:
-        """Every latest version that the caller may run, ordered by name."""
-        seen = (entry.latest_for(principal) for entry in self.entries())
-        return sorted((served for served in seen if served is not None), key=lambda served: served.name)
+        """See the port."""
+        seen = (entry.answering(principal)[:1] for entry in self.entries())
+        return sorted((served for first in seen for served in first), key=lambda served: served.name)
 
     def entries(self) -> list[Entry]:
         return [entry for name, entry in self._entries.items() if name == entry.name]

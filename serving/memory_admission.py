@@ -208,6 +208,9 @@ class FolderBundles:
             raise model_not_found(name, selector)
         return versions[number]
 
+    def answering(self, name: str, principal: Principal) -> Sequence[ServedVersion]:
+        return [self.resolve(name, None, principal)]
+
     def visible(self, principal: Principal) -> Sequence[ServedVersion]:
         return [
             versions[max(versions)] for name, versions in sorted(self._versions.items()) if self._seen(name, principal)

@@ -76,8 +76,12 @@ class BundleSource(Protocol):
         Raises `NotFound` MODEL_NOT_FOUND also for what the caller may not see.
         """
 
+    def answering(self, name: str, principal: Principal) -> Sequence[ServedVersion]:
+        """Every version that a call of the bare name may meet: the latest, or while a rollout shares the calls its
+        stable version, then its canary. Never empty. In memory. Raises `NotFound` as `resolve`."""
+
     def visible(self, principal: Principal) -> Sequence[ServedVersion]:
-        """Every latest version the caller may see, ordered by name."""
+        """Every latest version the caller may see, ordered by name; of a rollout the stable one."""
 
     async def fetch(self, served: ServedVersion) -> None:
         """Awaited before the bundle folders of `served` and its base are read: they are on this disk afterwards.

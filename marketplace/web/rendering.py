@@ -149,7 +149,10 @@ def refused(request: Request, refusal: Refusal) -> Response:
     """A refusal as a page, with the way back to where the visitor was."""
     came_from = urlsplit(request.headers.get("referer", ""))
     back = came_from.path if came_from.netloc == request.headers.get("host") else ""
-    return page(request, "error.html", refusal.status, refusal=refusal.as_dict(""), back=back)
+    response = page(request, "error.html", refusal.status, refusal=refusal.as_dict(""), back=back)
+    if refusal.retry_after_s is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after_s)
+    return response
 
 
 def _address_invalid(error: RequestValidationError) -> Refusal:

@@ -7,9 +7,10 @@ as the messages of the same field names.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from model_store.errors import NotFound
+from model_store.errors import NotFound, Refusal
 from model_store.manifest import Manifest, TensorSpec
 from model_store.names import path_name
 from serving.dataplane import DataPlane
@@ -42,9 +43,10 @@ class About:
 
     def resolve(self, principal: Principal, name: str, selector: str | None) -> ServedVersion:
         """`name` in either spelling; `selector` a number, an alias or None."""
-        if self._names is not None:
-            name = self._names.full(principal, name)
-        return self._ports.bundles.resolve(name, selector, principal)
+        return self._ports.bundles.resolve(self._full(principal, name), selector, principal)
+
+    def _full(self, principal: Principal, name: str) -> str:
+        return name if self._names is None else self._names.full(principal, name)
 
     def server(self) -> dict[str, Any]:
         """Name, version and the extensions that are offered."""
@@ -53,10 +55,12 @@ class About:
 
     async def check_ready(self, principal: Principal, name: str, selector: str | None) -> None:
         """Every model that there is can be called, so is ready. In Triton's words one that was unloaded is not, until
-        it is loaded again, by order or by its next call: raises `NotFound` MODEL_UNLOADED."""
-        served = self.resolve(principal, name, selector)
-        if self._dataplane.residency.was_unloaded(served) and _key(served) in await self.unloaded():
-            raise model_unloaded(served.name)
+        it is loaded again, by order or by its next call: raises `NotFound` MODEL_UNLOADED. A bare name is ready while
+        any version that answers its calls is."""
+        bare = selector in (None, "", "latest")
+        found = self._answering(principal, name) if bare else [self.resolve(principal, name, selector)]
+        if all(map(self._dataplane.residency.was_unloaded, found)) and await self.unloaded() >= set(map(_key, found)):
+            raise model_unloaded(found[0].name)
 
     async def metadata(self, principal: Principal, name: str, selector: str | None) -> dict[str, Any]:
         """Tensors of one version."""
@@ -83,10 +87,9 @@ class About:
         return {"model_stats": [self._named(principal, served, entry) for entry in told]}
 
     def all_statistics(self, principal: Principal, known: Statistics) -> dict[str, Any]:
-        """`{"model_stats": […]}` of every visible version that was called, of those that `JoinedFigures.statistics`
+        """`{"model_stats": […]}` of every version in traffic that was called, of those that `JoinedFigures.statistics`
         answers. Thousands of models take milliseconds."""
-        served = self._ports.bundles.visible(principal)
-        called = [(each, known.known(each.name, each.version)) for each in served]
+        called = [(each, known.known(each.name, each.version)) for each in self._in_traffic(principal)]
         return {
             "model_stats": [
                 self._named(principal, each, found.as_triton()) for each, found in called if found is not None
@@ -98,24 +101,40 @@ class About:
         return frozenset() if self._names is None else await self._dataplane.joined.unloaded()
 
     def index(self, principal: Principal, unloaded: frozenset[tuple[str, bool]]) -> list[dict[str, Any]]:
-        """Every visible model; all are ready but those that `unloaded` answers, since one that is not loaded is loaded
-        by its first call. Thousands of models take milliseconds."""
+        """Every visible model, a rollout's stable version and canary each by itself; all are ready but those that
+        `unloaded` answers, since one that is not loaded is loaded by its first call. Thousands of models take
+        milliseconds."""
         return [
             self._named(
                 principal,
                 each,
                 {"name": path_name(each.name), "version": str(each.version), **_state(_key(each) in unloaded)},
             )
-            for each in self._ports.bundles.visible(principal)
+            for each in self._in_traffic(principal)
         ]
 
     async def load(self, principal: Principal, name: str) -> None:
-        """Load the latest version now, in every process. Raises `Forbidden` NOT_OWNER, and as `Orders.give`."""
-        await self._dataplane.orders.give(LOAD, self._owned(principal, name))
+        """Load what answers calls of the bare name (the latest version; a rollout's stable one and its canary) now, in
+        every process. Raises `Forbidden` NOT_OWNER, and as `Orders.give`; what the other version was ordered, stands.
+        """
+        await self._order(LOAD, principal, name)
 
     async def unload(self, principal: Principal, name: str) -> None:
-        """Drop the latest version in every process, once its calls in hand have ended. Raises as `load`."""
-        await self._dataplane.orders.give(UNLOAD, self._owned(principal, name))
+        """Drop the same in every process, once its calls in hand have ended. Raises as `load`."""
+        await self._order(UNLOAD, principal, name)
+
+    async def _order(self, verb: str, principal: Principal, name: str) -> None:
+        found = self._answering(principal, name)
+        if principal.organisation != found[0].owner and principal.role != "operator":
+            raise not_owner(found[0].name)
+        refusals: list[Refusal] = []
+        for served in found:
+            try:
+                await self._dataplane.orders.give(verb, served)
+            except Refusal as refusal:  # one version that cannot be had leaves the other as it was ordered
+                refusals.append(refusal)
+        if refusals:
+            raise refusals[0]
 
     def shown(self, principal: Principal, served: ServedVersion) -> str:
         """The model's name as this caller may write it in a path."""
@@ -124,11 +143,14 @@ class About:
     def _named(self, principal: Principal, served: ServedVersion, document: dict[str, Any]) -> dict[str, Any]:
         return document if self._names is None else document | {"name": self.shown(principal, served)}
 
-    def _owned(self, principal: Principal, name: str) -> ServedVersion:
-        served = self.resolve(principal, name, None)
-        if principal.organisation != served.owner and principal.role != "operator":
-            raise not_owner(served.name)
-        return served
+    def _in_traffic(self, principal: Principal) -> Iterator[ServedVersion]:
+        """Of every visible model what answers calls of its bare name."""
+        for served in self._ports.bundles.visible(principal):
+            with contextlib.suppress(NotFound):  # gone in between
+                yield from self._ports.bundles.answering(served.name, principal)
+
+    def _answering(self, principal: Principal, name: str) -> Sequence[ServedVersion]:
+        return self._ports.bundles.answering(self._full(principal, name), principal)
 
 
 def _key(served: ServedVersion) -> tuple[str, bool]:

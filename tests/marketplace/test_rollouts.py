@@ -29,8 +29,10 @@ from marketplace.keys.service import create_key
 from marketplace.market import Market
 from model_store.errors import Refusal
 from serving.dataplane import DataPlane
+from serving.ports import Ports
+from serving.protocols.oip_about import About
 from tests.marketplace.shelf import add_listing, add_organisation, add_version
-from tests.serving.parts import FACTORY, bundle, double, rows, running_node, until
+from tests.serving.parts import FACTORY, OPERATOR, Node, bundle, double, rows, running_node, until
 from tests.serving.test_shadow import broken, scaled
 
 ROLLOUT = "/api/v1/models/acme/wheel/rollout"
@@ -171,6 +173,59 @@ async def test_a_canary_that_breaks_is_taken_back_and_the_vendor_is_told(
         assert [notice["code"] for notice in notices] == ["CANARY_ROLLED_BACK"]
         with reading(market.engine) as session:
             assert session.get_one(Rollout, "lst_acme/wheel").state == "rolled_back"
+
+
+def about(market: Market, node: Node) -> About:
+    """The V2 protocol's own documents over the market's catalogue, in Triton's words."""
+    return About(node.dataplane, Ports(admission=node.admission, bundles=market.bundles))
+
+
+def in_memory(market: Market, node: Node) -> set[int]:
+    versions = (market.bundles.resolve("acme/wheel", str(number), OPERATOR) for number in (1, 2, 3))
+    return {each.version for each in versions if node.dataplane.residency.peek(each) is not None}
+
+
+async def test_an_order_by_the_bare_name_is_for_every_version_that_answers_it(
+    market: Market, client: TestClient, key: dict[str, str], tmp_path: Path
+) -> None:
+    assert put(client, key, stable=1, canary=2, canary_percent=50, shadow=3).status_code == 200
+    async with running_node(tmp_path / "node", triton_compat=True) as node:
+        repository = about(market, node)
+
+        async def states() -> dict[str, str]:
+            index = repository.index(OPERATOR, await repository.unloaded())
+            return {row["version"]: row["state"] for row in index}
+
+        for _ in range(8):  # by chance one of the two would be left out
+            await repository.load(OPERATOR, "acme/wheel")
+            assert in_memory(market, node) == {1, 2}
+            await repository.check_ready(OPERATOR, "acme/wheel", None)
+            assert await states() == {"1": "READY", "2": "READY"}
+            await repository.unload(OPERATOR, "acme/wheel")
+            assert in_memory(market, node) == set()
+            with pytest.raises(Refusal, match="MODEL_UNLOADED"):
+                await repository.check_ready(OPERATOR, "acme/wheel", None)
+            assert await states() == {"1": "UNAVAILABLE", "2": "UNAVAILABLE"}
+        canary = market.bundles.resolve("acme/wheel", "2", OPERATOR)
+        await node.dataplane.infer(FACTORY, canary, {"x": rows(2)})  # a call loads what it meets
+        for _ in range(8):
+            await repository.check_ready(OPERATOR, "acme/wheel", None)
+        assert await states() == {"1": "UNAVAILABLE", "2": "READY"}
+
+
+async def test_a_canary_that_cannot_be_loaded_is_told_and_the_stable_version_is_loaded(
+    market: Market, client: TestClient, key: dict[str, str], tmp_path: Path
+) -> None:
+    assert put(client, key, stable=1, canary=2, canary_percent=50).status_code == 200
+    (market.bundles.resolve("acme/wheel", "2", OPERATOR).bundle / "model.onnx").write_bytes(b"not a graph")
+    async with running_node(tmp_path / "node") as node:
+        for _ in range(4):
+            with pytest.raises(Refusal):
+                await about(market, node).load(OPERATOR, "acme/wheel")
+            assert in_memory(market, node) == {1}
+        with pytest.raises(Refusal, match="NOT_OWNER"):
+            await about(market, node).unload(FACTORY, "acme/wheel")
+        assert in_memory(market, node) == {1}
 
 
 class Beside:

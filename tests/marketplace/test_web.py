@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from marketplace.access import SESSION_COOKIE
 from marketplace.clock import now_ms
@@ -110,3 +112,30 @@ def test_the_desks_open_to_their_people_only(client: TestClient, market: Market)
         answer = client.post("/models/vendor/bearing/try", files={"f.speed": (None, "4")})
         assert "DATAPLANE_UNAVAILABLE" in answer.text
         assert 'value="4"' in answer.text
+
+
+def test_who_meets_another_writer_gets_a_page_that_says_so_and_nothing_was_done(
+    client: TestClient, market: Market
+) -> None:
+    with transaction(market.engine) as session:
+        member = add_member(session, add_organisation(session, "busy"), email="b@b.cn", name="王", role="owner")
+        member.status = "active"
+        client.cookies.set(SESSION_COOKIE, open_session(session, member, now_ms()))
+
+    @event.listens_for(market.engine, "begin", insert=True)
+    def _impatient(connection: Any) -> None:
+        connection.exec_driver_sql("PRAGMA busy_timeout=1")  # a writer waits half a minute otherwise
+
+    with transaction(market.engine):
+        pages = {language: client.post(f"/logout?lang={language}") for language in ("zh", "en")}
+    for answer in pages.values():
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "DATABASE_BUSY" in answer.text
+    assert "本次更改未生效" in pages["zh"].text
+    assert "请稍后重试" in pages["zh"].text
+    assert "this one was not made" in pages["en"].text
+    assert "send it again" in pages["en"].text
+    assert client.get("/console", follow_redirects=False).status_code == 200  # still logged in
+    assert client.post("/logout", follow_redirects=False).status_code == 303
+    assert client.get("/console", follow_redirects=False).status_code == 303
