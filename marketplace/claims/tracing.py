@@ -12,13 +12,16 @@ from marketplace.claims.views import batch_view, clawback_view, invoice_view, li
 from marketplace.clock import policy_date
 from marketplace.ledger.tables import LedgerTransfer
 from marketplace.usage.tables import Usage
-from marketplace.vouchers.tables import Reservation, Subscription
+from marketplace.vouchers.overrides import overrides_of
+from marketplace.vouchers.tables import Application, Reservation, Subscription, Voucher
+from marketplace.vouchers.views import override_view
 
 SHOWN = 200  # usage records of a line on its page; the pack has all
 
 
 def line_trace(session: Session, batch: ClaimBatch, line: ClaimLine) -> dict[str, Any]:
-    """What a line's fen rest on: postings, usage (the first `SHOWN` by id), prices, filings, contract, payment.
+    """What a line's fen rest on: postings, usage (the first `SHOWN` by id), prices, filings, contract, payment, and
+    every check of the application that its voucher was issued on.
 
     A line that was given back holds no postings any more: `transfers` and `usage` are empty.
     """
@@ -40,10 +43,19 @@ def line_trace(session: Session, batch: ClaimBatch, line: ClaimLine) -> dict[str
         "ratio": (reservation.ratio_num, reservation.ratio_den),
         "transfers": [{"id": row.id, "kind": row.kind, "posted_at_ms": row.posted_at_ms} for row in transfers],
         "usage": usage,
+        "application": _application(session, line),
         "contract": {"id": contract.id, "contract_fen": contract.contract_fen, "state": contract.state},
         "invoices": invoices_of(session, line.subscription_id),
         "clawbacks": [clawback_view(row) for row in clawbacks],
     }
+
+
+def _application(session: Session, line: ClaimLine) -> dict[str, Any]:
+    """Each check with its result, when it was made and how long it held; and the failed ones that two persons let
+    pass."""
+    row = session.get_one(Application, session.get_one(Voucher, line.voucher_id).application_id)
+    overrides = [override_view(each) for each in overrides_of(session, row.id)]
+    return {"id": row.id, "state": row.state, "checks": row.checks, "overrides": overrides}
 
 
 def _usage(session: Session, line: ClaimLine) -> list[dict[str, Any]]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from marketplace.reports import claim_tables, finding_tables, ledger_tables, usage_tables, voucher_tables
+from marketplace.reports import (
+    application_tables,
+    cap_tables,
+    claim_tables,
+    finding_tables,
+    ledger_tables,
+    usage_tables,
+    voucher_tables,
+)
 from marketplace.reports.declared import Report
 
 _ALL: tuple[Report, ...] = (
     voucher_tables.POOL,
     voucher_tables.REGISTER,
-    voucher_tables.DOSSIER,
-    voucher_tables.CAPS,
-    voucher_tables.CONTRACTS,
+    application_tables.DOSSIER,
+    cap_tables.CAPS,
+    cap_tables.CONTRACTS,
     usage_tables.DETAIL,
     usage_tables.SUMMARY,
     usage_tables.FILINGS,
     claim_tables.CLAIMS,
-    voucher_tables.NOTICES,
+    application_tables.NOTICES,
     finding_tables.FINDINGS,
     claim_tables.CORRECTIONS,
     ledger_tables.RETURNS,

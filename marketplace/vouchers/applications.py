@@ -148,7 +148,8 @@ def check(session: Session, row: Application, *, actor: str, at_ms: int) -> Appl
     programme = session.get_one(Programme, row.programme_id)
     row.checks = run_checks(session, row, programme, at_ms)
     row.state = state
-    record(session, row, "check", actor, failed=[c["code"] for c in row.checks if not c["passed"]])
+    told = [{name: c[name] for name in ("code", "passed", "reason", "at_ms", "good_until_ms")} for c in row.checks]
+    record(session, row, "check", actor, failed=[c["code"] for c in row.checks if not c["passed"]], checks=told)
     return row
 
 

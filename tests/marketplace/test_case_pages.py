@@ -212,4 +212,7 @@ def test_a_claimed_line_shows_which_invoice_backs_it_and_a_batch_what_other_subs
     with transaction(town.engine) as session:
         batches.freeze(session, batches.get_batch(session, batch), market.blobs, member=CHEN, at_ms=town.now)
         line = batches.lines_of(session, batches.get_batch(session, batch))[0].id
-    assert "支持本行 ¥0.29" in re.sub(r"<[^>]*>", "", people.see("chen", f"/city/claims/{batch}/{line}"))
+    page = re.sub(r"<[^>]*>", "", people.see("chen", f"/city/claims/{batch}/{line}"))
+    assert "支持本行 ¥0.29" in page
+    assert "申请与核验" in page
+    assert page.count("✓ 通过") == 6  # each check of the application, as it was made

@@ -314,6 +314,17 @@ def test_usage_from_before_filings_were_recorded_is_said_to_have_none_recorded(t
     assert not any(used["filing"]["recorded"] for used in traced["usage"])
 
 
+def test_a_line_s_trace_lists_every_check_of_its_application_with_result_and_time(town, blobs):
+    trade(town)
+    row = freeze(town, blobs, new_batch(town))
+    with reading(town.engine) as session:
+        (claimed,) = lines(town, row.id)
+        found = line_trace(session, session.get_one(ClaimBatch, row.id), claimed)["application"]
+    assert found["id"] == town.get(Voucher, claimed.voucher_id).application_id
+    made = {check["code"]: (check["passed"], check["at_ms"]) for check in found["checks"]}
+    assert made == dict.fromkeys(("standing", "uscc", "filing", "cap", "pool", "evidence"), (True, town.now))
+
+
 def test_of_two_batches_that_race_for_a_charge_one_is_refused_by_the_database(town, blobs):
     trade(town)
     freeze(town, blobs, new_batch(town))

@@ -32,8 +32,9 @@ from marketplace.reports import api
 from marketplace.reports.declared import UNITS
 from marketplace.reports.pack import facts_of, find, instant_of, write_pack, write_report
 from marketplace.reports.register import REPORTS
+from marketplace.reports.writing import iso
 from marketplace.usage.tables import Usage
-from marketplace.vouchers import closing, subscriptions
+from marketplace.vouchers import applications, closing, subscriptions
 from marketplace.vouchers.applications import get_application
 from marketplace.vouchers.overrides import decide_override, get_override, propose_override
 from marketplace.vouchers.tables import Programme, Subscription
@@ -120,7 +121,7 @@ def test_the_register_has_the_history_and_tells_the_state_of_its_instant(town, b
 
 def test_the_dossier_has_each_step_of_an_application_and_the_notice_its_public_ones(town, blobs):
     town.voucher(1_000)
-    steps = [row["step"] for row in report(town, blobs, "application-dossier")]
+    steps = [row["step"] for row in report(town, blobs, "application-dossier") if row["step"] != "checked"]
     assert steps == ["create", "submit", "check", "approve", "publish", "confirm"]
     assert [row["step"] for row in report(town, blobs, "public-notice")] == ["publish", "confirm"]
     batch = approved_after_trade(town, blobs)
@@ -129,6 +130,31 @@ def test_the_dossier_has_each_step_of_an_application_and_the_notice_its_public_o
         (batch, "publish", 12),
         (batch, "approve", 12),
     ]
+
+
+def test_the_dossier_lists_every_check_with_its_result_and_when_it_was_made_each_time(town, blobs):
+    """A later check replaces the row's own results; the dossier keeps both."""
+    made_at = iso(town.now)
+    application = in_state(town, "check", checks=[{"code": "pool", "valid_days": 2}, {"code": "filing"}])
+    before = instant()
+    with transaction(town.engine) as session:
+        session.get_one(Filing, "flg_1").valid_until = "2026-01-02"
+        row = get_application(session, application, None)
+        applications.check(session, row, actor=LIN, at_ms=town.now + 1)
+
+    def checks(as_of: int | None = None) -> list[tuple[Any, ...]]:
+        rows = report(town, blobs, "application-dossier", as_of)
+        names = ("check", "passed", "reason", "by")
+        return [tuple(row[name] for name in names) for row in rows if row["step"] == "checked"]
+
+    first = [("pool", True, "", CHEN), ("filing", True, "", CHEN)]
+    assert checks(before) == first
+    assert checks() == [*first, ("pool", True, "", LIN), ("filing", False, "NO_FILED_MODEL", LIN)]
+    dossier = report(town, blobs, "application-dossier")
+    pool = next(row for row in dossier if row["check"] == "pool")
+    assert (pool["application"], pool["at"]) == (application, made_at)
+    assert pool["good_until"] == iso(end_of_day_ms(policy_date(town.now + 2 * DAY)))
+    assert [row["failed_checks"] for row in dossier if row["step"] == "check"] == ["", "filing"]
 
 
 def approved_after_trade(town: Town, blobs: Any) -> str:
