@@ -90,3 +90,4 @@ def live_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket
     market.start()
     yield market
     market.stop()
+    assert market.foreign_addresses() == []  # whatever the tests had it do

@@ -15,6 +15,7 @@ import httpx
 
 START_S = 120.0
 STOP_S = 60.0
+AUDITED = Path(__file__).parent / "audited"
 
 
 def free_port() -> int:
@@ -34,7 +35,9 @@ class LiveMarket:
         self.keys: dict[str, str] = {}
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ALGOMART_")}
         own = {"ALGOMART_HOME": str(home), "ALGOMART_PORT": str(self.port), "ALGOMART_BUILD_MINILM": "false"}
-        self._environment |= own | environment
+        path = os.pathsep.join(filter(None, (str(AUDITED), self._environment.get("PYTHONPATH", ""))))
+        audited = {"PYTHONPATH": path, "AUDITED_FILE": str(self.audit_path)}
+        self._environment |= own | audited | environment
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[httpx.Client] = []
 
@@ -45,6 +48,25 @@ class LiveMarket:
     @property
     def log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def audit_path(self) -> Path:
+        return self.home.with_name(self.home.name + ".audit")
+
+    def addresses(self) -> dict[int, list[object]]:
+        """Of each of its Python processes so far what it connected or sent to, or looked up."""
+        found: dict[int, list[object]] = {}
+        for line in self.audit_path.read_text(encoding="utf-8").splitlines():
+            pid, event, address = json.loads(line)
+            found.setdefault(pid, [])
+            if event != "began":
+                found[pid].append(address)
+        return found
+
+    def foreign_addresses(self) -> list[object]:
+        """Those of them that are not on this machine."""
+        every = [each for addresses in self.addresses().values() for each in addresses]
+        return [each for each in every if not _is_of_this_machine(each)]
 
     @property
     def pid(self) -> int:
@@ -100,3 +122,9 @@ class LiveMarket:
         client = httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
         self._clients.append(client)
         return client
+
+
+def _is_of_this_machine(address: object) -> bool:
+    """A path (a Unix socket's), no address at all, or one of loopback: `[host, port, …]` or a host."""
+    host = address[0] if isinstance(address, list) else address
+    return host in (None, "", "localhost", "::1") or (isinstance(host, str) and host.startswith(("127.", "/")))

@@ -1,5 +1,6 @@
 """A serving process connects to nobody: every socket it has, under load and after, is one that it listens on or that a
-caller opened to it. ONNX Runtime's telemetry is off before it is imported."""
+caller opened to it, and Python never was asked for another. A market's processes connect to each other only. ONNX
+Runtime's telemetry is off before it is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ import psutil
 import tritonclient.grpc as triton
 
 from marketplace.starter import FOLDER
-from tests.live import free_port
+from tests.live import AUDITED, LiveMarket, free_port
 
 ROW = {"inputs": {"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}}
 LOOPBACK = ("127.0.0.1", "::ffff:127.0.0.1")  # gRPC's sockets are IPv6
@@ -73,7 +74,12 @@ def test_a_node_opens_no_connection_under_load(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "marketplace.cli", "serve", str(shelf), "--home", str(home), "--port", str(port),
          "--grpc-port", str(grpc_port), "--trusted"],
-        env={**os.environ, "ORT_DISABLE_TELEMETRY": "0"},  # not for a caller's environment to say
+        env={
+            **os.environ,
+            "ORT_DISABLE_TELEMETRY": "0",  # not for a caller's environment to say
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(AUDITED), os.environ.get("PYTHONPATH", "")))),
+            "AUDITED_FILE": str(tmp_path / "audit"),
+        },
     )  # fmt: skip
     seen: list[tuple[psutil.Process, object]] = []
     over = threading.Event()
@@ -114,6 +120,19 @@ def test_a_node_opens_no_connection_under_load(tmp_path: Path) -> None:
         assert not connection.raddr or connection.raddr.ip in LOOPBACK, (owner, connection)
     called = {connection.laddr.port for _, connection in seen if connection.status == psutil.CONN_ESTABLISHED}
     assert called == {port, grpc_port}
+    events = [json.loads(line)[1] for line in (tmp_path / "audit").read_text(encoding="utf-8").splitlines()]
+    assert set(events) == {"began"}  # the hook was there, and nothing was connected to, sent to or looked up
+
+
+def test_a_market_s_processes_connect_to_each_other_only(live_market: LiveMarket) -> None:
+    """Looked at once more when all tests are over, by the fixture."""
+    factory = live_market.client("factory")
+    for name in MODELS:
+        assert factory.post(f"/v1/use/{name}", json=ROW).status_code == 200
+    addresses = live_market.addresses()
+    assert len(addresses) > 1  # the market, and what it started
+    assert any(addresses.values())  # the registry beside it is asked over HTTP
+    assert live_market.foreign_addresses() == []
 
 
 def test_telemetry_of_onnx_runtime_is_off_before_it_is_imported() -> None:
