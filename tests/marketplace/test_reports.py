@@ -26,6 +26,7 @@ from marketplace.findings import dispositions, recording
 from marketplace.integrity.days import close_days
 from marketplace.keys.service import create_key, scopes_of_kind
 from marketplace.ledger.rebuild import trial_balance
+from marketplace.ledger.tables import CapCounter
 from marketplace.organisations.members import add_member
 from marketplace.organisations.tables import Organisation
 from marketplace.reports import api
@@ -165,17 +166,42 @@ def approved_after_trade(town: Town, blobs: Any) -> str:
     return approved(town, blobs)
 
 
-def test_cap_usage_is_what_the_counters_hold(town, blobs):
-    from marketplace.ledger.tables import CapCounter
+def test_cap_usage_is_what_the_counters_hold_of_enterprise_tranche_and_contract(town, blobs):
+    node = trade(town)
+    before = instant()
+    claims.correct(town, node.acknowledged[0].usage_id)
+    claims.correct(town, node.acknowledged[1].usage_id)
+    town.voucher(200, programme="town")
+    batch = claims.new_batch(town)
+    claims.freeze(town, blobs, batch)
+    claims.advance(town, batch, "submit")
+    then = report(town, blobs, "cap-usage", before)
+    assert [(row["kind"], row["spent_fen"]) for row in then] == [("enterprise", 12), ("tranche", 12), ("contract", 12)]
+    as_the_counters_have_it(town, blobs)
+    reject(town, batch)  # off the enterprise's and the tranche's cap, and stays on the contract's
+    as_the_counters_have_it(town, blobs)
+    with transaction(town.engine) as session:
+        closing.expire_vouchers(session, town.now + 60 * 86_400_000)
+    as_the_counters_have_it(town, blobs)
+    assert report(town, blobs, "cap-usage", before) == then
+    rows = {row["kind"]: row for row in then}
+    assert (rows["enterprise"]["limit_fen"], rows["enterprise"]["room_fen"]) == (500_000, 499_000)
+    assert (rows["tranche"]["period"], rows["tranche"]["room_fen"]) == ("one", 999_000)
+    assert (rows["contract"]["contract"], rows["contract"]["issued_fen"]) == (town.rows(Subscription)[0].id, 1_000)
 
-    trade(town)
-    (row,) = report(town, blobs, "cap-usage")
-    counter = town.get(CapCounter, row["cap"])
-    assert (row["limit_fen"], row["spent_fen"] + row["held_fen"]) == (
-        counter.limit_fen,
-        counter.used_fen + counter.held_fen,
-    )
-    assert (row["spent_fen"], row["room_fen"]) == (12, 499_000)
+
+def reject(town: Town, batch: str) -> None:
+    (line,) = claims.lines(town, batch)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        batches.decide_line(session, row, batches.get_line(session, row, line.id), "reject", member=LIN,
+                            at_ms=town.now, reason="不符")  # fmt: skip
+
+
+def as_the_counters_have_it(town: Town, blobs: Any) -> None:
+    kept = {row.code: (row.limit_fen, row.used_fen, row.held_fen) for row in town.rows(CapCounter)}
+    rows = report(town, blobs, "cap-usage")
+    assert {row["cap"]: (row["limit_fen"], row["spent_fen"], row["held_fen"]) for row in rows} == kept
 
 
 def test_the_contract_ledger_tells_the_terms_of_its_instant(town, blobs):
