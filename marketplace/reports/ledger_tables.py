@@ -1,13 +1,10 @@
-"""Reports on the ledger and on what proves it: trial balance, returns to the pool, day roots."""
+"""Reports on the ledger: trial balance and returns to the pool."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
 
-from sqlmodel import col, select
-
-from marketplace.integrity.tables import DayRoot
 from marketplace.reports.declared import Report, Row, columns
 from marketplace.reports.facts import Facts
 
@@ -78,31 +75,4 @@ face_fen fen 面值 | face value
 returned_fen fen 回池 | returned
 """),
     _returns,
-)
-
-
-def _integrity(facts: Facts) -> Iterator[Row]:
-    """Each closed day's root and chain, then each sealed journal with its SHA-256."""
-    query = select(DayRoot).where(col(DayRoot.closed_at_ms) <= facts.as_of_ms).order_by(col(DayRoot.day))
-    for day in facts.session.exec(query):
-        yield "day", day.day, day.transfers, day.root, day.chain, day.closed_at_ms, None
-    for event in facts.events("epoch.seal"):
-        yield ("journal", event.subject, None, event.details.get("sha256", ""), "", event.at_ms,
-               bool(event.details.get("torn")))  # fmt: skip
-
-
-INTEGRITY = Report(
-    "integrity",
-    "完整性: 日根与日志封存",
-    "Integrity: day roots and sealed journals",
-    columns("""
-kind text 类别 | kind
-of text 日期或节点纪元 | day, or node and epoch
-transfers integer 入账笔数 | transfers
-sha256 text 根或摘要 | root or hash
-chain text 链 | chain
-at instant 时间 | at
-torn flag 断尾 | torn tail
-"""),
-    _integrity,
 )

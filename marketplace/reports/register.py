@@ -7,6 +7,7 @@ from marketplace.reports import (
     cap_tables,
     claim_tables,
     finding_tables,
+    integrity_tables,
     ledger_tables,
     usage_tables,
     voucher_tables,
@@ -29,7 +30,7 @@ _ALL: tuple[Report, ...] = (
     ledger_tables.RETURNS,
     claim_tables.CLAWBACKS,
     ledger_tables.TRIAL_BALANCE,
-    ledger_tables.INTEGRITY,
+    integrity_tables.INTEGRITY,
     usage_tables.PERFORMANCE,
     usage_tables.COST,
 )

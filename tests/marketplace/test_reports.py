@@ -8,6 +8,7 @@ import io
 import json
 import time
 import zipfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from marketplace.cli import app as command_line
 from marketplace.clock import end_of_day_ms, now_ms, policy_date
 from marketplace.db import reading, transaction
 from marketplace.findings import dispositions, recording
-from marketplace.integrity.days import close_days
+from marketplace.integrity.days import close_days, leaves_of
+from marketplace.integrity.segments import record_prefixes
+from marketplace.integrity.tables import JournalSegment
 from marketplace.keys.service import create_key, scopes_of_kind
 from marketplace.ledger.rebuild import trial_balance
 from marketplace.ledger.tables import CapCounter
@@ -391,14 +394,32 @@ def test_the_trial_balance_is_the_ledger_s_and_each_ledger_sums_to_zero(town, bl
     assert rows["ΣM"]["balanced"]
 
 
-def test_integrity_has_the_sealed_journals_and_the_closed_days(town, blobs):
+def test_integrity_has_the_closed_days_the_segments_under_each_root_and_the_sealed_journals(town, blobs):
     trade(town)
+    running = town.node("n2")
+    running.call(count=5)
+    running.flush()
+    assert record_prefixes(town.engine, town.folder, now_ms()) == 1
+    then = report(town, blobs, "integrity", instant())
+    assert [row["day"] for row in then if row["kind"] == "segment"] == ["", ""]  # their day is not closed yet
     with transaction(town.engine) as session:
-        close_days(session, now_ms() + 2 * 86_400_000)
-    rows = report(town, blobs, "integrity", now_ms() + 3 * 86_400_000)
-    assert [row["of"] for row in rows if row["kind"] == "journal"] == ["n1-1"]
+        (day, *_) = close_days(session, now_ms() + 2 * DAY)
+        closed = (day.day, day.layout, day.transfers, day.segments, day.root)
+        leaves = leaves_of(session, date.fromisoformat(day.day)).segments
+    rows = report(town, blobs, "integrity", now_ms() + 3 * DAY)
+    first = next(row for row in rows if row["kind"] == "day")
+    assert tuple(first[name] for name in ("day", "layout", "transfers", "segments", "sha256")) == closed
     assert all(len(row["chain"]) == 64 for row in rows if row["kind"] == "day")
-    assert any(row["kind"] == "day" for row in rows)
+    segments = [row for row in rows if row["kind"] == "segment"]
+    assert [(row["node"], row["epoch"], row["segment"], row["bytes"]) for row in segments] == leaves
+    kept = {(row.node, row.epoch): row for row in town.rows(JournalSegment)}
+    for row in segments:
+        of = kept[row["node"], row["epoch"]]
+        told = (row["first_seq"], row["last_seq"], row["records"], row["sha256"], row["at"], row["day"])
+        assert told == (of.first_seq, of.last_seq, of.count, of.sha256, iso(of.recorded_at_ms), closed[0])
+    sealed = next(row for row in segments if row["segment"] == "sealed")
+    (journal,) = [row for row in rows if row["kind"] == "journal"]
+    assert (journal["of"], journal["sha256"], journal["torn"]) == ("n1-1", sealed["sha256"], False)
 
 
 def test_findings_are_told_with_what_was_made_of_them_by_then(town, blobs):
