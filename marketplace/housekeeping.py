@@ -20,7 +20,7 @@ from marketplace.catalogue.rollouts import (
 from marketplace.catalogue.tables import Listing, PriceVersion, Rollout
 from marketplace.choosing.samples import purge_expired
 from marketplace.clock import now_ms
-from marketplace.db import reading, transaction
+from marketplace.db import reading, retried, transaction
 from marketplace.findings import recording
 from marketplace.integrity.books import check_books, is_check_due
 from marketplace.integrity.days import close_days, is_due
@@ -104,9 +104,14 @@ class Housekeeping:
         return differs(answers) if decide_rollback_by_answers(answers, *bounds) else None
 
     def _vouchers(self) -> None:
-        with transaction(self._market.engine) as session:
-            for voucher in expire_vouchers(session, now_ms()):
-                _log.info("voucher %s has lapsed", voucher.id)
+        """Vouchers whose days are over; run again where the database ended it for another writer's sake."""
+
+        def lapse() -> list[str]:
+            with transaction(self._market.engine) as session:
+                return [voucher.id for voucher in expire_vouchers(session, now_ms())]
+
+        for voucher in retried(lapse):
+            _log.info("voucher %s has lapsed", voucher)
 
     def _close_days(self) -> None:
         """The Merkle roots of days that are over; before them the hashes of what the open journals held."""

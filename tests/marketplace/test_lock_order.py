@@ -18,10 +18,13 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 import serving.leases
+from marketplace import housekeeping
 from marketplace.catalogue.tables import Listing
 from marketplace.claims import batches, corrections
 from marketplace.db import is_contended, retried, transaction
 from marketplace.errors import add_error_handlers
+from marketplace.ledger import accounts
+from marketplace.ledger.posting import lock_accounts
 from marketplace.organisations.tables import Organisation
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.recovery import close_epoch
@@ -342,6 +345,31 @@ def test_a_transaction_that_the_database_ended_for_another_s_sake_is_run_again(t
 
     assert retried(work) == "done"
     assert len(tries) == 2
+
+
+def test_the_nightly_lapse_that_the_database_ended_is_run_again(town, market, monkeypatch, caplog):
+    """Another writer has the voucher's account and asks for the voucher, which the lapse has by then: it is ended."""
+    code = town.voucher(1_000)
+    town.now = town.end_of(code) + 40 * DAY
+    monkeypatch.setattr(housekeeping, "now_ms", lambda: town.now)
+    has_voucher = threading.Event()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if threading.current_thread() is night and "FROM voucher" in statement and " FOR " in statement:
+            has_voucher.set()
+
+    event.listen(town.engine, "after_cursor_execute", note)
+    night = threading.Thread(target=housekeeping.Housekeeping(market).go_round)
+    with transaction(town.engine) as session:
+        session.connection().exec_driver_sql("SET LOCAL deadlock_timeout = '1min'")  # the lapse is the one to be ended
+        lock_accounts(session, [accounts.available(code)])
+        night.start()
+        assert has_voucher.wait(60)
+        issuing.get_voucher(session, code)
+    night.join()
+    assert town.get(Voucher, code).state == "expired"
+    assert "_vouchers failed" not in caplog.text
+    town.check()
 
 
 def test_it_is_not_run_for_ever_and_nothing_else_is_run_again(town):
