@@ -223,12 +223,14 @@ def verify(
 ) -> None:
     """Judge a claim batch's pack by itself, without a market · 离线核验申报包; status 1 where anything does not hold.
 
-    Hashes, document, postings, usage × price, shares, journal segments, proofs and the chain of days; with --journals
-    also the journals' own bytes and records. What nobody can forge is a chain that was kept elsewhere: compare the one
-    shown last with yours.
+    Hashes, document, postings, usage × price, shares, period, use-by and redeem-by days, invoices, journal segments,
+    proofs and the chain of days; with --journals also the journals' own bytes and records. Says which of these were
+    judged and which an older pack has too little for. What nobody can forge is a chain that was kept elsewhere: compare
+    the one shown last with yours.
     """
     from dataclasses import asdict
 
+    from marketplace.integrity.judgements import line_of
     from marketplace.integrity.verify import verify_pack
 
     report = verify_pack(pack)
@@ -241,6 +243,8 @@ def verify(
     else:
         for name, value in report.facts.items():
             typer.echo(f"  {name}: {value}")
+        for each in report.judgements:
+            typer.echo(f"  {line_of(each)}")
         for wrong in report.wrong[:50]:
             typer.echo(f"✗ {wrong}")
         typer.echo("✓ 核验通过 · it holds" if report.holds else f"✗ {len(report.wrong)} 处不符 · it does not hold")

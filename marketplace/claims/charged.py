@@ -1,7 +1,10 @@
 """What was charged and stands in no line yet: each charge (P5) with the corrections (P13) that take back of it.
 
-A charge belongs to the day of the last use in it. A correction has no day of its own here: it goes with the charge of
-the record that it takes back, whenever it was posted, so that no batch claims whole what was corrected in part.
+A charge belongs to the day of the last use in it, among the records whose ingest made it whole: its `occurred_at_ms` is
+that record's. Older use that arrived with it or had waited for it goes along, of whatever day. So does younger use that
+had waited, being less than a fen, from another node's journal that was ingested before. `integrity.verify_times` holds
+packs to this. A correction has no day of its own here: it goes with the charge of the record that it takes back,
+whenever it was posted, so that no batch claims whole what was corrected in part.
 """
 
 from __future__ import annotations

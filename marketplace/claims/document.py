@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from marketplace.claims.assembly import Candidate
+from marketplace.claims.assembly import Candidate, needs_invoices
 from marketplace.claims.backing import backing_of_line
 from marketplace.claims.charged import Charged
 from marketplace.claims.filings_at_use import filings_of_line
@@ -22,7 +22,7 @@ from marketplace.vouchers.subsidies import list_subsidies
 from marketplace.vouchers.tables import Application, Programme
 from model_store.blobs import Blobs
 
-FORMAT = "algomart-claim/1"
+FORMAT = "algomart-claim/2"  # 1: lines without their redeem-by day, nor whether invoices are asked for
 
 
 def canonical(document: Any) -> bytes:
@@ -62,16 +62,19 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate, programme: Pr
     enterprise = session.get_one(Organisation, line.organisation_id)
     provider = session.get_one(Organisation, line.provider_id)
     application = session.get_one(Application, candidate.voucher.application_id)
+    rules = rules_of(programme)
     return {
         "line": line.id,
         "enterprise": {"id": enterprise.id, "name_zh": enterprise.name_zh, "uscc": enterprise.uscc or ""},
         "provider": {"id": provider.id, "name_zh": provider.name_zh, "uscc": provider.uscc or ""},
         "application": application.id,
         "evidence": [told(file) for file in live_files(session, [application.id])],
+        "invoices_required": needs_invoices(rules),
         "invoices": backing_of_line(session, line.id),
         "other_subsidies": _other_subsidies(session, line),
         "voucher": candidate.voucher.id,
         "use_by": candidate.voucher.use_by,
+        "redeem_by": candidate.voucher.redeem_by,
         "contract": line.subscription_id,
         "reservation": line.reservation_id,
         "ratio": [candidate.reservation.ratio_num, candidate.reservation.ratio_den],
@@ -79,7 +82,7 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate, programme: Pr
         "subsidy_fen": line.subsidy_fen,
         "usage_count": line.usage_count,
         "usage_sha256": line.usage_sha256,
-        "filing_required": rules_of(programme).filing_required,
+        "filing_required": rules.filing_required,
         "filings": filings_of_line(session, [charge.transfer_id for charge in candidate.charges]),
         "transfers": [_transfer(charge) for charge in candidate.charges],
     }

@@ -42,14 +42,16 @@ _TABLES = (
     "filing TEXT NOT NULL) WITHOUT ROWID",
     "CREATE INDEX usage_transfer ON usage (transfer)",
     "CREATE INDEX usage_place ON usage (node, epoch, seq)",
+    "CREATE TABLE invoice (line TEXT, id TEXT, number TEXT NOT NULL, provider TEXT NOT NULL, amount INTEGER NOT NULL, "
+    "issued_on TEXT NOT NULL, backs INTEGER NOT NULL, PRIMARY KEY (line, id)) WITHOUT ROWID",
 )
 _INSERT = "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """`names`: as the archive lists them, twice where a name stands twice. `tables`: `leaf` and `usage`, empty until
-    they are read in."""
+    """`names`: as the archive lists them, twice where a name stands twice. `tables`: `leaf`, `usage` and
+    `invoice`, empty until they are read in."""
 
     archive: zipfile.ZipFile
     names: list[str]
@@ -93,12 +95,19 @@ class Pack:
             count += 1
             kept = self.tables.execute(_INSERT, (
                 row["usage_id"], str(int(row["transfer_id"])), row["node"], int(row["epoch"]), int(row["seq"]),
-                row["organisation_id"], row["model"], row["price_version"], row["occurred_at_ms"], row["unit"],
-                row["units"], row["amount_micro"], row["lease_kind"], row.get("correction", ""),
+                row["organisation_id"], row["model"], row["price_version"], str(int(row["occurred_at_ms"])),
+                row["unit"], row["units"], row["amount_micro"], row["lease_kind"], row.get("correction", ""),
                 row.get("correction_transfer", ""), row.get("filing_id") or "",
             )).rowcount  # fmt: skip
             judge(row, kept == 1)
         return count
+
+
+def key_of(transfer: Any) -> str:
+    """A transfer's id as proofs have it. `ValueError`: it is none."""
+    if type(transfer) is not int:
+        raise ValueError(f"{transfer!r:.80} is no transfer")
+    return str(transfer)
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:

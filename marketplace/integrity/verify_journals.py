@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marketplace.integrity.judgements import Judgement
 from marketplace.integrity.opened import UNREADABLE, Pack, open_pack
 from marketplace.integrity.verify import Report
 from serving.journal_format import (
@@ -51,6 +52,8 @@ def verify_journals(path: Path, folder: Path, report: Report) -> None:
     except UNREADABLE as error:
         report.wrong.append(f"the journals cannot be compared: {type(error).__name__}: {error}")
         return
+    if held:
+        report.made(Judgement.JOURNALS)
     compared = sum(journal.found for journal in journals.values())
     report.facts |= {"journal_files_held": held, "usage_found_in_journals": compared}
 

@@ -498,7 +498,7 @@ def test_invoices_must_cover_what_is_claimed_where_the_programme_asks_for_them(t
     town.programme(evidence_schema=schema)
     with transaction(town.engine) as session:
         programme = session.exec(select(Programme)).one().id
-    _voucher_with_evidence(town, programme)
+    voucher_with_evidence(town, programme)
     town.subscribe(contract_fen=100_000)
     node = town.node()
     node.call(count=100)
@@ -512,7 +512,7 @@ def test_invoices_must_cover_what_is_claimed_where_the_programme_asks_for_them(t
     freeze(town, blobs, new_batch(town))
 
 
-def _voucher_with_evidence(town: Town, programme: str) -> None:
+def voucher_with_evidence(town: Town, programme: str) -> None:
     from marketplace.vouchers import applications
 
     with transaction(town.engine) as session:
