@@ -3,7 +3,8 @@
 Ratios within one run.
 
 overload   ten times what the node can do: how much of its capacity, measured just before, it still gets done
-neighbour  one organisation's latency alone, and while another floods the same model and another one
+neighbour  one organisation's latency alone, and while another floods the same model, another one, and a model run at
+           once over many connections
 soak       mixed traffic for long: flat memory and no error, or it ends with 1; a line a minute on the error output
 """
 
@@ -32,6 +33,7 @@ from tests.load.soak import soak, tell_progress
 
 WARM_S = 3.0
 ROUNDS = 5
+INLINE_CONNECTIONS = 32  # of who floods with calls that are run at once: each sends the next when it has its answer
 
 
 async def overload(node: LoadNode, seconds: float) -> dict[str, Any]:
@@ -68,24 +70,25 @@ async def neighbour(node: LoadNode, seconds: float) -> dict[str, Any]:
     for model in (SLOW, FAST):
         await call_in_turn(node.port, FACTORY, model, WARM_S)
     capacity = (await call_in_turn(node.port, FLOOD, SLOW, WARM_S, connections=4)).right / WARM_S
-    for model in (SLOW, FAST):
+    slow, inline = ["--rate", str(10 * capacity)], ["--connections", str(INLINE_CONNECTIONS)]
+    for name, model, of_flood in (("queued", SLOW, slow), ("another", FAST, slow), ("run at once", FAST, inline)):
         rounds = []
         for _ in range(ROUNDS):
             alone = await call_in_turn(node.port, FACTORY, model, seconds / 2, pause_s=0.002)
-            flood = await _flood_elsewhere(node, seconds / 2 + 1, 10 * capacity)
+            flood = await _flood_elsewhere(node, seconds / 2 + 1, of_flood)
             await asyncio.sleep(1)  # it is under way
             beside = await call_in_turn(node.port, FACTORY, model, seconds / 2, pause_s=0.002)
             said, _ = await flood.communicate()
             rounds.append((alone, beside, json.loads(said)))
-        found[model] = {
-            f"{name}_p{int(share * 100)}_ms": round(
+        found[name] = {
+            f"{when}_p{int(share * 100)}_ms": round(
                 statistics.median(each[which].percentile_ms(share) for each in rounds), 2
             )
-            for which, name in enumerate(("alone", "beside"))
+            for which, when in enumerate(("alone", "beside"))
             for share in (0.5, 0.99)
         }
         ratios = sorted(beside.percentile_ms(0.99) / alone.percentile_ms(0.99) for alone, beside, _ in rounds)
-        found[model] |= {
+        found[name] |= {
             "p99_ratio": round(statistics.median(ratios), 2),
             "p99_ratios": [round(each, 2) for each in ratios],
             "refused": sum(beside.refused for _, beside, _ in rounds),
@@ -94,9 +97,9 @@ async def neighbour(node: LoadNode, seconds: float) -> dict[str, Any]:
     return found
 
 
-async def _flood_elsewhere(node: LoadNode, seconds: float, rate: float) -> asyncio.subprocess.Process:
+async def _flood_elsewhere(node: LoadNode, seconds: float, kind: list[str]) -> asyncio.subprocess.Process:
     command = [sys.executable, "-m", "tests.load", "flood", "--port", str(node.port)]
-    given = ["--seconds", str(seconds), "--rate", str(rate)]
+    given = ["--seconds", str(seconds), *kind]
     return await asyncio.create_subprocess_exec("chrt", "--idle", "0", *command, *given, stdout=asyncio.subprocess.PIPE)
 
 
@@ -109,11 +112,16 @@ def main() -> int:
     parser.add_argument("what", choices=("overload", "neighbour", "soak", "flood"))
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--port", type=int, default=0, help="of flood: the node that is flooded")
-    parser.add_argument("--rate", type=float, default=0.0, help="of flood: calls a second")
+    parser.add_argument("--rate", type=float, default=0.0, help="of flood: calls a second of the slow model")
+    parser.add_argument("--connections", type=int, default=0, help="of flood: callers in turn of the fast model")
     parser.add_argument("--json", type=Path, help="a file for what was found, beside the output")
     options = parser.parse_args()
     if options.what == "flood":
-        flood = call_at_rate(options.port, FLOOD, SLOW, options.seconds, options.rate)
+        flood = (
+            call_in_turn(options.port, FLOOD, FAST, options.seconds, options.connections)
+            if options.connections
+            else call_at_rate(options.port, FLOOD, SLOW, options.seconds, options.rate)
+        )
         print(json.dumps(_said(asyncio.run(flood))))
         return 0
     works: dict[str, Callable[[LoadNode, float], Coroutine[Any, Any, dict[str, Any]]]] = {
