@@ -17,7 +17,7 @@ from sqlmodel import select
 from marketplace.catalogue.tables import Listing, ModelVersion
 from marketplace.clock import instant, now_ms
 from marketplace.db import open_database, reading, snapshot
-from marketplace.integrity.books import compare, list_checks
+from marketplace.integrity.books import compare_all, list_checks
 from marketplace.kept_blobs import kept_blobs
 from marketplace.ledger.tables import LedgerTransfer
 from marketplace.migrations.upgrade import current_revision, differences, newest_revision
@@ -153,14 +153,14 @@ def _integrity(engine: Engine, _home: Path) -> Finding:
 def _ledger(engine: Engine, _home: Path) -> Finding:
     """Every balance and cap counter rebuilt from the entries; every transfer must sum to zero in each ledger."""
     with snapshot(engine) as session:
-        found = compare(session)
+        found = compare_all(session)
     if not found.sound:
         first = [str(each["of"]) for each in found.wrong[:5]]
         return Finding(
             "ledger",
             "error",
             f"账本不平, {found.wrong_count} 处不符: {first}",
-            f"the ledger does not balance: {found.wrong_count} accounts, caps or transfers differ: {first}",
+            f"the ledger does not balance: {found.wrong_count} accounts, caps, transfers or meters differ: {first}",
             "请停止市场并从备份恢复",
             "stop the market and restore from a backup",
         )

@@ -154,4 +154,4 @@ class Housekeeping:
         if result.sound:
             _log.info("the ledger agrees: %d entries, state %s", result.entries, result.sha256)
         else:
-            _log.error("%d balances or caps differ from the entries: %s", result.wrong_count, result.wrong)
+            _log.error("%d balances, caps or meters differ from entries or usage: %s", result.wrong_count, result.wrong)

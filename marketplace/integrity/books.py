@@ -2,7 +2,8 @@
 
 Balances are sums of entries. A cap's counters are what the entries say of the vouchers and contracts it stands for:
 `held` what they hold and have not used, `used` what was charged to them (corrections off; what was finally rejected is
-off the enterprise's and the pool's cap, and stays on the contract's). The result is a row of `ledger_check`.
+off the enterprise's and the pool's cap, and stays on the contract's). What was charged is held against the usage rows
+and the meters too (`integrity.metered`). The result is a row of `ledger_check`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sqlmodel import Session, col, select
 from marketplace.claims.tables import ClaimLine
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import reading, snapshot, transaction
+from marketplace.integrity.metered import check_metered
 from marketplace.integrity.tables import LedgerCheck
 from marketplace.ledger import accounts
 from marketplace.ledger.replay import Replayed, replay
@@ -73,6 +75,13 @@ def compare(session: Session) -> Compared:
         _one(found, rebuilt_hash, kept_hash, "cap", code, tuple(caps.get(code, (0, 0))), counters.get(code))
     found.caps = len(counters)
     found.sha256, found.kept_sha256 = rebuilt_hash.hexdigest(), kept_hash.hexdigest()
+    return found
+
+
+def compare_all(session: Session) -> Compared:
+    """`compare`, and what was charged against the usage that it is charged for."""
+    found = compare(session)
+    check_metered(session, found.replayed.charged, found.note)
     return found
 
 
@@ -162,10 +171,10 @@ def _stream(session: Session, table: Any, *columns: Any) -> Iterator[Any]:
 
 
 def check_books(engine: Engine, clock: Any = now_ms) -> LedgerCheck:
-    """Rebuild, compare, record; a difference is told to every operator organisation."""
+    """Rebuild, compare with what is kept and with the usage, record; tell every operator organisation a difference."""
     began = time.monotonic()
     with snapshot(engine) as session:
-        found = compare(session)
+        found = compare_all(session)
     row = LedgerCheck(
         at_ms=clock(),
         sound=found.sound,
@@ -188,7 +197,7 @@ def check_books(engine: Engine, clock: Any = now_ms) -> LedgerCheck:
                 session,
                 "LEDGER_UNSOUND",
                 zh=f"账本核对不符 {found.wrong_count} 处: {first}",
-                en=f"{found.wrong_count} balances or caps differ from what the ledger's entries give: {first}",
+                en=f"{found.wrong_count} balances, caps or meters are not what the entries and the usage give: {first}",
                 link="/city/ledger",
             )
     return row

@@ -43,7 +43,8 @@ class JournalSegment(SQLModel, table=True):
 
 
 class LedgerCheck(SQLModel, table=True):
-    """One rebuild of every balance and cap counter from the entries, held against those that are kept. Append-only.
+    """One rebuild of every balance and cap counter from the entries, held against those that are kept, and of what was
+    charged from the usage. Append-only.
 
     `sha256` is that of the rebuilt state, `kept_sha256` that of the kept one; `wrong` shows the first differences.
     """

@@ -47,7 +47,7 @@ def get_rebuild(actor: Actor = Depends(OPERATOR), market: Market = Depends(marke
 
 @router.get("/checks")
 def list_ledger_checks(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """The nightly rebuilds of every balance and cap counter, newest first: `sound`, both hashes, what differed."""
+    """The nightly checks, newest first: `sound`, both hashes, what differed (balances, caps, meters, charges)."""
     with reading(market.engine) as session:
         items = [row.model_dump() for row in list_checks(session)]
         return {"items": items, "total": len(items)}
@@ -55,7 +55,7 @@ def list_ledger_checks(actor: Actor = Depends(OPERATOR), market: Market = Depend
 
 @router.post("/checks", status_code=201)
 def check_ledger(actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """Rebuild every balance and cap counter now, compare, keep the result; a difference is told to all operators."""
+    """Rebuild balances and caps, hold usage against charges, keep the result; tell all operators a difference."""
     return check_books(market.engine).model_dump()
 
 

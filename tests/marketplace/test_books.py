@@ -83,6 +83,66 @@ def test_any_difference_is_recorded_and_told_to_the_operators(town, forgery, nam
     assert named in notice.text_en
 
 
+@pytest.mark.parametrize(
+    ("forgery", "named"),
+    [
+        ("UPDATE usage SET amount_micro = amount_micro + 1 WHERE seq = 7", ["meter rsv_", "meter lea_"]),
+        ("DELETE FROM usage WHERE seq IN (1, 2, 3)", ["meter rsv_", "charge rsv_", "meter lea_"]),
+        ("UPDATE usage SET lease_kind = 'self_pay' WHERE seq < 20", ["meter rsv_", "charge rsv_", "meter lea_"]),
+        ("UPDATE usage SET status = 'quarantined', reason = 'X' WHERE seq < 9",
+         ["meter rsv_", "charge rsv_", "meter lea_"]),
+        ("UPDATE reservation SET cum_gross_micro = cum_gross_micro + 1", ["meter rsv_"]),
+        ("UPDATE reservation SET posted_subsidy_fen = posted_subsidy_fen - 1", ["charge rsv_"]),
+        ("UPDATE reservation SET posted_gross_fen = posted_gross_fen + 1", ["charge rsv_"]),
+        ("UPDATE lease SET eligible_micro = eligible_micro - 1", ["meter lea_"]),
+    ],
+)  # fmt: skip
+def test_usage_that_does_not_round_to_what_was_charged_is_found(town, forgery, named):
+    """Balances and caps agree in each: only the usage or a meter says otherwise."""
+    trade(town)
+    unguarded(town.engine, forgery)
+    with snapshot(town.engine) as session:
+        assert compare(session).sound
+    row = check_books(town.engine, lambda: town.now)
+    assert not row.sound
+    assert [f"{each['what']} {each['of'][:4]}" for each in row.wrong] == named
+    assert len([notice for notice in town.rows(Notice) if notice.code == "LEDGER_UNSOUND"]) == 1
+
+
+def test_a_charge_that_is_raised_with_all_its_balances_and_caps_is_found_by_its_usage(town):
+    """Whoever owns the database posts one fen more, evenly, to every place that is rebuilt from entries."""
+    trade(town)
+    add = "amount_fen = amount_fen {} 1 WHERE transfer_id = (SELECT MAX(id) FROM ledger_transfer WHERE kind = 'P5')"
+    where = {"Q.lease%": "-", "Q.used%": "+", "M.recv.ent%": "+", "M.pay.provider%": "-"}
+    forged = [f"UPDATE ledger_entry SET {add.format(sign)} AND account LIKE '{of}'" for of, sign in where.items()]
+    unguarded(town.engine, *forged)
+    with snapshot(town.engine) as session:
+        replayed = replay(session)
+    balances = [
+        f"UPDATE ledger_account SET balance_fen = {fen} WHERE code = '{code}'"
+        for code, fen in replayed.balances.items()
+    ]
+    unguarded(town.engine, *balances, "UPDATE cap_counter SET used_fen = used_fen + 1, held_fen = held_fen - 1")
+    with snapshot(town.engine) as session:
+        assert compare(session).sound
+    (wrong,) = check_books(town.engine, lambda: town.now).wrong
+    assert (wrong["what"], wrong["kept"], wrong["rebuilt"]) == ("charge", [38, 13], [37, 12])
+
+
+def test_self_paid_usage_is_held_against_its_contract_s_meter(town):
+    town.subscribe(on_voucher_end="self_pay")
+    node = town.node()
+    node.call(count=10)
+    node.stop()
+    assert check_books(town.engine, lambda: town.now).sound
+    unguarded(town.engine, "DELETE FROM usage WHERE seq = 1")
+    row = check_books(town.engine, lambda: town.now)
+    assert [(each["what"], each["of"]) for each in row.wrong] == [("meter", town.rows(Subscription)[0].id)]
+    unguarded(town.engine, "DELETE FROM self_pay_meter")
+    (wrong,) = check_books(town.engine, lambda: town.now).wrong
+    assert (wrong["what"], wrong["kept"], wrong["rebuilt"]) == ("meter", [], [9 * 370_000, 0])
+
+
 def test_replaying_in_small_portions_gives_the_same(town, tmp_path):
     live_through(town, tmp_path)
     with snapshot(town.engine) as session:

@@ -20,7 +20,7 @@ from marketplace.catalogue.prices import add_price
 from marketplace.catalogue.tables import Filing, Listing, PriceVersion
 from marketplace.clock import end_of_day_ms
 from marketplace.db import reading, transaction
-from marketplace.integrity.books import compare
+from marketplace.integrity.books import compare_all
 from marketplace.ledger.posting import balance
 from marketplace.ledger.rebuild import rebuild
 from marketplace.ledger.tables import LedgerAccount
@@ -179,7 +179,7 @@ class Town:
         with reading(self.engine) as session:
             rebuilt = rebuild(session)
             assert rebuilt.sound, rebuilt.wrong
-            books = compare(session)  # the cap counters too
+            books = compare_all(session)  # the cap counters and the meters too
             assert books.sound, books.wrong
             assert sum(fen for code, fen in rebuilt.balances.items() if code.startswith("Q.")) == 0
             assert all(

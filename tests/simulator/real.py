@@ -24,7 +24,7 @@ from marketplace.claims import batches, corrections
 from marketplace.claims.tables import ClaimBatch
 from marketplace.clock import policy_date
 from marketplace.db import open_database, reading, transaction
-from marketplace.integrity.books import compare
+from marketplace.integrity.books import compare_all
 from marketplace.ledger.rebuild import rebuild
 from marketplace.ledger.tables import LedgerAccount
 from marketplace.migrations.upgrade import upgrade
@@ -318,7 +318,7 @@ class RealWorld:
         with reading(self.town.engine) as session:
             rebuilt = rebuild(session)
             pool = issuing.pool_position(session, session.get_one(Programme, self.programme))
-            compared = compare(session)
+            compared = compare_all(session)
         if not compared.sound:
             raise Violation(f"rebuilt from the entries: {compared.wrong[:5]}")
         entitlement = {code: fen for code, fen in rebuilt.balances.items() if code.startswith("Q.")}
