@@ -27,6 +27,7 @@ from marketplace.integrity.days import close_days, is_due
 from marketplace.integrity.segments import record_prefixes
 from marketplace.market import Market
 from marketplace.vouchers.closing import expire_vouchers
+from marketplace.vouchers.ending import close_vouchers
 from serving.dataplane import DataPlane
 
 INTERVAL_S = 30.0
@@ -104,14 +105,21 @@ class Housekeeping:
         return differs(answers) if decide_rollback_by_answers(answers, *bounds) else None
 
     def _vouchers(self) -> None:
-        """Vouchers whose days are over; run again where the database ended it for another writer's sake."""
+        """Vouchers whose days are over, and those that nothing is left of; run again where the database ended it for
+        another writer's sake."""
 
         def lapse() -> list[str]:
             with transaction(self._market.engine) as session:
                 return [voucher.id for voucher in expire_vouchers(session, now_ms())]
 
+        def close() -> list[str]:
+            with transaction(self._market.engine) as session:
+                return [voucher.id for voucher in close_vouchers(session, now_ms())]
+
         for voucher in retried(lapse):
             _log.info("voucher %s has lapsed", voucher)
+        for voucher in retried(close):
+            _log.info("voucher %s is closed", voucher)
 
     def _close_days(self) -> None:
         """The Merkle roots of days that are over; before them the hashes of what the open journals held."""

@@ -41,6 +41,7 @@ from marketplace.vouchers.tables import (
     OtherSubsidy,
     Programme,
     Reservation,
+    Revocation,
     Subscription,
     Voucher,
 )
@@ -51,8 +52,9 @@ __all__ = [
     "Finding", "FindingContract", "FindingDisposition", "FindingSighting", "Invoice",
     "InvoiceBacking", "Job", "JournalSegment", "LeaseRow", "LedgerAccount", "LedgerCheck", "LedgerEntry",
     "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice", "Objection", "OneTimeToken",
-    "Organisation", "OtherSubsidy", "PriceVersion", "Programme", "Publication", "Reservation", "Review", "SampleSet",
-    "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher", "WebSession",
+    "Organisation", "OtherSubsidy", "PriceVersion", "Programme", "Publication", "Reservation", "Review",
+    "Revocation", "SampleSet", "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher",
+    "WebSession",
 ]  # fmt: skip
 
 # SQLModel maps int to a 32-bit INTEGER, which PostgreSQL takes at its word: an instant in milliseconds needs 64 bits.

@@ -26,7 +26,7 @@ from marketplace.vouchers.lease_rows import month_of
 from marketplace.vouchers.locks import caps_of_voucher, lock_entitlement, lock_reservations
 from marketplace.vouchers.refusals import forbidden
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import LIVE, LeaseRow, Programme, Reservation, Voucher
+from marketplace.vouchers.tables import LIVE, OVER, LeaseRow, Programme, Reservation, Voucher
 
 
 def propose(session: Session, usage_id: str, reason: str, *, member: str) -> Correction:
@@ -222,7 +222,7 @@ def _pass_on(session: Session, reservation: Reservation, at_ms: int) -> None:
     if not fen or reservation.state in LIVE:
         return
     voucher = session.get_one(Voucher, reservation.voucher_id)
-    if voucher.state != "expired":
+    if voucher.state not in OVER:
         release_idle(session, reservation, at_ms)
         return
     voucher.returned_fen += fen

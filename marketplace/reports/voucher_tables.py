@@ -98,13 +98,14 @@ conserved flag 守恒 | conserved
 def _state(events: list[Any], where: dict[str, int]) -> str:
     """What the audit events and the ledger say; no status column is read."""
     last = next((e.action for e in reversed(events) if e.action in _VOUCHER), "voucher.issue")
-    if last != "voucher.expire" and not (where["available"] or where["reserved"] or where["leased"]):
+    if last not in _ENDS and not (where["available"] or where["reserved"] or where["leased"]):
         return "exhausted"
     return _VOUCHER[last]
 
 
 _VOUCHER = {"voucher.issue": "active", "voucher.resume": "active", "voucher.suspend": "suspended",
-            "voucher.expire": "expired"}  # fmt: skip
+            "voucher.expire": "expired", "voucher.revoke": "revoked", "voucher.close": "closed"}  # fmt: skip
+_ENDS = ("voucher.expire", "voucher.revoke", "voucher.close")
 
 
 def _register(facts: Facts) -> Iterator[Row]:

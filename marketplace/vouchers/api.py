@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
-from sqlmodel import select
+from sqlmodel import Session, select
 
 from marketplace.access import Actor, market_of, require
 from marketplace.body import Body
@@ -20,13 +20,14 @@ from marketplace.vouchers import (
     evidence_api,
     issuing,
     notices_api,
+    revoking,
     rollout,
     subscriptions_api,
     subsidies_api,
 )
 from marketplace.vouchers.programme import read_programme
 from marketplace.vouchers.subscriptions_api import leases_changed, within
-from marketplace.vouchers.tables import Programme
+from marketplace.vouchers.tables import Programme, Voucher
 from marketplace.vouchers.views import programme_view, voucher_view
 
 router = APIRouter(tags=["vouchers"])
@@ -157,26 +158,54 @@ def propose(body: NewVoucher, actor: Actor = Depends(OPERATOR), market: Market =
 @router.post("/vouchers/{voucher_id}/{decision}")
 def decide_voucher(
     voucher_id: str,
-    decision: Literal["approve", "decline", "withdraw", "suspend", "resume"],
+    decision: Literal[
+        "approve",
+        "decline",
+        "withdraw",
+        "suspend",
+        "resume",
+        "revoke",
+        "confirm-revocation",
+        "decline-revocation",
+        "withdraw-revocation",
+    ],
     body: Note | None = None,
     actor: Actor = Depends(OPERATOR),
     market: Market = Depends(market_of),
 ) -> dict[str, Any]:
     """approve, or decline with a reason (`note`), by another person than who proposed it (403 TWO_PERSONS); withdraw,
-    by who did (403 PROPOSER_ONLY); suspend, resume."""
+    by who did (403 PROPOSER_ONLY); suspend, resume; revoke: propose, with a reason, to take it away, which another
+    person confirms or declines (confirm-revocation, decline-revocation); withdraw-revocation, by who proposed it.
+    """
     note = body.note if body else ""
     with transaction(market.engine) as session:
-        voucher = issuing.get_voucher(session, voucher_id)
-        if decision == "approve":
-            issuing.approve(session, voucher, member=actor.member_id, at_ms=now_ms())
-        elif decision == "decline":
-            dropping.decline(session, voucher, member=actor.member_id, reason=note)
-        elif decision == "withdraw":
-            dropping.withdraw(session, voucher, member=actor.member_id, reason=note)
-        elif decision == "suspend":
-            issuing.suspend(session, voucher, actor=actor.id, reason=note)
-        else:
-            issuing.resume(session, voucher, actor=actor.id)
+        decide = _decide_revocation if decision in _REVOCATION else _decide_voucher
+        voucher = decide(session, voucher_id, decision, note, actor)
         view = voucher_view(session, voucher)
     leases_changed(market, voucher.organisation_id)
     return view
+
+
+_REVOCATION = ("revoke", "confirm-revocation", "decline-revocation", "withdraw-revocation")
+
+
+def _decide_voucher(session: Session, voucher_id: str, decision: str, note: str, actor: Actor) -> Voucher:
+    voucher = issuing.get_voucher(session, voucher_id)
+    if decision == "approve":
+        return issuing.approve(session, voucher, member=actor.member_id, at_ms=now_ms())
+    if decision == "decline":
+        return dropping.decline(session, voucher, member=actor.member_id, reason=note)
+    if decision == "withdraw":
+        return dropping.withdraw(session, voucher, member=actor.member_id, reason=note)
+    if decision == "suspend":
+        return issuing.suspend(session, voucher, actor=actor.id, reason=note)
+    return issuing.resume(session, voucher, actor=actor.id)
+
+
+def _decide_revocation(session: Session, voucher_id: str, decision: str, note: str, actor: Actor) -> Voucher:
+    if decision == "revoke":
+        return revoking.propose(session, voucher_id, note, member=actor.member_id)
+    if decision == "confirm-revocation":
+        return revoking.confirm(session, voucher_id, member=actor.member_id, at_ms=now_ms())
+    decide = revoking.decline if decision == "decline-revocation" else revoking.withdraw
+    return decide(session, voucher_id, note, member=actor.member_id, at_ms=now_ms())

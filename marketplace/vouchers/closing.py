@@ -1,4 +1,5 @@
-"""How entitlement comes back: lease to reservation (P6), contract to voucher (P7), lapsed voucher to the pool (P8).
+"""How entitlement comes back: lease to reservation (P6), contract to voucher (P7), a voucher that is over (lapsed or
+revoked) to the pool (P8).
 
 Nothing here runs before the journal that could still claim it is sealed and ingested: `settle_leases` is called by the
 sealing of an epoch only, and an open lease's entitlement is never touched.
@@ -18,7 +19,7 @@ from marketplace.ledger.posting import balance, balances, post_all
 from marketplace.organisations import audit, notices
 from marketplace.vouchers.locks import caps_of_voucher, lock_entitlement, lock_reservations
 from marketplace.vouchers.rollout import rules_of
-from marketplace.vouchers.tables import LIVE, LeaseRow, Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.tables import LIVE, OVER, LeaseRow, Programme, Reservation, Subscription, Voucher
 from serving.metering import MICRO_PER_FEN
 
 OPEN = ("open", "draining")
@@ -71,11 +72,11 @@ def return_remainders(session: Session, reservation: Reservation, at_ms: int, lo
     leases = _leases(session, reservation.id)
     voucher = session.get_one(Voucher, reservation.voucher_id)
     ended = session.get_one(Subscription, reservation.subscription_id).state == "ended"
-    over = (ended or voucher.state == "expired") and not any(lease.state in OPEN for lease in leases)
+    over = (ended or voucher.state in OVER) and not any(lease.state in OPEN for lease in leases)
     _give_back(session, reservation, leases, at_ms, everything=over, lost=lost)
     if not over:
         return
-    if voucher.state == "expired":
+    if voucher.state in OVER:
         lapse(session, voucher, at_ms)
     else:
         release_idle(session, reservation, at_ms)
@@ -163,17 +164,10 @@ def expire_vouchers(session: Session, at_ms: int) -> list[Voucher]:
         grace = rules_of(programme).late_usage_grace_days * DAY_MS
         if at_ms > end_of_day_ms(date.fromisoformat(voucher.use_by)) + grace:
             lapsed.append(voucher)
-    live = [row.id for voucher in lapsed for row in _live_of(session, voucher_id=voucher.id, lock=False)]
-    lock_entitlement(session, lock_reservations(session, live), [voucher.id for voucher in lapsed])
-    lapsed = [voucher for voucher in lapsed if voucher.state != "expired"]  # by another process, meanwhile
+    lock_whole(session, [voucher.id for voucher in lapsed])
+    lapsed = [voucher for voucher in lapsed if voucher.state not in OVER]  # by another process, meanwhile
     for voucher in lapsed:
-        voucher.state = "expired"
-        session.add(voucher)
-        session.flush()
-        for reservation in _live_of(session, voucher_id=voucher.id):
-            leases = _leases(session, reservation.id)
-            _give_back(session, reservation, leases, at_ms, everything=not any(lease.state in OPEN for lease in leases))
-        fen = lapse(session, voucher, at_ms)
+        fen = end_voucher(session, voucher, "expired", at_ms)
         audit.record(
             session,
             actor="system",
@@ -191,6 +185,26 @@ def expire_vouchers(session: Session, at_ms: int) -> list[Voucher]:
             link=f"/console/vouchers/{voucher.id}",
         )
     return lapsed
+
+
+def lock_whole(session: Session, voucher_ids: Sequence[str]) -> None:
+    """Vouchers with all that lives under them, in the order of `vouchers.locks`; they are as they stand now."""
+    live = [row.id for voucher in voucher_ids for row in _live_of(session, voucher_id=voucher, lock=False)]
+    lock_entitlement(session, lock_reservations(session, live), voucher_ids)
+
+
+def end_voucher(session: Session, voucher: Voucher, state: str, at_ms: int) -> int:
+    """P6 and P8: what a voucher has that no open lease holds goes back to the pool; answers how many fen.
+
+    `state`: expired or revoked. What open leases hold follows when they are settled. The caller holds `lock_whole`.
+    """
+    voucher.state, voucher.state_before = state, ""
+    session.add(voucher)
+    session.flush()
+    for reservation in _live_of(session, voucher_id=voucher.id):
+        leases = _leases(session, reservation.id)
+        _give_back(session, reservation, leases, at_ms, everything=not any(lease.state in OPEN for lease in leases))
+    return lapse(session, voucher, at_ms)
 
 
 def lapse(session: Session, voucher: Voucher, at_ms: int) -> int:

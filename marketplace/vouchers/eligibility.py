@@ -33,6 +33,7 @@ class Reason(StrEnum):
     PROGRAMME_CLOSED = "PROGRAMME_CLOSED"
     VOUCHER_SUSPENDED = "VOUCHER_SUSPENDED"
     VOUCHER_EXPIRED = "VOUCHER_EXPIRED"
+    VOUCHER_REVOKED = "VOUCHER_REVOKED"
     SUBJECT_NOT_COVERED = "SUBJECT_NOT_COVERED"
     RELATION_NOT_COVERED = "RELATION_NOT_COVERED"
     FILING_INVALID = "FILING_INVALID"
@@ -136,7 +137,7 @@ def decide_related(caller: Party, provider: Party) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class VoucherFact:
-    """A voucher as far as a decision needs it."""
+    """A voucher as far as a decision needs it. `state`: of a closed one, how it ended."""
 
     state: str
     use_by: date
@@ -144,7 +145,8 @@ class VoucherFact:
 
 
 def decide_voucher(voucher: VoucherFact, day: date) -> Decision:
-    """The voucher may be drawn on that day: its programme is not over, it is not suspended, its use-by day is not over.
+    """The voucher may be drawn on that day: its programme and its use-by day are not over, it is neither revoked nor
+    suspended.
 
     A programme that is frozen or closed issues nothing more, and what it issued is paid all the same.
     """
@@ -152,6 +154,8 @@ def decide_voucher(voucher: VoucherFact, day: date) -> Decision:
         return Decision(Reason.PROGRAMME_CLOSED)
     if voucher.state == "expired" or day > voucher.use_by:
         return Decision(Reason.VOUCHER_EXPIRED)
+    if voucher.state == "revoked":
+        return Decision(Reason.VOUCHER_REVOKED)
     return PASSED if voucher.state in ("active", "exhausted") else Decision(Reason.VOUCHER_SUSPENDED)
 
 
@@ -211,6 +215,7 @@ def decide_stacking(programme: ProgrammeFile, ratio: Ratio, *, gross_fen: int, d
 _FURTHEST = (
     Reason.PROGRAMME_CLOSED,
     Reason.VOUCHER_EXPIRED,
+    Reason.VOUCHER_REVOKED,
     Reason.VOUCHER_SUSPENDED,
     Reason.SUBJECT_NOT_COVERED,
     Reason.RELATION_NOT_COVERED,

@@ -80,11 +80,15 @@ def propose(session: Session, application: Application, face_fen: int, *, member
 
 
 def left_of(session: Session, application: Application) -> int:
-    """Fen of what was applied for that no voucher stands for: one that was declined, withdrawn or revoked does not."""
-    stands = select(func.sum(Voucher.face_fen)).where(
-        Voucher.application_id == application.id, col(Voucher.state).not_in((*DROPPED, "revoked"))
+    """Fen of what was applied for that no voucher stands for: one that was declined or withdrawn does not, and one that
+    was revoked stands for what did not go back to the pool."""
+    query = select(Voucher.face_fen, Voucher.returned_fen, Voucher.state, Voucher.state_before)
+    query = query.where(Voucher.application_id == application.id, col(Voucher.state).not_in(DROPPED))
+    stands = sum(
+        face_fen - (returned_fen if state == "revoked" or (state, before) == ("closed", "revoked") else 0)
+        for face_fen, returned_fen, state, before in session.exec(query)
     )
-    return application.requested_fen - int(session.exec(stands).one() or 0)
+    return application.requested_fen - stands
 
 
 def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> Voucher:
@@ -145,9 +149,10 @@ def resume(session: Session, voucher: Voucher, *, actor: str) -> Voucher:
     return voucher
 
 
-def get_voucher(session: Session, voucher_id: str, organisation_id: str | None = None) -> Voucher:
+def get_voucher(session: Session, voucher_id: str, organisation_id: str | None = None, *, lock: bool = True) -> Voucher:
     """Locked; within one organisation, or any (None). `NotFound` VOUCHER_NOT_FOUND."""
-    row = session.exec(select(Voucher).where(Voucher.id == voucher_id).with_for_update()).first()
+    query = select(Voucher).where(Voucher.id == voucher_id)
+    row = session.exec(query.with_for_update() if lock else query).first()
     if row is None or organisation_id not in (None, row.organisation_id):
         raise NotFound(
             "VOUCHER_NOT_FOUND",

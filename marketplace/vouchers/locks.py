@@ -15,17 +15,17 @@ from sqlmodel import Session, col, or_, select
 
 from marketplace.ledger import accounts, caps
 from marketplace.ledger.posting import lock_accounts
-from marketplace.vouchers.tables import LIVE, LeaseRow, Reservation, Voucher
+from marketplace.vouchers.tables import LIVE, OVER, LeaseRow, Reservation, Voucher
 
 
 def lock_reservations(session: Session, reservation_ids: Iterable[str]) -> list[Reservation]:
-    """Those by id, and with them what lives under vouchers of theirs that have lapsed, as a lapse reaches all of it;
+    """Those by id, and with them what lives under vouchers of theirs that are over, as a lapse reaches all of it;
     with their leases. Answers all of them."""
     wanted = sorted(set(reservation_ids))
     lapsed = (
         select(Reservation.voucher_id)
         .join(Voucher, col(Voucher.id) == col(Reservation.voucher_id))
-        .where(col(Reservation.id).in_(wanted), Voucher.state == "expired")
+        .where(col(Reservation.id).in_(wanted), col(Voucher.state).in_(OVER))
     )
     query = select(Reservation).where(
         or_(
@@ -42,10 +42,10 @@ def lock_reservations(session: Session, reservation_ids: Iterable[str]) -> list[
 
 def lock_entitlement(session: Session, reservations: Sequence[Reservation], pooled: Iterable[str] = ()) -> None:
     """What their coming back may change beyond them: vouchers, caps, and the accounts that others share. `pooled`:
-    vouchers whose pool it reaches now, as it does those of lapsed ones anyway."""
+    vouchers whose pool it reaches now, as it does those that are over anyway."""
     reaching = set(pooled)
     vouchers = lock_vouchers(session, {row.voucher_id for row in reservations} | reaching)
-    over = [voucher for voucher in vouchers if voucher.state == "expired" or voucher.id in reaching]
+    over = [voucher for voucher in vouchers if voucher.state in OVER or voucher.id in reaching]
     contracts = {accounts.cap_contract(row.subscription_id) for row in reservations}
     caps.lock_caps(session, contracts.union(*map(caps_of_voucher, over)))
     of_vouchers = [accounts.available(voucher.id) for voucher in vouchers]

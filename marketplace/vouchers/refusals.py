@@ -47,6 +47,10 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
     "VOUCHER_SUSPENDED": (
         "模型券已暂停使用", "the voucher is suspended", "请联系平台运营方", "ask the market's operator",
     ),
+    "VOUCHER_REVOKED": (
+        "模型券已被撤销", "the voucher was revoked",
+        "请使用其他券, 或改为自费; 撤销原因见通知", "use another voucher, or pay yourself; the notice says why",
+    ),
     "VOUCHER_EXPIRED": (
         "模型券已过使用期", "the voucher's use-by day is over",
         "请申请新券, 或在订阅中选择券用完后自费",
@@ -113,7 +117,7 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "PROPOSER_ONLY": (
         "只有提出人可以撤回", "only who proposed it may withdraw it",
-        "如不同意发放, 请写明原因并不予批准", "to say no as the second person, decline it with a reason",
+        "如不同意, 请写明原因并不予批准", "to say no as the second person, decline it with a reason",
     ),
     "PERSON_REQUIRED": (
         "此操作须由具体人员完成, 该密钥不属于任何人", "this takes a person, and the key belongs to none",

@@ -54,7 +54,9 @@ class Held:
 
     @property
     def fact(self) -> VoucherFact:
-        return VoucherFact(self.voucher.state, date.fromisoformat(self.voucher.use_by), self.programme.state)
+        voucher = self.voucher
+        state = voucher.state_before if voucher.state == "closed" else voucher.state
+        return VoucherFact(state, date.fromisoformat(voucher.use_by), self.programme.state)
 
     @property
     def burnable(self) -> Burnable:

@@ -8,8 +8,10 @@ from sqlmodel import Field, SQLModel
 from marketplace.clock import now_ms
 
 _LIVE_WRITE_OFF = "state IN ('proposed', 'approved')"
+_LIVE_REVOCATION = "state IN ('proposed', 'confirmed')"
 DROPPED = ("declined", "withdrawn")  # a proposed voucher that came to nothing
 NEVER_ISSUED = ("proposed", *DROPPED)
+OVER = ("expired", "revoked", "closed")  # nothing is drawn on it any more; what comes back goes on to the pool
 LIVE = ("held", "drawing")  # a reservation that a contract may still draw on
 
 
@@ -107,7 +109,28 @@ class Voucher(SQLModel, table=True):
     cap_code: str = ""  # the C.ent counter that holds the face value
     pool_code: str = Field(default="", sa_column_kwargs={"server_default": ""})  # the C.pool counter that holds it
     returned_fen: int = Field(default=0, sa_column=_fen())  # went back to the pool (P8)
-    state_before: str = ""  # what a suspension interrupted
+    state_before: str = ""  # what a suspension interrupted; of a closed one, how it ended
+
+
+class Revocation(SQLModel, table=True):
+    """A voucher to be taken away, by two persons. At most one proposed or confirmed for each voucher."""
+
+    __tablename__ = "revocation"
+    __table_args__ = (
+        Index(
+            "revocation_live", "voucher_id", unique=True,
+            sqlite_where=text(_LIVE_REVOCATION), postgresql_where=text(_LIVE_REVOCATION),
+        ),
+    )  # fmt: skip
+    id: str = Field(primary_key=True)
+    voucher_id: str = Field(foreign_key="voucher.id", index=True)
+    state: str = "proposed"  # proposed | confirmed | declined | withdrawn
+    reason: str
+    proposed_by: str
+    decided_by: str = ""
+    note: str = ""  # why it was declined or withdrawn
+    created_at_ms: int = Field(default_factory=now_ms, sa_column=_fen())
+    decided_at_ms: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
 
 
 class Subscription(SQLModel, table=True):

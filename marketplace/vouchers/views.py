@@ -12,6 +12,7 @@ from marketplace.vouchers.dropping import why_dropped
 from marketplace.vouchers.issuing import left_of, position
 from marketplace.vouchers.overrides import overrides_of
 from marketplace.vouchers.programme import OPEN_FIELDS
+from marketplace.vouchers.revoking import revocation_view
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import Application, CheckOverride, Objection, OtherSubsidy, Programme, Voucher
 from marketplace.vouchers.wording import describe
@@ -83,8 +84,8 @@ def subsidy_view(session: Session, row: OtherSubsidy) -> dict[str, Any]:
 
 
 def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
-    """A voucher with where its face is now; `remaining_fen` is what is not used and did not go back; and by whom and
-    why it was declined or withdrawn, if it was."""
+    """A voucher with where its face is now; `remaining_fen` is what is not used and did not go back; by whom and why it
+    was declined or withdrawn, if it was; the newest proposal to revoke it; and of a closed one how it `ended`."""
     fields = (
         "id", "application_id", "programme_id", "organisation_id", "state", "use_by", "redeem_by", "priority",
         "proposed_by", "approved_by", "created_at_ms", "issued_at_ms",
@@ -101,4 +102,6 @@ def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
     }
     found = position(session, row)
     remaining = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]
+    view["ended"] = row.state_before if row.state == "closed" else ""
+    view["revocation"] = revocation_view(session, row)
     return view | found | {"remaining_fen": remaining} | why_dropped(session, row)

@@ -109,6 +109,20 @@ ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | {
     "suspend-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "suspend"},
                               ask=("暂停该模型券?", "Suspend this voucher?")),
     "resume-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "resume"}),
+    "revoke-voucher": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "revoke"},
+                             ask=("提出撤销该模型券? 须由另一人确认; 此前照常使用。",
+                                  "Propose to revoke this voucher? A second person has to confirm it; until then it "
+                                  "goes on.")),
+    "confirm-revocation": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "confirm-revocation"},
+                                 ask=("确认撤销? 未用部分退回资金池, 不能恢复; 原因会告知企业。",
+                                      "Confirm the revocation? What is unused goes back to the pool, for good; the "
+                                      "enterprise is told the reason.")),
+    "decline-revocation": Action(vouchers.decide_voucher, "/city/vouchers", fixed={"decision": "decline-revocation"},
+                                 ask=("不予撤销? 模型券照常使用。", "Decline it? The voucher goes on.")),
+    "withdraw-revocation": Action(vouchers.decide_voucher, "/city/vouchers",
+                                  fixed={"decision": "withdraw-revocation"},
+                                  ask=("撤回撤销提议? 模型券照常使用。",
+                                       "Withdraw this proposal? The voucher goes on.")),
     "register-filing": Action(catalogue.post_filing, "/city/filings"),
     "attach-filing": Action(catalogue.put_filing, "/city/filings"),
 }  # fmt: skip

@@ -26,7 +26,7 @@ from marketplace.organisations.tables import Organisation
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
 from marketplace.vouchers import applications_api
-from marketplace.vouchers.tables import Application, Voucher
+from marketplace.vouchers.tables import Application, Revocation, Voucher
 from marketplace.web.claims_desk import names_of
 from marketplace.web.rendering import PageRoute, page
 from marketplace.web.vendor_desk import written
@@ -52,7 +52,8 @@ def city(request: Request, actor: Actor = Depends(OPERATOR), market: Market = De
         waiting = {
             "organisations": _count(session, Organisation, Organisation.status == "pending"),
             "applications": _count(session, Application, col(Application.state).in_(STEPS)),
-            "vouchers": _count(session, Voucher, Voucher.state == "proposed"),
+            "vouchers": _count(session, Voucher, Voucher.state == "proposed")
+            + _count(session, Revocation, Revocation.state == "proposed"),
             "claims": _count(session, ClaimBatch, col(ClaimBatch.state).in_({state for state, _ in BATCH})),
             "corrections": _count(session, Correction, Correction.state == "proposed"),
             "clawbacks": _count(session, Clawback, col(Clawback.state).in_({state for state, _ in CLAWBACK})),
@@ -103,7 +104,9 @@ def all_vouchers(request: Request, actor: Actor = Depends(OPERATOR), market: Mar
     found = vouchers.list_vouchers("", 1, actor, market)["items"]
     with reading(market.engine) as session:
         people = names_of(
-            session, *(row[name] for row in found for name in ("proposed_by", "approved_by", "dropped_by"))
+            session,
+            *(row[name] for row in found for name in ("proposed_by", "approved_by", "dropped_by")),
+            *(each[name] for row in found if (each := row["revocation"]) for name in ("proposed_by", "decided_by")),
         )
     return page(request, "city_vouchers.html", vouchers=found, ready=[row for row in confirmed if row["left_fen"]],
                 people=people, own=actor.member_id, titles=programmes)  # fmt: skip

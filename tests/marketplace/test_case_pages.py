@@ -15,6 +15,7 @@ from marketplace.claims import batches
 from marketplace.clock import now_ms, policy_date
 from marketplace.db import transaction
 from marketplace.vouchers import objections
+from marketplace.vouchers.ending import close_vouchers
 from marketplace.vouchers.programme import CHECKS
 from marketplace.vouchers.refusals import words as reason_words
 from marketplace.web.rendering import words
@@ -163,6 +164,34 @@ def test_a_proposed_voucher_is_declined_or_withdrawn_on_the_page_and_may_be_prop
     assert ("withdrawn" if language == "en" else "已撤回") in people.see("chen", page, language)
     assert voucher not in people.see("wang", "/console/vouchers", language)  # it holds none
     assert "金额过高" in people.see("wang", "/console/notices", language)
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_voucher_is_revoked_on_the_page_by_two_persons(town, people, language):
+    voucher, page = town.voucher(1_000), "/city/vouchers"
+    forms = {name: f'action="/do/{name}-revocation"' for name in ("confirm", "decline", "withdraw")}
+    assert 'action="/do/revoke-voucher"' in people.see("chen", page, language)
+    people.press("chen", "revoke-voucher", 400, voucher_id=voucher)
+    people.press("chen", "revoke-voucher", voucher_id=voucher, note="合同不实")
+    text = people.see("chen", page, language)
+    assert [name for name, form in forms.items() if form in text] == ["withdraw"]
+    text = people.see("lin", page, language)
+    assert [name for name, form in forms.items() if form in text] == ["confirm", "decline"]
+    people.press("lin", "decline-revocation", voucher_id=voucher, note="查无此事")
+    people.press("chen", "revoke-voucher", voucher_id=voucher, note="合同不实")
+    people.press("chen", "withdraw-revocation", voucher_id=voucher)
+    people.press("chen", "revoke-voucher", voucher_id=voucher, note="合同不实")
+    people.press("lin", "confirm-revocation", voucher_id=voucher)
+    revoked, closed = ("revoked", "closed") if language == "en" else ("已撤销", "已终结")
+    for who, where in (("lin", page), ("wang", "/console/vouchers")):
+        text = people.see(who, where, language)
+        assert revoked in text
+        assert "合同不实" in text
+        assert not [form for form in forms.values() if form in text]
+    with transaction(town.engine) as session:
+        close_vouchers(session, town.now)
+    for who, where in (("lin", page), ("wang", "/console/vouchers")):
+        assert f"{closed} ({revoked})" in people.see(who, where, language)
 
 
 def test_subsidies_are_declared_and_invoices_entered_with_their_originals(town, people, client):

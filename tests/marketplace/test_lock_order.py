@@ -28,7 +28,7 @@ from marketplace.ledger.posting import lock_accounts
 from marketplace.organisations.tables import Organisation
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.recovery import close_epoch
-from marketplace.vouchers import applications, closing, issuing, subscriptions, subsidies
+from marketplace.vouchers import applications, closing, ending, issuing, revoking, subscriptions, subsidies
 from marketplace.vouchers.tables import Subscription, Voucher
 from model_store.blobs import FolderBlobs
 from serving.ports import Principal
@@ -162,6 +162,13 @@ def correct(town: Town, usage_id: str) -> None:
         corrections.decide(session, row, "post", member=LIN, at_ms=town.now)
 
 
+def revoke(town: Town, voucher: str) -> None:
+    with transaction(town.engine) as session:
+        revoking.propose(session, voucher, "合同不实", member=CHEN)
+    with transaction(town.engine) as session:
+        revoking.confirm(session, voucher, member=LIN, at_ms=town.now)
+
+
 def proposals(town: Town, programme: str, count: int, face_fen: int) -> list[str]:
     """Vouchers of one application that one person has proposed."""
     with transaction(town.engine) as session:
@@ -217,10 +224,15 @@ def test_every_path_locks_caps_in_their_order_and_before_accounts(town, blobs, o
     box.stop()
     node.stop()
     correct(town, later[7].usage_id)  # of a reservation that is over
+    taken = next(row.id for row in town.rows(Voucher) if row.organisation_id == "org_other")
+    revoke(town, taken)
     town.pass_days(60)
     with transaction(town.engine) as session:
-        assert len(closing.expire_vouchers(session, town.now)) == 3
+        assert len(closing.expire_vouchers(session, town.now)) == 2
     correct(town, later[9].usage_id)  # of a voucher that has lapsed
+    town.pass_days(365)
+    with transaction(town.engine) as session:
+        ending.close_vouchers(session, town.now)
     town.check()
     assert order.wrong == []
 
@@ -262,6 +274,39 @@ def test_vouchers_lapse_while_others_are_issued(town, slowly):
 
     assert at_once(lapse, approve) == []
     town.check()
+
+
+def test_vouchers_are_revoked_while_others_are_issued_and_usage_of_theirs_is_ingested_and_sealed(town, slowly):
+    programme = town.programme()
+    taken = [town.voucher(500, programme) for _ in range(6)]
+    town.subscribe(contract_fen=6_000)  # 2,000 fen are set aside, of four of them
+    boxes = [town.node(f"box{number}") for number in range(3)]
+    for box in boxes:
+        box.call(count=60)
+        box.die()
+    live = town.node("live")
+    live.call(count=200)
+    new = proposals(town, programme, 6, 1_000)
+
+    def take() -> None:
+        for voucher in taken:
+            revoke(town, voucher)
+
+    def approve() -> None:
+        for voucher_id in new:
+            with transaction(town.engine) as session:
+                issuing.approve(session, issuing.get_voucher(session, voucher_id), member=LIN, at_ms=town.now)
+
+    tail = Ingest(town.engine, town.folder, "live", batch_records=20)
+    seals = [partial(close_epoch, town.engine, town.folder, box.name, box.epoch) for box in boxes]
+    assert at_once(take, approve, tail.flush, *seals) == []
+    town.check()
+    live.stop()
+    town.check()
+    assert {town.get(Voucher, voucher).state for voucher in taken} == {"revoked"}
+    used = town.total("Q.used")
+    assert used > 0
+    assert town.balance(f"Q.unissued[{programme}]") == 1_000_000 - 6_000 - used
 
 
 def test_two_nodes_whose_batches_have_enterprises_in_common_are_ingested_at_once(town, slowly):

@@ -226,6 +226,15 @@ def test_rule_use_by():
     assert covered(voucher=replace(VOUCHER, state="expired")) == Reason.VOUCHER_EXPIRED
 
 
+def test_rule_revoked():
+    revoked = replace(VOUCHER, state="revoked")
+    assert covered(voucher=revoked) == Reason.VOUCHER_REVOKED
+    assert covered(voucher=revoked, day=VOUCHER.use_by + timedelta(days=1)) == Reason.VOUCHER_EXPIRED
+    told = [Reason.VOUCHER_EXPIRED, Reason.VOUCHER_REVOKED]
+    assert decide_reason(told) == decide_reason(told[::-1]) == Reason.VOUCHER_REVOKED
+    assert decide_reason([Reason.VOUCHER_REVOKED, Reason.VOUCHER_SUSPENDED]) == Reason.VOUCHER_SUSPENDED
+
+
 def test_rule_suspended():
     assert covered(voucher=replace(VOUCHER, state="suspended")) == Reason.VOUCHER_SUSPENDED
     assert covered(voucher=replace(VOUCHER, state="exhausted")) is None  # what is left is asked later

@@ -177,6 +177,32 @@ def test_two_persons_over_http(people):
     assert people("wang", "POST", f"/vouchers/{voucher}/suspend", 403)["error"]["code"] == "ROLE_NOT_ALLOWED"
 
 
+def test_a_voucher_is_revoked_over_http(people, market):
+    voucher = issue(people, load(people))["id"]
+    assert people("wang", "POST", f"/vouchers/{voucher}/revoke", 403)["error"]["code"] == "ROLE_NOT_ALLOWED"
+    assert people("chen", "POST", f"/vouchers/{voucher}/revoke", 400)["error"]["field"] == "note"
+    assert people("lin", "POST", f"/vouchers/{voucher}/confirm-revocation", 409)["error"]["code"] == "REVOCATION_STATE"
+    assert people("wang", "GET", f"/vouchers/{voucher}")["revocation"] is None
+    for decision, who, refused in (("decline", "lin", "TWO_PERSONS"), ("withdraw", "chen", "PROPOSER_ONLY")):
+        proposed = people("chen", "POST", f"/vouchers/{voucher}/revoke", json={"note": "合同不实"})
+        assert (proposed["state"], proposed["revocation"]["state"]) == ("active", "proposed")
+        other = "chen" if who == "lin" else "lin"
+        path = f"/vouchers/{voucher}/{decision}-revocation"
+        assert people(other, "POST", path, 403, json={"note": "查无此事"})["error"]["code"] == refused
+        dropped = people(who, "POST", path, json={"note": "查无此事"})
+        assert (dropped["state"], dropped["revocation"]["note"]) == ("active", "查无此事")
+    people("chen", "POST", f"/vouchers/{voucher}/revoke", json={"note": "合同不实"})
+    path = f"/vouchers/{voucher}/confirm-revocation"
+    assert people("chen", "POST", path, 403)["error"]["code"] == "TWO_PERSONS"
+    revoked = people("lin", "POST", path)
+    assert (revoked["state"], revoked["returned_fen"], revoked["remaining_fen"]) == ("revoked", 1_000, 0)
+    assert market.dataplane.expired[-1] == "org_factory"  # nodes ask again from the next call on
+    seen = people("wang", "GET", f"/vouchers/{voucher}")["revocation"]
+    assert (seen["state"], seen["reason"]) == ("confirmed", "合同不实")
+    assert seen["decided_by"] not in ("", seen["proposed_by"])
+    assert people("wang", "GET", "/vouchers?state=revoked")["total"] == 1
+
+
 def test_programmes_are_read_by_anybody_and_activation_lists_what_is_open(town, people):
     with transaction(town.engine) as session:
         load_shipped(session, demo=False)

@@ -10,7 +10,7 @@ from marketplace.claims.charged import Charged, decide_units
 from marketplace.claims.states import Reversal, decide_reversal
 from marketplace.ledger import accounts, claim_postings, postings
 from tests.simulator.ingesting import SELF_PAY_TERMS, Ingesting, Known
-from tests.simulator.market import HOUR_MS, PROGRAMME, PROVIDER, Market, Reservation
+from tests.simulator.market import ENDED, HOUR_MS, PROGRAMME, PROVIDER, Market, Reservation
 
 
 @dataclass(slots=True)
@@ -211,7 +211,7 @@ class Claims:
         fen = market.books.balance(accounts.reserved(row.id))
         if not fen or row.state in ("held", "drawing"):
             return
-        if voucher.state != "expired":
+        if voucher.state not in ENDED:
             market.release_idle(row, at_ms)
             return
         voucher.returned_fen += fen

@@ -33,6 +33,7 @@ PROVIDER, PROGRAMME, TRANCHE = "org_vendor", "prg", "one"
 LEASE_SECONDS = 3_600
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 OPEN, SEALED = closing.OPEN, closing.SEALED
+ENDED = ("expired", "revoked")
 
 
 @lru_cache(maxsize=4_096)
@@ -418,11 +419,11 @@ class Market:
     def return_remainders(self, reservation: Reservation, at_ms: int) -> None:
         voucher = reservation.voucher
         idle = not any(lease.state in OPEN for lease in reservation.leases)
-        over = idle and (reservation.contract.state == "ended" or voucher.state == "expired")
+        over = idle and (reservation.contract.state == "ended" or voucher.state in ENDED)
         self._give_back(reservation, at_ms, everything=over)
         if not over:
             return
-        if voucher.state == "expired":
+        if voucher.state in ENDED:
             self.lapse(voucher, at_ms)
         else:
             self.release_idle(reservation, at_ms)
@@ -464,14 +465,19 @@ class Market:
         """What the nightly run does; answers how many lapsed."""
         grace, lapsed = self.grace_days * DAY_MS, 0
         for voucher in self.vouchers:
-            if voucher.state == "expired" or at_ms <= voucher.last_use_ms + grace:
+            if voucher.state in ENDED or at_ms <= voucher.last_use_ms + grace:
                 continue
-            voucher.state, lapsed = "expired", lapsed + 1
-            for reservation in self._live_of(voucher=voucher):
-                idle = not any(lease.state in OPEN for lease in reservation.leases)
-                self._give_back(reservation, at_ms, everything=idle)
-            self.lapse(voucher, at_ms)
+            lapsed += 1
+            self.end_voucher(voucher, "expired", at_ms)
         return lapsed
+
+    def end_voucher(self, voucher: Voucher, state: str, at_ms: int) -> None:
+        """It has lapsed, or two persons revoked it: what no open lease holds goes back."""
+        voucher.state = state
+        for reservation in self._live_of(voucher=voucher):
+            idle = not any(lease.state in OPEN for lease in reservation.leases)
+            self._give_back(reservation, at_ms, everything=idle)
+        self.lapse(voucher, at_ms)
 
     def lapse(self, voucher: Voucher, at_ms: int) -> None:
         """P8: what is left of a voucher and idle under it goes back to the pool, and its caps are released."""

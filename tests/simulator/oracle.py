@@ -13,7 +13,7 @@ from serving.leases import HeldLease
 from serving.metering import MICRO_PER_FEN, Lease, PriceLine, UsageRecord
 from serving.remote.clock import LIMIT_MS
 from tests.simulator.books import Violation
-from tests.simulator.market import OPEN, PROGRAMME, Market
+from tests.simulator.market import ENDED, OPEN, PROGRAMME, Market
 
 if TYPE_CHECKING:
     from tests.simulator.claiming import Claims
@@ -234,10 +234,15 @@ class Oracle:
     def check_settled(self, market: Market) -> None:
         """Invariant 7, the other way: with every epoch sealed nothing stays out but what is used and not posted yet
         (two fen at most: one that waits for the gross fen that carries it, and the rest of one); nothing at all once a
-        contract is over."""
+        contract or voucher is over: what went back of that is exactly what was not used."""
         for row in market.reservations.values():
             if any(lease.state in OPEN for lease in row.leases):
                 raise Violation(f"{row.id} has a lease that is open after its epoch was sealed")
             left = sum(market.books.balance(accounts.leased(lease.id)) for lease in row.leases)
             if left > (2 if row.state in ("held", "drawing") else 0):
                 raise Violation(f"{row.id}: {left} fen are stranded in sealed leases")
+            if row.voucher.state in ENDED and (left or market.books.balance(accounts.reserved(row.id))):
+                raise Violation(f"{row.id} still holds something of {row.voucher.id}, which is {row.voucher.state}")
+        for voucher in market.vouchers:
+            if voucher.state in ENDED and market.books.balance(accounts.available(voucher.id)):
+                raise Violation(f"{voucher.id} is {voucher.state} and still holds something")

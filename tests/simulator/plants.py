@@ -239,6 +239,22 @@ def end_takes_leased() -> Any:
     return patch.object(Market, "release_idle", release)
 
 
+@plant("a revocation takes back what nodes hold in leases, as if they had not used it")
+def revoke_takes_leased() -> Any:
+    def end_voucher(self: Market, voucher: Any, state: str, at_ms: int) -> None:
+        for lease in [row for row in self.leases.values() if state == "revoked" and row.state in market.OPEN]:
+            reservation = self.reservations.get(lease.reservation_id)
+            fen = self.books.balance(accounts.leased(lease.id))
+            if fen and reservation is not None and reservation.voucher is voucher:
+                lease.returned_fen += fen
+                move = market.postings.p6_sealed(reservation.id, lease.id, fen, lease.returned_fen, at_ms)
+                self.books.post_all([move])
+        before(self, voucher, state, at_ms)
+
+    before = Market.end_voucher
+    return patch.object(Market, "end_voucher", end_voucher)
+
+
 @plant("a stream that never ended is charged its estimate")
 def estimate_charged() -> Any:
     def take(self: Any, entry: Any) -> None:

@@ -30,8 +30,8 @@ from marketplace.ledger.tables import LedgerAccount
 from marketplace.migrations.upgrade import upgrade
 from marketplace.usage import recovery
 from marketplace.usage.tables import Usage
-from marketplace.vouchers import closing, issuing
-from marketplace.vouchers.tables import DROPPED, LeaseRow, Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers import closing, ending, issuing, revoking
+from marketplace.vouchers.tables import DROPPED, OVER, LeaseRow, Programme, Reservation, Subscription, Voucher
 from model_store.blobs import MemoryBlobs
 from model_store.errors import Refusal
 from serving.journal import segment_path
@@ -98,7 +98,7 @@ class RealWorld:
             (self.calls, 40), (self.ingest, 10), (self.kill, 2), (self.power_cut, 1), (self.recover, 4), (self.stop, 1),
             (self.issue, 3), (self.subscribe, 4), (self.end_contract, 1), (self.tick, 4), (self.hours, 1),
             (self.lapse, 1),
-            (self.suspend, 0.5), (self.freeze, 1), (self.decide_claim, 2), (self.correct, 2),
+            (self.suspend, 0.5), (self.revoke, 0.3), (self.freeze, 1), (self.decide_claim, 2), (self.correct, 2),
             (self.losing.lose, 0.5), (self.losing.propose, 2), (self.losing.decide, 2), (self.losing.arrive, 1),
             (self.losing.turn_up, 0.5),
         ]  # fmt: skip
@@ -238,6 +238,8 @@ class RealWorld:
     def lapse(self) -> int:
         with transaction(self.town.engine) as session:
             self.counts["lapsed"] += len(closing.expire_vouchers(session, self.town.now))
+        with transaction(self.town.engine) as session:
+            self.counts["closed"] += len(ending.close_vouchers(session, self.town.now))
         return 1
 
     def suspend(self) -> int:
@@ -246,6 +248,24 @@ class RealWorld:
             for voucher in issuing.list_vouchers(session, None)[0]:
                 with contextlib.suppress(Refusal):
                     change(session, voucher, actor=CHEN)
+        return 1
+
+    def revoke(self) -> int:
+        """One voucher, by two persons; or the second says no, or the first takes it back."""
+        vouchers = [row.id for row in self.town.rows(Voucher) if row.state in revoking.REVOCABLE]
+        if vouchers:
+            voucher, now = self.dice.choice(vouchers), self.town.now
+            with transaction(self.town.engine) as session:
+                revoking.propose(session, voucher, "simulated", member=CHEN)
+            with transaction(self.town.engine) as session:
+                decision = self.dice.choice(("confirm", "confirm", "decline", "withdraw"))
+                if decision == "confirm":
+                    revoking.confirm(session, voucher, member=LIN, at_ms=now)
+                    self.counts["revoked"] += 1
+                elif decision == "decline":
+                    revoking.decline(session, voucher, "simulated", member=LIN, at_ms=now)
+                else:
+                    revoking.withdraw(session, voucher, "", member=CHEN, at_ms=now)
         return 1
 
     def freeze(self) -> int:
@@ -346,8 +366,17 @@ class RealWorld:
         for voucher in self.town.rows(Voucher):
             if voucher.state in DROPPED and any(voucher.id in code for code in accounts):
                 raise Violation(f"{voucher.id} was {voucher.state} and something was posted for it")
-            if voucher.state == "expired" and self.town.balance(f"Q.avail[{voucher.id}]"):
-                raise Violation(f"{voucher.id} has lapsed and still holds entitlement")
+            self._check_over(voucher)
+
+    def _check_over(self, voucher: Voucher) -> None:
+        """Of one that is over all went back but what was used."""
+        if voucher.state not in OVER:
+            return
+        with reading(self.town.engine) as session:
+            found = issuing.position(session, voucher)
+        held = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]
+        if held or found["used_fen"] + found["returned_fen"] != voucher.face_fen:
+            raise Violation(f"{voucher.id} is {voucher.state}, and still holds or lost something: {found}")
 
     def _corrected(self) -> set[str]:
         with transaction(self.town.engine) as session:

@@ -17,7 +17,7 @@ from tests.simulator.claiming import Claims
 from tests.simulator.ingesting import Ingesting
 from tests.simulator.losing import Losing
 from tests.simulator.machine import SimNode
-from tests.simulator.market import Market
+from tests.simulator.market import ENDED, Market
 from tests.simulator.network import Remote
 from tests.simulator.oracle import Oracle
 
@@ -68,8 +68,8 @@ class World:
             (self.sync, 5), (self.ship, 4), (self.deliver, 4), (self.ingest, 8), (self.kill, 0.25),
             (self.power_cut, 0.1), (self.recover, 0.8), (self.stop, 0.1), (self.zombie, 0.2), (self.issue, 0.5),
             (self.subscribe, 0.5), (self.end_contract, 0.15), (self.change_price, 0.1), (self.suspend, 0.1),
-            (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.15), (self.restore, 2),
-            (self.cut_off, 0.15), (self.reconnect, 1), (self.freeze, 0.15), (self.decide_claim, 0.3),
+            (self.revoke, 0.08), (self.tick, 2), (self.pass_hours, 0.15), (self.expire, 0.3), (self.outage, 0.15),
+            (self.restore, 2), (self.cut_off, 0.15), (self.reconnect, 1), (self.freeze, 0.15), (self.decide_claim, 0.3),
             (self.correct, 1), (self.losing.write_off, 0.3), (self.losing.call_written_off, 2),
             (self.losing.turn_up, 0.1), (self.losing.break_clock, 0.3), (self.losing.set_clock, 0.1),
         ]  # fmt: skip
@@ -294,6 +294,17 @@ class World:
         if voucher is None or voucher.state not in ("active", "suspended"):
             return False
         voucher.state = "suspended" if voucher.state == "active" else "active"
+        return True
+
+    def revoke(self) -> bool:
+        """Any voucher, though rather one that nodes have leases of."""
+        drawn = [row.voucher for row in self.market.reservations.values() if row.state == "drawing"]
+        found = drawn if drawn and self.dice.random() < 0.8 else self.market.vouchers
+        voucher = self.dice.choice(found) if found else None
+        if voucher is None or voucher.state in ENDED:
+            return False
+        self.market.end_voucher(voucher, "revoked", self.now)
+        self.count("revoked")
         return True
 
     def tick(self) -> bool:
