@@ -98,7 +98,7 @@ class RealWorld:
             (self.calls, 40), (self.ingest, 10), (self.kill, 2), (self.power_cut, 1), (self.recover, 4), (self.stop, 1),
             (self.issue, 3), (self.subscribe, 4), (self.end_contract, 1), (self.tick, 4), (self.hours, 1),
             (self.lapse, 1),
-            (self.suspend, 0.5), (self.revoke, 0.3), (self.freeze, 1), (self.decide_claim, 2), (self.correct, 2),
+            (self.suspend, 0.5), (self.revoke, 1), (self.freeze, 1), (self.decide_claim, 2), (self.correct, 2),
             (self.losing.lose, 0.5), (self.losing.propose, 2), (self.losing.decide, 2), (self.losing.arrive, 1),
             (self.losing.turn_up, 0.5),
         ]  # fmt: skip
