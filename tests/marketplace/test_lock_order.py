@@ -412,7 +412,8 @@ def test_the_nightly_lapse_that_the_database_ended_is_run_again(town, market, mo
         assert has_voucher.wait(60)
         issuing.get_voucher(session, code)
     night.join()
-    assert town.get(Voucher, code).state == "expired"
+    row = town.get(Voucher, code)
+    assert (row.state, row.state_before) == ("closed", "expired")  # nothing of it was used: nothing is in motion
     assert "_vouchers failed" not in caplog.text
     town.check()
 
