@@ -106,7 +106,7 @@ def _facts(session: Session, candidate: Candidate, rules: ProgrammeFile, taken: 
     """What `decide_claim` judges, beside what the candidates before it would take."""
     voucher, reservation = candidate.voucher, candidate.reservation
     contract = reservation.subscription_id
-    share = share_of_settled(session, rules, reservation)
+    share = share_of_settled(session, rules, contract)
     room = None if share is None else share.fen - claimed_subsidy(session, contract) - taken.subsidy[contract]
     return ClaimFacts(
         units=[(unit.gross_fen, unit.subsidy_fen) for unit in candidate.units],

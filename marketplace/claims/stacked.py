@@ -7,13 +7,14 @@ instant; what is held back can be claimed once more has been settled. Whole char
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import accumulate
 
 from sqlmodel import Session, col, func, select
 
 from marketplace.claims.tables import ClaimLine
-from marketplace.vouchers.eligibility import Share, decide_stacking
-from marketplace.vouchers.programme import ProgrammeFile, Ratio
+from marketplace.vouchers.eligibility import Share, decide_share
+from marketplace.vouchers.programme import ProgrammeFile
 from marketplace.vouchers.reservations import declared_fen
 from marketplace.vouchers.tables import Reservation
 
@@ -26,15 +27,15 @@ def decide_claimable(subsidies_fen: Sequence[int], room_fen: int) -> int:
     return max((count for count, total in enumerate(accumulate(subsidies_fen), 1) if total <= room_fen), default=0)
 
 
-def share_of_settled(session: Session, rules: ProgrammeFile, reservation: Reservation) -> Share | None:
-    """What vouchers may pay of the contract as settled so far; None where no other subsidy is declared on it."""
-    declared = declared_fen(session, reservation.subscription_id)
+def share_of_settled(session: Session, rules: ProgrammeFile, subscription_id: str) -> Share | None:
+    """What vouchers may pay of the contract as settled so far, each of its ratios of what was settled at it; None where
+    no other subsidy is declared on it."""
+    declared = declared_fen(session, subscription_id)
     if not declared:
         return None
-    of_contract = Reservation.subscription_id == reservation.subscription_id
-    settled = int(session.exec(select(func.sum(Reservation.posted_gross_fen)).where(of_contract)).one() or 0)
-    ratio = Ratio(num=reservation.ratio_num, den=reservation.ratio_den)
-    return decide_stacking(rules, ratio, gross_fen=settled, declared_fen=declared)
+    rows = session.exec(select(Reservation).where(Reservation.subscription_id == subscription_id))
+    settled = [(row.posted_gross_fen, Fraction(row.ratio_num, row.ratio_den)) for row in rows]
+    return decide_share(rules, settled, declared_fen=declared)
 
 
 def claimed_subsidy(session: Session, subscription_id: str) -> int:

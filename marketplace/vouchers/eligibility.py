@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
+from fractions import Fraction
+from math import floor
 
 from marketplace.organisations.uscc import is_valid
-from marketplace.vouchers.programme import ProgrammeFile, Ratio
+from marketplace.vouchers.programme import ProgrammeFile
 from marketplace.vouchers.relations import LEAST_SHARE_BP, Party, find_relation
 
 
@@ -196,19 +198,23 @@ class Share:
     reason: Reason | None = None
 
 
-def decide_stacking(programme: ProgrammeFile, ratio: Ratio, *, gross_fen: int, declared_fen: int) -> Share:
-    """Ratio × gross, less what other declared subsidies leave no room for.
+def decide_share(
+    programme: ProgrammeFile, parts: Sequence[tuple[int | Fraction, Fraction]], *, declared_fen: int
+) -> Share:
+    """Ratio × gross of each part together, less what other declared subsidies leave no room for. `parts`: the gross fen
+    at each ratio of a contract, and that ratio.
 
     `none`: any other subsidy on the contract rules the voucher out. `cap_total_ratio`: voucher and declared subsidies
-    together are at most `stacking_max` (the voucher's own ratio where it is not set) of the gross, cut to whole fen.
+    together are at most `stacking_max` of the gross (what its own ratios give where that is not set), cut to whole fen.
     """
-    own = gross_fen * ratio.num // ratio.den
+    own = floor(sum((gross * ratio for gross, ratio in parts), Fraction(0)))
     if declared_fen <= 0:
         return Share(own)
     if programme.stacking == "none":
         return Share(0, Reason.OTHER_SUBSIDY)
-    bound = programme.stacking_max or ratio
-    room = gross_fen * bound.num // bound.den - declared_fen
+    most = programme.stacking_max
+    within = own if most is None else floor(sum(gross for gross, _ in parts) * most.fraction)
+    room = within - declared_fen
     return Share(min(own, room)) if room > 0 else Share(0, Reason.OTHER_SUBSIDY)
 
 

@@ -25,7 +25,7 @@ from marketplace.vouchers.eligibility import (
     breadth,
     burn_order,
     decide_coverage,
-    decide_stacking,
+    decide_share,
 )
 from marketplace.vouchers.grants import ceil_div, voucher_share_micro
 from marketplace.vouchers.programme import ProgrammeFile, Ratio, decide_ratio
@@ -114,7 +114,13 @@ def declared_fen(session: Session, subscription_id: str) -> int:
 
 def taken_of_contract(session: Session, subscription_id: str) -> int:
     """What vouchers took of a contract: all of a reservation while it lives, what was used of it afterwards."""
-    return sum(map(taken_of, session.exec(select(Reservation).where(Reservation.subscription_id == subscription_id))))
+    return sum(fen for fen, _ in taken_at_ratios(session, subscription_id))
+
+
+def taken_at_ratios(session: Session, subscription_id: str) -> list[tuple[int, Fraction]]:
+    """As `taken_of_contract`, by reservation: fen, and the ratio that they are at."""
+    rows = session.exec(select(Reservation).where(Reservation.subscription_id == subscription_id))
+    return [(taken_of(row), Fraction(row.ratio_num, row.ratio_den)) for row in rows]
 
 
 def taken_of(row: Reservation) -> int:
@@ -142,6 +148,16 @@ def decide_already(taken: Iterable[tuple[int, Fraction]], ratio: Fraction) -> in
     return ceil(sum((fen / theirs for fen, theirs in taken), Fraction(0)) * ratio)
 
 
+def foreseen(
+    taken: Iterable[tuple[int, Fraction]], contract_fen: int, rest: Fraction
+) -> list[tuple[int | Fraction, Fraction]]:
+    """A contract's gross fen by ratio, for `decide_share`: what was set aside stands for the gross that it pays its
+    share of, and nothing is set aside of the rest yet, which is seen at the ratio `rest`."""
+    parts = [(fen / ratio, ratio) for fen, ratio in taken]
+    left = contract_fen - sum((gross for gross, _ in parts), Fraction(0))
+    return [*parts, (max(left, Fraction(0)), rest)]
+
+
 def reserve_more(
     session: Session, buyer: Buyer, vouchers: list[Held], need_micro: int = 0
 ) -> tuple[list[Reservation], list[Reason]]:
@@ -151,7 +167,7 @@ def reserve_more(
 
     Without stacking, one contract is paid for by one programme: the first that ever paid anything of it; with
     `contract_once` it pays for a contract out of one voucher only. Other
-    subsidies declared on the contract lower the share, or rule the voucher out (`decide_stacking`).
+    subsidies declared on the contract lower the share, or rule the voucher out (`decide_share`).
     """
     subscription = buyer.subscription
     prior = list(session.exec(select(Reservation).where(Reservation.subscription_id == subscription.id)))
@@ -160,17 +176,17 @@ def reserve_more(
     made: list[Reservation] = []
     willing, reasons = _willing(session, buyer, vouchers)
     _lock_rooms(session, buyer, willing)
-    for held, ratio, share_fen in willing:
+    for held, ratio, _ in willing:
         if programmes and held.programme.code not in programmes and held.rules.stacking == "none":
             reasons.append(Reason.CONTRACT_USED_UP)
             continue
         if held.rules.contract_once and paying.get(held.programme.code, held.voucher.id) != held.voucher.id:
             reasons.append(Reason.CONTRACT_ONCE)
             continue
-        room, fen = _room(session, buyer, held, ratio, share_fen)
+        room, fen = _room(session, buyer, held, ratio)
         short = ceil_div(voucher_share_micro(need_micro, ratio.num, ratio.den), MICRO_PER_FEN) - fen
         if short > 0 and _make_way(session, held, ratio, prior, short, buyer.at_ms):
-            room, fen = _room(session, buyer, held, ratio, share_fen)
+            room, fen = _room(session, buyer, held, ratio)
         if fen == 0:
             reasons.append(Reason.VOUCHER_EXHAUSTED if room == 0 else Reason.CONTRACT_USED_UP)
             continue
@@ -180,14 +196,15 @@ def reserve_more(
     return made, reasons
 
 
-def _room(session: Session, buyer: Buyer, held: Held, ratio: Ratio, share_fen: int) -> tuple[int, int]:
+def _room(session: Session, buyer: Buyer, held: Held, ratio: Ratio) -> tuple[int, int]:
     """What the voucher has left, and how much of it may be set aside for the contract at this ratio."""
-    room = balance(session, accounts.available(held.voucher.id))
-    prior = session.exec(select(Reservation).where(Reservation.subscription_id == buyer.subscription.id))
-    taken = [(taken_of(row), Fraction(row.ratio_num, row.ratio_den)) for row in prior]
-    fen = decide_amount(room, share_fen, decide_already(taken, ratio.fraction))
-    if buyer.declared_fen:  # what declared subsidies leave is counted in fen, whatever the ratio
-        fen = decide_amount(fen, share_fen, sum(each for each, _ in taken))
+    room, contract_fen = balance(session, accounts.available(held.voucher.id)), buyer.subscription.contract_fen
+    taken = taken_at_ratios(session, buyer.subscription.id)
+    fen = decide_amount(room, _limit(buyer, ratio), decide_already(taken, ratio.fraction))
+    if buyer.declared_fen:  # what declared subsidies leave is left for all ratios together
+        parts = foreseen(taken, contract_fen, ratio.fraction)
+        share = decide_share(held.rules, parts, declared_fen=buyer.declared_fen)
+        fen = decide_amount(fen, share.fen, sum(each for each, _ in taken))
     return room, fen
 
 
@@ -212,15 +229,17 @@ def _make_way(session: Session, held: Held, ratio: Ratio, prior: list[Reservatio
 def _willing(
     session: Session, buyer: Buyer, vouchers: list[Held]
 ) -> tuple[list[tuple[Held, Ratio, int]], list[Reason]]:
-    """The vouchers that cover the offer, each with its ratio and the fen that it may pay of the contract; and why the
-    others do not."""
+    """The vouchers that cover the offer, each with its ratio and the fen that vouchers may pay of the contract, all
+    together; and why the others do not."""
     found: list[tuple[Held, Ratio, int]] = []
     reasons: list[Reason] = []
+    taken = taken_at_ratios(session, buyer.subscription.id)
     for held in vouchers:
         reason = coverage(held, buyer)
         if reason is None:
-            ratio, gross = ratio_for(session, held, buyer.offer), buyer.subscription.contract_fen
-            share = decide_stacking(held.rules, ratio, gross_fen=gross, declared_fen=buyer.declared_fen)
+            ratio = ratio_for(session, held, buyer.offer)
+            parts = foreseen(taken, buyer.subscription.contract_fen, ratio.fraction)
+            share = decide_share(held.rules, parts, declared_fen=buyer.declared_fen)
             reason = share.reason
         if reason is None:
             found.append((held, ratio, share.fen))

@@ -4,6 +4,8 @@ is set aside, when a node asks for more, and again when a claim is frozen (it ma
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from sqlmodel import Session, col, func, select
 
 from marketplace.claims.refusals import reason_of
@@ -12,10 +14,15 @@ from marketplace.ledger import accounts, caps
 from marketplace.ledger.posting import balance, lock_accounts
 from marketplace.organisations import audit, notices
 from marketplace.vouchers.closing import release_idle
-from marketplace.vouchers.eligibility import decide_stacking
+from marketplace.vouchers.eligibility import decide_share
 from marketplace.vouchers.evidence_given import bounded_text
-from marketplace.vouchers.programme import Ratio
-from marketplace.vouchers.reservations import declared_fen, live_reservations, taken_of_contract
+from marketplace.vouchers.reservations import (
+    declared_fen,
+    foreseen,
+    live_reservations,
+    taken_at_ratios,
+    taken_of_contract,
+)
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import OtherSubsidy, Programme, Reservation, Subscription, Voucher
 from model_store.errors import BadInput, Conflict, NotFound
@@ -59,15 +66,20 @@ def declare(
 
 
 def _lower(session: Session, contract: Subscription, at_ms: int) -> int:
-    """P7 for what is set aside beyond what vouchers may still pay, newest first; answers how much."""
+    """P7 for what is set aside beyond what vouchers may still pay, all ratios together, newest first; answers how much.
+
+    What of the contract nothing is set aside for yet may still be used at the highest of its ratios: what was then
+    really settled is judged at the freeze.
+    """
     declared, freed = declared_fen(session, contract.id), 0
     live = live_reservations(session, contract.id)
+    taken = taken_at_ratios(session, contract.id)  # before anything of it is given back
+    parts = foreseen(taken, contract.contract_fen, max((ratio for _, ratio in taken), default=Fraction(0)))
     caps.lock_caps(session, [accounts.cap_contract(contract.id)])  # caps before accounts: `vouchers.locks`
     lock_accounts(session, [accounts.available(row.voucher_id) for row in live])
     for reservation in reversed(live):
         programme = session.get_one(Programme, session.get_one(Voucher, reservation.voucher_id).programme_id)
-        ratio = Ratio(num=reservation.ratio_num, den=reservation.ratio_den)
-        share = decide_stacking(rules_of(programme), ratio, gross_fen=contract.contract_fen, declared_fen=declared)
+        share = decide_share(rules_of(programme), parts, declared_fen=declared)
         beyond = taken_of_contract(session, contract.id) - share.fen
         idle = balance(session, accounts.reserved(reservation.id), lock=True)
         if (fen := min(beyond, idle)) > 0:

@@ -5,6 +5,7 @@ import itertools
 import re
 from dataclasses import replace
 from datetime import date, timedelta
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ from marketplace.vouchers.eligibility import (
     decide_pool,
     decide_reason,
     decide_related,
-    decide_stacking,
+    decide_share,
     decide_standing,
     decide_uscc,
     decide_voucher,
@@ -292,8 +293,8 @@ def test_rule_exhausted(town):
 
 
 def test_rule_contract_share(town):
-    third = Ratio(num=1, den=3)
-    share = decide_stacking(programme_file(), third, gross_fen=100, declared_fen=0).fen
+    third = Fraction(1, 3)
+    share = decide_share(programme_file(), [(100, third)], declared_fen=0).fen
     assert decide_amount(1_000, share, 0) == 33
     assert decide_amount(1_000, share, 30) == 3
     assert decide_amount(2, share, 0) == 2
@@ -587,7 +588,7 @@ def test_rule_stacking(town, stacking):
 def test_rule_other_subsidy(stacking, bound, declared, share):
     most = {"stacking_max": {"num": bound[0], "den": bound[1]}} if bound else {}
     programme = programme_file(stacking=stacking, **most)
-    found = decide_stacking(programme, Ratio(num=1, den=3), gross_fen=90, declared_fen=declared)
+    found = decide_share(programme, [(90, Fraction(1, 3))], declared_fen=declared)
     assert (found.fen, found.reason) == ((share, None) if share is not None else (0, Reason.OTHER_SUBSIDY))
     call = covered(programme, declared_fen=declared)
     assert call == (Reason.OTHER_SUBSIDY if stacking == "none" and declared else None)
@@ -597,7 +598,7 @@ def test_rule_other_subsidy(stacking, bound, declared, share):
 def test_voucher_and_other_subsidies_never_pass_the_bound_together(gross, declared, num, den):
     bound = Ratio(num=min(num, den), den=den)
     programme = programme_file(stacking="cap_total_ratio", stacking_max=bound.model_dump())
-    share = decide_stacking(programme, Ratio(num=1, den=3), gross_fen=gross, declared_fen=declared)
+    share = decide_share(programme, [(gross, Fraction(1, 3))], declared_fen=declared)
     assert 0 <= share.fen <= gross // 3
     assert share.fen == 0 or (share.fen + declared) * bound.den <= gross * bound.num or not declared
 

@@ -1,6 +1,7 @@
 """From application to voucher to contract and back: eligibility, two persons, caps, reservations, ends."""
 
 from datetime import date
+from fractions import Fraction
 
 import pytest
 from sqlalchemy import text
@@ -21,10 +22,9 @@ from marketplace.vouchers.eligibility import (
     Party,
     Reason,
     VoucherFact,
-    decide_stacking,
+    decide_share,
 )
 from marketplace.vouchers.objections import decide_objection, object_to
-from marketplace.vouchers.programme import Ratio
 from marketplace.vouchers.quote import quote_calls
 from marketplace.vouchers.refusals import words
 from marketplace.vouchers.reservations import decide_amount, firm_age_years
@@ -179,8 +179,8 @@ def test_the_reason_told_is_that_of_the_voucher_that_came_furthest():
 
 
 def test_a_reservation_is_at_most_the_ratio_of_the_contract():
-    third = Ratio(num=1, den=3)
-    share = decide_stacking(programme_file(), third, gross_fen=100, declared_fen=0).fen
+    third = Fraction(1, 3)
+    share = decide_share(programme_file(), [(100, third)], declared_fen=0).fen
     assert decide_amount(1_000, share, 0) == 33
     assert decide_amount(20, share, 0) == 20
     assert decide_amount(1_000, share, 30) == 3
