@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from marketplace.claims.assembly import Candidate, assemble, usage_digest
@@ -127,7 +128,7 @@ def advance(
     elif decision == "return":
         _give_lines_back(session, batch, lines_of(session, batch, "in_batch"), note or "batch returned", at_ms)
     elif decision == "unpay":
-        batch.payment, batch.payment_by = {}, ""
+        batch.payment, batch.payment_by, batch.payment_key = {}, "", None
     batch.state, batch.note = state, note or batch.note
     _record(session, batch, decision, member, note=note)
     return batch
@@ -224,8 +225,10 @@ def enter_payment(
         day = date.fromisoformat(paid_on)
     except ValueError:
         raise payment_day() from None
-    batch.payment = {"reference": reference.strip()[:200], "paid_on": day.isoformat(), "amount_fen": amount_fen}
-    _check_paid_once(session, batch)
+    reference = reference.strip()[:200]
+    _check_paid_once(session, batch.id, reference)
+    _take_reference(session, batch, reference)
+    batch.payment = {"reference": reference, "paid_on": day.isoformat(), "amount_fen": amount_fen}
     batch.payment_by, batch.state = member, state
     _record(session, batch, "pay", member, **batch.payment)
     return batch
@@ -237,7 +240,7 @@ def confirm_payment(session: Session, batch: ClaimBatch, *, member: str, at_ms: 
     state = decide_state(BATCH, batch.state, "confirm-payment")
     if member == batch.payment_by:
         raise forbidden("TWO_PERSONS")
-    _check_paid_once(session, batch)  # two entries at once did not see each other; by now both stand
+    _check_paid_once(session, batch.id, batch.payment["reference"])  # two may have it from before migration 0020
     payee = rules_of(session.get_one(Programme, batch.programme_id)).payee or ""  # none is active without
     subsidy: dict[str, int] = defaultdict(int)
     for line in lines_of(session, batch, "in_batch"):
@@ -250,12 +253,24 @@ def confirm_payment(session: Session, batch: ClaimBatch, *, member: str, at_ms: 
     return batch
 
 
-def _check_paid_once(session: Session, batch: ClaimBatch) -> None:
-    reference = _spelled(batch.payment.get("reference", ""))
-    query = select(ClaimBatch).where(ClaimBatch.id != batch.id, col(ClaimBatch.state).in_(PAYMENT_STANDS))
+def _take_reference(session: Session, batch: ClaimBatch, reference: str) -> None:
+    """The database's key refuses a second batch whose entry, at the same instant, did not see this one."""
+    batch_id = batch.id
+    try:
+        with session.begin_nested():
+            batch.payment_key = _spelled(reference) or None
+            session.add(batch)
+            session.flush()
+    except IntegrityError:
+        _check_paid_once(session, batch_id, reference)
+        raise
+
+
+def _check_paid_once(session: Session, batch_id: str, reference: str) -> None:
+    query = select(ClaimBatch).where(ClaimBatch.id != batch_id, col(ClaimBatch.state).in_(PAYMENT_STANDS))
     for other in session.exec(query.order_by(col(ClaimBatch.id))):
-        if _spelled(other.payment.get("reference", "")) == reference:
-            raise payment_twice(batch.payment["reference"], other.id)
+        if _spelled(other.payment.get("reference", "")) == _spelled(reference):
+            raise payment_twice(reference, other.id)
 
 
 def _spelled(reference: str) -> str:

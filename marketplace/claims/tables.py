@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from marketplace.clock import now_ms
@@ -12,11 +12,20 @@ def _fen() -> Column:  # type: ignore[type-arg]
     return Column(BigInteger, nullable=False)
 
 
+_HAS_PAYMENT = "payment_key IS NOT NULL"
+
+
 class ClaimBatch(SQLModel, table=True):
     """What is claimed from the government for one programme and period. Frozen once, under the hash of its document."""
 
     __tablename__ = "claim_batch"
-    __table_args__ = (CheckConstraint("total_fen >= 0", name="batch_never_negative"),)
+    __table_args__ = (
+        CheckConstraint("total_fen >= 0", name="batch_never_negative"),
+        Index(
+            "claim_payment_once", "payment_key", unique=True,
+            sqlite_where=text(_HAS_PAYMENT), postgresql_where=text(_HAS_PAYMENT),
+        ),
+    )  # fmt: skip
     id: str = Field(primary_key=True)
     programme_id: str = Field(foreign_key="programme.id", index=True)
     from_day: str  # ISO days in Asia/Shanghai, both counted
@@ -31,6 +40,7 @@ class ClaimBatch(SQLModel, table=True):
     approved_by: str = ""
     payment_by: str = ""  # who entered the payment; another one confirms it
     payment: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    payment_key: str | None = None  # its reference as it is compared, while the payment stands: no other batch's
     paid_by: str = ""
     paid_at_ms: int | None = None
     note: str = ""

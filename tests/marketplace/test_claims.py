@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
 import serving.leases
@@ -437,11 +438,14 @@ def test_one_payment_pays_one_batch(town, blobs):
         assert (refused.value.field, refused.value.details) == ("reference", {"claim_id": first})
     assert town.get(ClaimBatch, second).payment == {}
     enter("国库 2")
-    with transaction(town.engine) as session:  # as two entries at the same instant would have left it
+    with pytest.raises(IntegrityError), transaction(town.engine) as session:  # the database refuses it too
+        session.get_one(ClaimBatch, second).payment_key = town.get(ClaimBatch, first).payment_key
+    with transaction(town.engine) as session:  # as two entries at the same instant left it before migration 0020
         session.get_one(ClaimBatch, second).payment = town.get(ClaimBatch, first).payment
     with pytest.raises(Conflict, match="PAYMENT_TWICE"), transaction(town.engine) as session:
         batches.confirm_payment(session, batches.get_batch(session, second), member=LIN, at_ms=town.now)
     advance(town, second, "unpay")
+    assert town.get(ClaimBatch, second).payment_key is None
     enter("国库 2")
     town.check()
 

@@ -21,6 +21,7 @@ import serving.leases
 from marketplace import housekeeping
 from marketplace.catalogue.tables import Listing
 from marketplace.claims import batches, corrections
+from marketplace.claims.tables import ClaimBatch
 from marketplace.db import is_contended, retried, transaction
 from marketplace.errors import add_error_handlers
 from marketplace.ledger import accounts
@@ -31,6 +32,7 @@ from marketplace.usage.recovery import close_epoch
 from marketplace.vouchers import applications, closing, ending, issuing, revoking, subscriptions, subsidies
 from marketplace.vouchers.tables import Subscription, Voucher
 from model_store.blobs import FolderBlobs
+from model_store.errors import Conflict
 from serving.ports import Principal
 from tests.marketplace.test_claims import advance, freeze, lines, new_batch
 from tests.marketplace.town import CHEN, DAY, LIN, Town
@@ -357,6 +359,43 @@ def test_reservations_of_lapsed_vouchers_settle_while_usage_is_ingested_and_vouc
     tail = Ingest(town.engine, town.folder, "live", batch_records=20)
     seals = [partial(seal, box.name, box.epoch) for box in boxes]
     assert at_once(tail.flush, approve, *seals) == []
+    town.check()
+
+
+def test_two_entries_of_one_payment_at_once_pay_one_batch(town, blobs):
+    town.voucher(20_000)
+    town.subscribe()
+    node = town.node()
+    both = []
+    for _ in range(2):
+        node.call(count=20)
+        node.flush()
+        both.append(claimed(town, blobs))
+        advance(town, both[-1], "review", "publish", "approve")
+    looked, writing = threading.Barrier(2), set[threading.Thread]()
+
+    def wait(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE claim_batch") and threading.current_thread() not in writing:
+            writing.add(threading.current_thread())
+            looked.wait(60)  # neither has seen the other's entry
+
+    event.listen(town.engine, "before_cursor_execute", wait)
+    at = {"paid_on": "2027-02-01", "member": CHEN, "at_ms": town.now}
+
+    def enter(batch: str, reference: str) -> None:
+        with transaction(town.engine) as session:
+            row = batches.get_batch(session, batch)
+            batches.enter_payment(session, row, reference=reference, amount_fen=row.total_fen, **at)
+
+    (refused,) = at_once(*map(partial, [enter, enter], both, ["国库 1", "国库１"]))
+    event.remove(town.engine, "before_cursor_execute", wait)
+    assert isinstance(refused, Conflict)
+    (entered,) = [batch for batch in both if town.get(ClaimBatch, batch).state == "paying"]
+    assert (refused.code, refused.field, refused.details) == ("PAYMENT_TWICE", "reference", {"claim_id": entered})
+    (other,) = set(both) - {entered}
+    assert town.get(ClaimBatch, other).state == "approved"
+    assert town.get(ClaimBatch, other).payment == {}
+    enter(other, "国库 2")
     town.check()
 
 
