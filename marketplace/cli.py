@@ -243,6 +243,8 @@ def verify(
     else:
         for name, value in report.facts.items():
             typer.echo(f"  {name}: {value}")
+        if report.facts.get("paid") is False:
+            typer.echo("  该批次尚未支付 · this batch is not paid")
         for each in report.judgements:
             typer.echo(f"  {line_of(each)}")
         for wrong in report.wrong[:50]:

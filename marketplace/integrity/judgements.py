@@ -19,6 +19,7 @@ class Judgement(StrEnum):
     REDEEM_BY = "REDEEM_BY"
     INVOICE_AMOUNTS = "INVOICE_AMOUNTS"
     INVOICE_COVER = "INVOICE_COVER"
+    PAYMENT = "PAYMENT"
     PROOFS = "PROOFS"
     SEGMENTS = "SEGMENTS"
     JOURNALS = "JOURNALS"
@@ -40,6 +41,10 @@ WORDS = {
         "要求发票时, 发票足额支撑每行",
         "where invoices are asked for, they cover each line's gross",
     ),
+    Judgement.PAYMENT: (
+        "已支付批次: 金额与批次一致, 两人录入与确认",
+        "of a paid batch: the payment is of its amount, entered and confirmed by two persons",
+    ),
     Judgement.PROOFS: ("凭证到日根的证明与日链", "each posting's proof to its day's root, and the chain of days"),
     Judgement.SEGMENTS: ("用量所在日志段的证明", "the proofs of the journal segments that have the usage"),
     Judgement.JOURNALS: ("与日志文件逐条核对", "each record against the journals' own bytes"),
@@ -52,6 +57,7 @@ WHY_NOT = {
     Judgement.REDEEM_BY: _OLD_CLAIM,
     Judgement.INVOICE_AMOUNTS: _OLD_CLAIM,
     Judgement.INVOICE_COVER: _OLD_CLAIM,
+    Judgement.PAYMENT: _OLD_PACK,
     Judgement.SEGMENTS: _OLD_PACK,
     Judgement.JOURNALS: ("未提供日志文件夹 (--journals)", "no folder of journals was given (--journals)"),
 }

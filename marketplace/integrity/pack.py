@@ -26,6 +26,7 @@ from marketplace.clock import now_ms
 from marketplace.integrity.chain import canonical, segment_leaf
 from marketplace.integrity.days import day_facts, facts_of, list_days, with_leaves
 from marketplace.integrity.opened import COLUMNS
+from marketplace.integrity.payment import payment_of
 from marketplace.integrity.prover import Prover
 from marketplace.integrity.records import Records
 from marketplace.integrity.segments import segments_of
@@ -49,7 +50,8 @@ _TABLES = (
 
 def write_pack(session: Session, batch: ClaimBatch, blobs: Blobs, target: Path) -> Path:
     """A zip of the frozen document, its transfers, their usage, the journal segments that this was written down in,
-    the proofs of both, the chain of days, and a manifest: at `target`, whole or not at all. Answers `target`.
+    the proofs of both, the chain of days, the payment or that there is none, and a manifest: at `target`, whole or not
+    at all. Answers `target`.
 
     A line that came back since is not in it: its transfers may stand in another batch by now. `session` must see one
     state throughout (`db.snapshot`). What is under way lies in a folder beside `target`; of a killed process it stays.
@@ -81,6 +83,7 @@ def _write_members(session: Session, batch: ClaimBatch, members: Path, scratch: 
                 table.write(line)
         segments = (canonical(each) for each in _segments(session, prover, sorted_rows))
         _write_json(members / "segments.json", segments, b"[]")
+        (members / "payment.json").write_bytes(canonical(payment_of(session, batch, prover)))
     _write_json(members / "days.json", (canonical(day_facts(row)) for row in list_days(session)), b"[]")
 
 

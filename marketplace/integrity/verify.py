@@ -17,11 +17,19 @@ from typing import Any
 from marketplace.integrity.judgements import Judgement, told
 from marketplace.integrity.opened import UNREADABLE, Pack, key_of, open_pack
 from marketplace.integrity.verify_claim import verify_claim
+from marketplace.integrity.verify_payment import verify_payment
 from marketplace.integrity.verify_proofs import Spans, verify_days, verify_proofs, verify_segments
 
-FORMAT = "algomart-pack/3"
-FORMATS = ("algomart-pack/1", "algomart-pack/2", FORMAT)  # 1: no segments of journals; 2: usage without corrections
-NEEDS = {Judgement.SEGMENTS: "algomart-pack/2", Judgement.CORRECTIONS: "algomart-pack/3"}  # the first that has it
+FORMAT = "algomart-pack/4"
+# 1: no segments of journals; 2: usage without corrections; 3: no payment
+FORMATS = ("algomart-pack/1", "algomart-pack/2", "algomart-pack/3", FORMAT)
+NEEDS = {  # the first that has it
+    Judgement.SEGMENTS: "algomart-pack/2",
+    Judgement.CORRECTIONS: "algomart-pack/3",
+    Judgement.PAYMENT: "algomart-pack/4",
+}
+MEMBERS = frozenset({"claim.json", "transfers.jsonl", "usage.csv", "proofs.json", "days.json"})  # of every format
+MORE = {Judgement.SEGMENTS: "segments.json", Judgement.PAYMENT: "payment.json"}
 
 
 @dataclass
@@ -65,6 +73,7 @@ def _verify(pack: Pack, report: Report) -> None:
     format_, check = manifest["format"], report.check
     check(format_ in FORMATS, f"manifest.json: format {format_!r}, expected {FORMAT!r}")
     missing = {each for each, first in NEEDS.items() if format_ in FORMATS[: FORMATS.index(first)]}
+    _verify_members(pack, missing, report)
     claim_sha256 = _verify_files(pack, manifest, report)
     roots, last = verify_days(pack.items("days.json"), check)
     segments = iter(()) if Judgement.SEGMENTS in missing else pack.items("segments.json")
@@ -73,8 +82,10 @@ def _verify(pack: Pack, report: Report) -> None:
     transfers = _take_leaves(pack, report)
     claimed = verify_claim(pack, manifest, check, is_marked=Judgement.CORRECTIONS not in missing)
     anchored = verify_proofs(pack, roots, check)
+    payment = {} if Judgement.PAYMENT in missing else verify_payment(pack, manifest, claimed, roots, check)
     report.facts = {
         "batch": manifest["batch"],
+        "state": manifest["state"],
         "claim_sha256": claim_sha256,
         "total_fen": claimed.fen,
         "lines": claimed.lines,
@@ -88,10 +99,18 @@ def _verify(pack: Pack, report: Report) -> None:
         "journal_segments_in_closed_days": proved,
         "usage_in_proved_journals": covered,
         "usage_without_a_recorded_filing": claimed.unfiled,
+        **payment,
         "last_day": last["day"] if last else "",
         "last_chain": last["chain"] if last else "",
     }
     report.judgements = told({Judgement.JOURNALS} | missing | claimed.unsaid)
+
+
+def _verify_members(pack: Pack, missing: set[Judgement], report: Report) -> None:
+    """What a format does not have is judged by nothing, so it must not be there."""
+    expected = MEMBERS | {name for judgement, name in MORE.items() if judgement not in missing}
+    odd = sorted((set(pack.names) - {"manifest.json"}) ^ expected)
+    report.check(not odd, f"manifest.json: of this format, the pack has too much or lacks: {', '.join(odd)[:200]}")
 
 
 def _verify_files(pack: Pack, manifest: dict[str, Any], report: Report) -> str:

@@ -37,6 +37,8 @@ class Claimed:
     earlier: int = 0  # records older than the period
     later: int = 0  # records later than it
     invoices: int = 0
+    programme: str = ""
+    frozen_at_ms: int = 0
     unsaid: set[Judgement] = field(default_factory=set)
 
 
@@ -44,6 +46,7 @@ def verify_claim(pack: Pack, manifest: dict[str, Any], check: Check, *, is_marke
     """`is_marked`: usage.csv says which records were corrected. Raises what `opened.UNREADABLE` lists."""
     head, found = _take_head(pack, check), Claimed()
     found.invoices = verify_invoices(pack, check)
+    found.programme, found.frozen_at_ms = head["programme"]["id"], head["frozen_at_ms"]
     period, kept = Period.of(head), set(manifest["lines"])
     for line in _lines(pack):
         if line["line"] not in kept:

@@ -187,7 +187,7 @@ def test_a_pack_holds_by_itself(pack):
 
 
 @pytest.mark.parametrize(
-    "name", ["claim.json", "transfers.jsonl", "usage.csv", "proofs.json", "segments.json", "days.json"]
+    "name", ["claim.json", "transfers.jsonl", "usage.csv", "proofs.json", "segments.json", "payment.json", "days.json"]
 )
 def test_one_flipped_byte_is_seen(pack, name):
     with zipfile.ZipFile(pack) as archive:
@@ -383,10 +383,12 @@ def test_a_pack_of_before_the_marks_is_held_to_its_charges(town, blobs, tmp_path
     pack = corrected(town, blobs, tmp_path / "pack.zip")
     with zipfile.ZipFile(pack) as archive:
         files = {info.filename: archive.read(info) for info in archive.infolist()}
+    del files["payment.json"]
     rows = [row.rsplit(b",", 2)[0] for row in files["usage.csv"].splitlines()]
     for usage, holds in ((rows, True), ([row.replace(b",subsidised,", b",self_pay,") for row in rows], False)):
         files["usage.csv"] = b"\n".join(usage) + b"\n"
         manifest = json.loads(files["manifest.json"]) | {"format": "algomart-pack/2"}
+        manifest["files"].pop("payment.json", None)
         manifest["files"]["usage.csv"] = hashlib.sha256(files["usage.csv"]).hexdigest()
         files["manifest.json"] = json.dumps(manifest).encode()
         path = tmp_path / "written.zip"
@@ -463,7 +465,8 @@ def test_a_day_of_the_first_layout_still_fits_and_goes_on_in_the_chain(town):
 def as_first_format(pack: Path) -> Path:
     """What a market of the first format would have written: no segments, days of layout 1."""
     with zipfile.ZipFile(pack) as archive:
-        files = {info.filename: archive.read(info) for info in archive.infolist() if info.filename != "segments.json"}
+        newer = ("segments.json", "payment.json")
+        files = {info.filename: archive.read(info) for info in archive.infolist() if info.filename not in newer}
     leaves, days, proofs, chain = files["transfers.jsonl"].splitlines(), [], {}, "0" * 64
     for leaf in leaves:
         day = policy_date(json.loads(leaf)["posted_at_ms"]).isoformat()

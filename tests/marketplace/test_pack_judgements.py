@@ -28,15 +28,24 @@ from marketplace.usage import recovery
 from marketplace.vouchers.tables import Programme, Subscription
 from model_store.blobs import FolderBlobs
 from tests.marketplace.stores import on_both_stores
-from tests.marketplace.test_claims import batch_of, enter_invoice, freeze, new_batch, trade, voucher_with_evidence
+from tests.marketplace.test_claims import (
+    advance,
+    batch_of,
+    enter_invoice,
+    freeze,
+    new_batch,
+    pay,
+    trade,
+    voucher_with_evidence,
+)
 from tests.marketplace.test_integrity import close, packed
-from tests.marketplace.town import DAY, Town
+from tests.marketplace.town import CHEN, DAY, LIN, Town
 
 Change = Callable[[Any], None]
 
 
 def pytest_generate_tests(metafunc):
-    on_both_stores(metafunc, only_sqlite=("pack", "backed", "across_midnight"))
+    on_both_stores(metafunc, only_sqlite=("pack", "backed", "across_midnight", "paid_pack"))
 
 
 @pytest.fixture
@@ -73,9 +82,11 @@ def forged(
     claim: Change | None = None,
     usage: Change | None = None,
     payment: Change | None = None,
-    manifest: Change | None = None,
+    without: str = "",
+    **facts: Any,
 ) -> Report:
-    """The pack with these documents changed (of usage: its list of rows), and every hash that names them."""
+    """The pack with these documents changed (of usage: its list of rows), `without` a file, its manifest saying these
+    facts; and every hash that names them."""
     with zipfile.ZipFile(pack) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     told = json.loads(files.pop("manifest.json"))
@@ -86,12 +97,10 @@ def forged(
             files[name] = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
     if usage is not None:
         files["usage.csv"] = _with_rows(files["usage.csv"], usage)
-    if manifest is not None:
-        manifest(files)
+    files.pop(without, None)
+    told |= facts
     told["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     told["claim_sha256"] = told["files"]["claim.json"]
-    if manifest is not None:
-        manifest(told)
     path = pack.with_name("forged.zip")
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in (("manifest.json", json.dumps(told).encode()), *files.items()):
@@ -276,6 +285,109 @@ def test_where_no_invoices_are_asked_for_some_may_back_a_part_and_none_more_than
     assert any("its invoices back 60 fen, more than its gross of 37" in wrong for wrong in report.wrong)
 
 
+# --- the payment ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paid_pack(town, blobs, tmp_path) -> Path:
+    """12 fen, paid; the day of the payment is closed, and Q.paid of it leads to that day's root."""
+    trade(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "review", "publish", "approve")
+    town.now += DAY
+    pay(town, batch)
+    town.now += 2 * DAY
+    close(town)
+    return packed(town, blobs, batch, tmp_path / "pack.zip")
+
+
+def test_a_pack_says_whether_its_batch_is_paid_and_its_frozen_document_stays_the_same(town, blobs, tmp_path):
+    trade(town)
+    batch = new_batch(town)
+    frozen = freeze(town, blobs, batch).sha256
+    advance(town, batch, "submit", "review", "publish", "approve")
+    report = verify_pack(packed(town, blobs, batch, tmp_path / "unpaid.zip"))
+    assert (report.wrong, report.facts["paid"], report.facts["state"]) == ([], False, "approved")
+    pay(town, batch)
+    report = verify_pack(packed(town, blobs, batch, tmp_path / "paid.zip"))
+    assert (report.wrong, report.facts["paid"], report.facts["claim_sha256"]) == ([], True, frozen)
+    assert (report.facts["payment_amount_fen"], report.facts["payment_reference"]) == (12, "国库 1")
+    assert (report.facts["payment_entered_by"], report.facts["payment_confirmed_by"]) == (CHEN, LIN)
+    assert report.facts["payment_in_a_closed_day"] is False
+    advance(town, batch, "reconcile")
+    report = verify_pack(packed(town, blobs, batch, tmp_path / "reconciled.zip"))
+    assert (report.wrong, report.facts["paid"]) == ([], True)
+
+
+@pytest.mark.parametrize(
+    "mode", [{"settlement_mode": "deduct", "payee": "platform"}, {"payee": "provider", "settlement_mode": "deduct"}]
+)
+def test_the_payment_of_each_mode_holds(town, blobs, tmp_path, mode):
+    trade(town, **mode)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    advance(town, batch, "submit", "review", "publish", "approve")
+    pay(town, batch)
+    assert verify_pack(packed(town, blobs, batch, tmp_path / "paid.zip")).wrong == []
+
+
+def with_posting(**facts: Any) -> Change:
+    def change(document: dict[str, Any]) -> None:
+        document["posting"] = json.dumps(json.loads(document["posting"]) | facts)
+
+    return change
+
+
+def paid_less(document: dict[str, Any]) -> None:
+    """Another amount, in the posting too."""
+    posting = json.loads(document["posting"])
+    posting["entries"] = [[account, fen // 2] for account, fen in posting["entries"]]
+    document |= {"amount_fen": 6, "posting": json.dumps(posting)}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda told: told.update(amount_fen=11), "11 fen were paid, the batch is 12"),
+        (lambda told: told.update(amount_fen=11), "12 fen were posted as paid, not 11"),
+        (paid_less, "6 fen were paid, the batch is 12"),
+        (paid_less, "it is not what 2027-01-16 was closed with"),
+        (lambda told: told.update(confirmed_by=CHEN), "'mem_chen' entered and confirmed it, alone"),
+        (lambda told: told.update(entered_by=""), "does not say who entered and who confirmed it"),
+        (lambda told: told.update(confirmed_at_ms=1), "confirmed before the batch was frozen"),
+        (lambda told: told.update(paid_on="soon"), "cannot be read"),
+        (lambda told: told.update(proof=None), "2027-01-16 is closed, and it has no proof"),
+        (with_posting(kind="P9"), "another event was posted"),
+        (with_posting(event="P10:clm_another"), "another event was posted"),
+        (with_posting(entries=[["Q.paid[town@1]", 12]]), "its entries do not sum to zero"),
+        (lambda told: told.update(paid=False), "says not paid, the batch is 'paid'"),
+        (lambda told: told.update(paid=False), "has a payment, and says that there is none"),
+    ],
+)
+def test_a_payment_of_another_amount_by_one_person_or_otherwise_posted_is_named(paid_pack, change, why):
+    report = forged(paid_pack, payment=change)
+    assert any(why in wrong for wrong in report.wrong), report.wrong
+
+
+def test_the_payment_leads_to_the_root_of_its_day(paid_pack):
+    report = verify_pack(paid_pack)
+    assert (report.wrong, report.facts["payment_in_a_closed_day"]) == ([], True)
+
+
+def test_an_unpaid_batch_is_not_said_to_be_paid_nor_a_pack_to_be_of_a_format_that_it_is_not(pack):
+    assert any("says not paid, the batch is 'paid'" in wrong for wrong in forged(pack, state="paid").wrong)
+    assert any("payment.json" in wrong for wrong in forged(pack, without="payment.json").wrong)
+    assert any("payment.json" in wrong for wrong in forged(pack, format="algomart-pack/3").wrong)
+
+
+def test_a_pack_of_before_payments_were_in_it_holds_and_is_said_to_have_none(paid_pack):
+    report = forged(paid_pack, without="payment.json", format="algomart-pack/3")
+    assert report.wrong == []
+    assert {what for what, was in made(report).items() if not was} == {Judgement.PAYMENT, Judgement.JOURNALS}
+    assert "paid" not in report.facts
+
+
 # --- what is told of it -----------------------------------------------------------------------------------------------
 
 
@@ -305,6 +417,7 @@ def test_the_command_says_what_was_judged_and_what_was_not(pack):
     forged(pack, claim=older)
     done = CliRunner().invoke(app, ["verify", str(pack.with_name("forged.zip"))])
     assert done.exit_code == 0, done.output
+    assert "该批次尚未支付 · this batch is not paid" in done.output
     assert "已判定 judged: 扣费与用量在申报期内 · charges and usage lie within the batch's period" in done.output
     assert "未判定 not judged: 冻结不晚于券的兑付截止日" in done.output
     assert "the frozen document is older and does not say" in done.output

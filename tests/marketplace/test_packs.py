@@ -111,6 +111,7 @@ def whole(session: Session, batch: ClaimBatch, blobs: FolderBlobs) -> bytes:
         "usage.csv": as_csv(session, rows),
         "proofs.json": canonical({str(key): proof(session, session.get_one(LedgerTransfer, key)) for key in transfers}),
         "segments.json": canonical(chosen(session, rows)),
+        "payment.json": b'{"paid":false}',
         "days.json": canonical([day_facts(row) for row in list_days(session)]),
     }
     manifest = {
@@ -229,7 +230,7 @@ def test_its_parts_are_compressed_apart_and_read_by_any_zip_program(town, blobs,
     target = packed(town, blobs, frozen, tmp_path / "pack.zip")
     with zipfile.ZipFile(target) as archive:
         assert archive.testzip() is None
-        assert [info.compress_type for info in archive.infolist()] == [zipfile.ZIP_DEFLATED] * 7
+        assert [info.compress_type for info in archive.infolist()] == [zipfile.ZIP_DEFLATED] * 8
 
 
 def test_an_operator_downloads_it_and_no_copy_is_left(market, client, monkeypatch):
