@@ -45,10 +45,13 @@ def pack(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """打包 · All reports as CSV in a zip with its manifest; prints its SHA-256, the same for the same `--as-of`."""
+    """打包 · All reports as CSV in a zip with its manifest; prints its SHA-256, the same for the same `--as-of`.
+
+    结束码 1: 总账与来源或余额不符 · Ends with 1 where `reconcile` or `trial-balance` has rows that do not agree.
+    """
     from marketplace.clock import now_ms
     from marketplace.db import reading
-    from marketplace.reports.pack import facts_of, instant_of, write_pack
+    from marketplace.reports.pack import differences_in, facts_of, instant_of, write_pack
     from model_store.blobs import FolderBlobs
 
     blobs = FolderBlobs((home or Settings().home) / "blobs")
@@ -57,6 +60,11 @@ def pack(
         made = write_pack(facts, Path(folder))
         with made.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        differences = differences_in(made)
         shutil.move(made, target)
-    said = {"file": str(target), "sha256": digest, "as_of_ms": facts.as_of_ms}
+    said = {"file": str(target), "sha256": digest, "as_of_ms": facts.as_of_ms, "differences": differences}
     typer.echo(json.dumps(said) if as_json else f"{digest}  {target}")
+    for name, count in differences.items():
+        typer.echo(f"✗ {name}: {count} 行不符 · {count} rows do not agree", err=True)
+    if differences:
+        raise typer.Exit(1)

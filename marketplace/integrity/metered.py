@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, func, select
 
 from marketplace.claims.tables import Correction
 from marketplace.ledger import accounts
 from marketplace.ledger.replay import PORTION
 from marketplace.ledger.tables import LedgerEntry, LedgerTransfer
+from marketplace.organisations.tables import AuditEvent
 from marketplace.usage.tables import SelfPayMeter, Usage
 from marketplace.vouchers.tables import LeaseRow, Reservation
 from serving.metering import MICRO_PER_FEN
@@ -27,19 +29,22 @@ _GROSS = sa.or_(
     col(LedgerEntry.account).startswith(accounts.payable_provider("")[:-1], autoescape=True),
     col(LedgerEntry.account).in_((accounts.FEE, accounts.VAT)),
 )
+_SUBSIDY = col(LedgerEntry.account).startswith(accounts.used("")[:-1], autoescape=True)
 _CHUNK = 10_000
+SETTLE_MS = 10_000  # no transaction takes as long from its first stamp to its commit
 Note = Callable[..., None]
 
 
 @dataclass(slots=True)
 class Used:
-    """What the usage rows of one reservation (or self-paid contract) come to, corrected records off, and the gross that
+    """What the usage rows of one reservation (or self-paid contract) come to, corrected records off, and the fen that
     the ledger has for it. `corrections`: how many records were taken back."""
 
     gross_micro: int = 0
     eligible_micro: int = 0
     corrections: int = 0
     gross_fen: int = 0
+    subsidy_fen: int = 0
 
 
 @dataclass(slots=True)
@@ -102,61 +107,90 @@ def decide_may_wait(corrections: int) -> int:
     return 1 + corrections
 
 
-def metered(session: Session) -> Metered:
-    """Everything summed by the database, a few rows a lease and a transfer here."""
+def metered(session: Session, at_ms: int | None = None) -> Metered:
+    """Everything summed by the database, a few rows a lease and a transfer here. `at_ms`: as it was at that instant."""
     found = Metered()
-    for owner, lease, kind, micro, corrections in (*_used(session), *_corrected(session)):
+    for owner, lease, kind, micro, corrections in (*_used(session, at_ms), *_corrected(session, at_ms)):
         used = found.owners[owner]
         used.gross_micro += micro
         used.corrections += corrections
         if kind == "subsidised":
             used.eligible_micro += micro
             found.leases[lease] += micro
-    for owner, fen in _posted(session):
-        found.owners[owner].gross_fen += fen
+    for owner, gross, subsidy in _posted(session, at_ms):
+        found.owners[owner].gross_fen += gross
+        found.owners[owner].subsidy_fen += subsidy
     return found
 
 
-def _used(session: Session) -> Iterator[tuple[str, str, str, int, int]]:
+def _in_by(at_ms: int) -> Any:
+    """Whether a usage record was in the books: carried by what was posted by then, or ingested for good. A record is
+    stamped before its transaction posts and commits, so the last moments count by what was posted alone."""
+    return sa.or_(col(LedgerTransfer.posted_at_ms) <= at_ms, col(Usage.ingested_at_ms) <= at_ms - SETTLE_MS)
+
+
+def _used(session: Session, at_ms: int | None) -> Iterator[tuple[str, str, str, int, int]]:
     by = (col(Usage.reservation_id), col(Usage.subscription_id), col(Usage.lease_id), col(Usage.lease_kind))
     query = (
         sa.select(*by, func.sum(col(Usage.amount_micro)))
         .where(col(Usage.status) != "quarantined", col(Usage.lease_kind) != "free")
         .group_by(*by)
     )
+    if at_ms is not None:
+        carrier = col(LedgerTransfer.id) == col(Usage.transfer_id)
+        query = query.join(LedgerTransfer, carrier, isouter=True).where(_in_by(at_ms))
     for reservation, contract, lease, kind, micro in session.connection().execute(query):
         yield reservation or contract, lease, kind, int(micro), 0
 
 
-def _corrected(session: Session) -> Iterator[tuple[str, str, str, int, int]]:
+def _corrected(session: Session, at_ms: int | None) -> Iterator[tuple[str, str, str, int, int]]:
     by = (col(Usage.reservation_id), col(Usage.subscription_id), col(Usage.lease_id), col(Usage.lease_kind))
     query = (
         sa.select(*by, col(Usage.amount_micro))
         .join(Correction, col(Correction.usage_id) == col(Usage.usage_id))
         .where(col(Correction.state) == "posted")
     )
+    if at_ms is not None:
+        reversal = aliased(LedgerTransfer)
+        told = sa.select(col(AuditEvent.subject)).where(
+            col(AuditEvent.action) == "correction.post", col(AuditEvent.at_ms) <= at_ms
+        )
+        less_than_a_fen = sa.and_(col(Correction.transfer_id).is_(None), col(Correction.id).in_(told))
+        query = (
+            query.join(LedgerTransfer, col(LedgerTransfer.id) == col(Usage.transfer_id), isouter=True)
+            .join(reversal, col(reversal.id) == col(Correction.transfer_id), isouter=True)
+            .where(_in_by(at_ms), sa.or_(col(reversal.posted_at_ms) <= at_ms, less_than_a_fen))
+        )
     for reservation, contract, lease, kind, micro in session.connection().execute(query):
         yield reservation or contract, lease, kind, -micro, 1
 
 
-def _posted(session: Session) -> Iterator[tuple[str, int]]:
-    """(owner, gross fen) of each P5 and, negative, P13. Whose a P5 is its event key says, even where it has no
-    subsidy."""
-    query = select(Correction.id, Usage.reservation_id, Usage.subscription_id)
-    rows = session.exec(query.join(Usage, col(Usage.usage_id) == col(Correction.usage_id)))
+def _posted(session: Session, at_ms: int | None) -> Iterator[tuple[str, int, int]]:
+    """(owner, gross fen, of it subsidy) of each P5 and, negative, P13. Whose a P5 is its event key says, even where it
+    has no subsidy."""
+    owners = select(Correction.id, Usage.reservation_id, Usage.subscription_id)
+    rows = session.exec(owners.join(Usage, col(Usage.usage_id) == col(Correction.usage_id)))
     owner_of = {correction: reservation or contract for correction, reservation, contract in rows}
     first, last = session.exec(select(func.min(LedgerTransfer.id), func.max(LedgerTransfer.id))).one()
-    for start in range(first or 0, (last or -1) + 1, PORTION):
-        sums = (
-            sa.select(col(LedgerTransfer.kind), col(LedgerTransfer.event_key), func.sum(-col(LedgerEntry.amount_fen)))
-            .join(LedgerEntry, col(LedgerEntry.transfer_id) == col(LedgerTransfer.id))
-            .where(col(LedgerTransfer.kind).in_(("P5", "P13")), _GROSS)
-            .where(col(LedgerTransfer.id) >= start, col(LedgerTransfer.id) < start + PORTION)
-            .group_by(col(LedgerTransfer.id), col(LedgerTransfer.kind), col(LedgerTransfer.event_key))
+    fen = col(LedgerEntry.amount_fen)
+    query = (
+        sa.select(
+            col(LedgerTransfer.kind),
+            col(LedgerTransfer.event_key),
+            func.sum(sa.case((_GROSS, -fen), else_=0)),
+            func.sum(sa.case((_SUBSIDY, fen), else_=0)),
         )
-        for kind, event, fen in session.connection().execute(sums):
+        .join(LedgerEntry, col(LedgerEntry.transfer_id) == col(LedgerTransfer.id))
+        .where(col(LedgerTransfer.kind).in_(("P5", "P13")))
+        .group_by(col(LedgerTransfer.id), col(LedgerTransfer.kind), col(LedgerTransfer.event_key))
+    )
+    if at_ms is not None:
+        query = query.where(col(LedgerTransfer.posted_at_ms) <= at_ms)
+    for start in range(first or 0, (last or -1) + 1, PORTION):
+        within = (col(LedgerTransfer.id) >= start, col(LedgerTransfer.id) < start + PORTION)
+        for kind, event, gross, subsidy in session.connection().execute(query.where(*within)):
             of = event.split(":")[1]
-            yield (of if kind == "P5" else owner_of.get(of, of)), int(fen)
+            yield (of if kind == "P5" else owner_of.get(of, of)), int(gross), int(subsidy)
 
 
 def _reservations(session: Session) -> Iterator[tuple[Any, ...]]:

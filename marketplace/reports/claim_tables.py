@@ -32,7 +32,7 @@ def _claims(facts: Facts) -> Iterator[Row]:
         if frozen is None:
             continue
         document = json.loads(facts.blobs.path(frozen.details["sha256"]).read_bytes())
-        step, payment, states = _standing(events)
+        step, payment, states = standing_of(events)
         for line in document["lines"]:
             state = states.get(line["line"], states[""])
             head = (key, document["programme"]["code"], step, frozen.details["sha256"], line["line"], state,
@@ -48,7 +48,7 @@ def _claims(facts: Facts) -> Iterator[Row]:
                     first = (0, 0)
 
 
-def _standing(events: list[AuditEvent]) -> tuple[str, dict[str, Any], dict[str, str]]:
+def standing_of(events: list[AuditEvent]) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The batch's last step, its payment, and the state of each line ("": of all others)."""
     step, payment, states = "", {}, {"": "in_batch"}
     for event in events:

@@ -39,7 +39,8 @@ class Column:
 @dataclass(frozen=True, slots=True)
 class Report:
     """`rows` yields one tuple a row in a fixed order. `note_zh`/`note_en` say what cannot be told of the past: with
-    them, the same `as_of` asked later may answer otherwise (`reproducible` is False)."""
+    them, the same `as_of` asked later may answer otherwise (`reproducible` is False). `verdict`: the flag column that
+    is False in a row that does not agree; "": the report judges nothing."""
 
     name: str
     zh: str
@@ -48,6 +49,13 @@ class Report:
     rows: Callable[[Facts], Iterator[Row]]
     note_zh: str = ""
     note_en: str = ""
+    verdict: str = ""
+
+    def differs(self, row: Row) -> bool:
+        """Whether a row says that something does not agree."""
+        return any(
+            column.name == self.verdict and cell is False for column, cell in zip(self.columns, row, strict=True)
+        )
 
     @property
     def reproducible(self) -> bool:

@@ -120,17 +120,25 @@ class Facts:
         """(kind of posting, account) → fen into it and out of it by then."""
         amount = col(LedgerEntry.amount_fen)
         query = (
-            sa.select(
-                col(LedgerTransfer.kind),
-                col(LedgerEntry.account),
-                sa.func.sum(sa.case((amount > 0, amount), else_=0)),
-                sa.func.sum(sa.case((amount < 0, -amount), else_=0)),
-            )
+            sa.select(col(LedgerTransfer.kind), col(LedgerEntry.account), *_turnover(amount))
             .join(LedgerTransfer, col(LedgerTransfer.id) == col(LedgerEntry.transfer_id))
             .where(col(LedgerTransfer.posted_at_ms) <= self.as_of_ms)
             .group_by(col(LedgerTransfer.kind), col(LedgerEntry.account))
         )
         return {(k, a): (int(into), int(out)) for k, a, into, out in self.session.connection().execute(query)}
+
+    @cached_property
+    def turnover_before(self) -> dict[str, tuple[int, int]]:
+        """Account → fen into it and out of it before the period; {} where it has no first day."""
+        if not self.from_ms:
+            return {}
+        query = (
+            sa.select(col(LedgerEntry.account), *_turnover(col(LedgerEntry.amount_fen)))
+            .join(LedgerTransfer, col(LedgerTransfer.id) == col(LedgerEntry.transfer_id))
+            .where(col(LedgerTransfer.posted_at_ms) < self.from_ms)
+            .group_by(col(LedgerEntry.account))
+        )
+        return {account: (int(into), int(out)) for account, into, out in self.session.connection().execute(query)}
 
     @cached_property
     def balances(self) -> dict[str, int]:
@@ -246,3 +254,8 @@ class Facts:
                 where.paid += fen if batch in paid else 0
                 where.batched += 0 if batch in paid else fen
         return found
+
+
+def _turnover(amount: Any) -> tuple[Any, Any]:
+    """What went into an account and out of it."""
+    return sa.func.sum(sa.case((amount > 0, amount), else_=0)), sa.func.sum(sa.case((amount < 0, -amount), else_=0))

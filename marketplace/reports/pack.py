@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from sqlmodel import Session
 
 from marketplace.clock import end_of_day_ms, start_of_day_ms
-from marketplace.reports.declared import Report
+from marketplace.reports.declared import Report, Row
 from marketplace.reports.facts import Facts
 from marketplace.reports.refusals import as_of_invalid, as_of_too_late, from_invalid, report_not_found
 from marketplace.reports.register import REPORTS
@@ -84,18 +84,32 @@ def meta_of(facts: Facts) -> dict[str, Any]:
 
 def write_report(report: Report, facts: Facts, form: str, folder: Path) -> tuple[Path, int]:
     """The file and its number of rows. `Conflict` REPORT_TOO_LONG for XLSX."""
-    path = folder / f"{report.name}.{form}"
-    return path, WRITERS[form](report, report.rows(facts), path, meta_of(facts))
+    path, rows, _ = _write(report, facts, form, folder)
+    return path, rows
+
+
+def _write(report: Report, facts: Facts, form: str, folder: Path) -> tuple[Path, int, int]:
+    """The file, its number of rows, and in how many of them something does not agree."""
+    path, differing = folder / f"{report.name}.{form}", 0
+
+    def judged() -> Iterator[Row]:
+        nonlocal differing
+        for row in report.rows(facts):
+            differing += report.differs(row)
+            yield row
+
+    return path, WRITERS[form](report, judged(), path, meta_of(facts)), differing
 
 
 def write_pack(facts: Facts, folder: Path, forms: Sequence[str] = ("csv",)) -> Path:
-    """`reports.zip` in `folder`: each report in these forms, and `manifest.json`."""
+    """`reports.zip` in `folder`: each report in these forms, and `manifest.json`. Of reports that judge it has in how
+    many rows something does not agree (`differences`)."""
     listed: list[dict[str, Any]] = []
     target = folder / "reports.zip"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for report in REPORTS.values():
             for form in forms:
-                path, rows = write_report(report, facts, form, folder)
+                path, rows, differing = _write(report, facts, form, folder)
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 _add(archive, path)
@@ -105,6 +119,7 @@ def write_pack(facts: Facts, folder: Path, forms: Sequence[str] = ("csv",)) -> P
                         "sha256": digest,
                         "bytes": path.stat().st_size,
                         "rows": rows,
+                        **({"differences": differing} if report.verdict else {}),
                         "reproducible": report.reproducible,
                         "note_zh": report.note_zh,
                         "note_en": report.note_en,
@@ -117,6 +132,13 @@ def write_pack(facts: Facts, folder: Path, forms: Sequence[str] = ("csv",)) -> P
         entry.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(entry, text)
     return target
+
+
+def differences_in(pack: Path) -> dict[str, int]:
+    """File of a pack → in how many of its rows something does not agree; only where there are any."""
+    with zipfile.ZipFile(pack) as archive:
+        files = json.loads(archive.read("manifest.json"))["files"]
+    return {each["file"]: each["differences"] for each in files if each.get("differences")}
 
 
 def _add(archive: zipfile.ZipFile, path: Path) -> None:

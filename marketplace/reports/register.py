@@ -9,6 +9,7 @@ from marketplace.reports import (
     finding_tables,
     integrity_tables,
     ledger_tables,
+    reconcile_tables,
     usage_tables,
     voucher_tables,
 )
@@ -30,6 +31,7 @@ _ALL: tuple[Report, ...] = (
     ledger_tables.RETURNS,
     claim_tables.CLAWBACKS,
     ledger_tables.TRIAL_BALANCE,
+    reconcile_tables.RECONCILE,
     integrity_tables.INTEGRITY,
     usage_tables.PERFORMANCE,
     usage_tables.COST,

@@ -28,6 +28,7 @@ from marketplace.integrity.days import close_days, leaves_of
 from marketplace.integrity.segments import record_prefixes
 from marketplace.integrity.tables import JournalSegment
 from marketplace.keys.service import create_key, scopes_of_kind
+from marketplace.ledger import posting
 from marketplace.ledger.rebuild import trial_balance
 from marketplace.ledger.tables import CapCounter
 from marketplace.organisations.members import add_member
@@ -45,7 +46,7 @@ from marketplace.vouchers.tables import Programme, Subscription
 from model_store.errors import BadInput, NotFound
 from tests.marketplace import test_claims as claims
 from tests.marketplace.shelf import add_listing
-from tests.marketplace.stores import on_both_stores
+from tests.marketplace.stores import on_both_stores, unguarded
 from tests.marketplace.test_case_files import in_state
 from tests.marketplace.test_claims import approved, bind_anew, trade
 from tests.marketplace.town import CHEN, DAY, LIN, Town
@@ -386,12 +387,47 @@ def test_clawbacks_and_returns_to_the_pool(town, blobs):
 
 def test_the_trial_balance_is_the_ledger_s_and_each_ledger_sums_to_zero(town, blobs):
     trade(town)
-    rows = {row["account"]: row for row in report(town, blobs, "trial-balance")}
+    found = report(town, blobs, "trial-balance")
+    rows = {row["account"]: row for row in found}
     with reading(town.engine) as session:
         kept = {row["account"]: row["balance_fen"] for row in trial_balance(session)["items"]}
-    assert {key: row["balance_fen"] for key, row in rows.items() if not key.startswith("Σ")} == kept
+    assert {row["account"]: row["balance_fen"] for row in found if row["row"] == "account"} == kept
     assert rows["ΣQ"]["balanced"]
     assert rows["ΣM"]["balanced"]
+    assert rows["Q.vouchers"]["balance_fen"] == kept["Q.avail"] + kept["Q.resv"] + kept["Q.lease"] == 988
+    assert (rows["M.assets"]["balance_fen"], rows["M.liabilities"]["balance_fen"]) == (37, -37)
+    assert sum(row["balance_fen"] for row in found if row["row"] == "class") == 0
+
+
+def test_the_trial_balance_of_a_period_opens_with_what_the_days_before_closed_with(town, blobs, monkeypatch):
+    real = posting.now_ms
+    monkeypatch.setattr(posting, "now_ms", lambda: real() - DAY)
+    town.voucher(1_000)  # posted yesterday
+    monkeypatch.setattr(posting, "now_ms", real)
+    town.subscribe(contract_fen=100_000)
+    today = policy_date(now_ms()).isoformat()
+    rows = {row["account"]: row for row in report(town, blobs, "trial-balance", from_day=today)}
+    yesterday = end_of_day_ms(policy_date(now_ms() - DAY))
+    before = {row["account"]: row["balance_fen"] for row in report(town, blobs, "trial-balance", yesterday)}
+    whole = {row["account"]: row["balance_fen"] for row in report(town, blobs, "trial-balance")}
+    assert {key: row["opening_fen"] for key, row in rows.items() if row["opening_fen"]} == {
+        key: fen for key, fen in before.items() if fen
+    }
+    assert {key: row["balance_fen"] for key, row in rows.items()} == whole
+    assert (rows["Q.avail"]["opening_fen"], rows["Q.avail"]["out_fen"], rows["Q.avail"]["balance_fen"]) == (
+        1000,
+        1000,
+        0,
+    )
+    assert (rows["Q.resv"]["opening_fen"], rows["Q.resv"]["change_fen"]) == (0, 1_000)
+    assert rows["ΣQ"]["balanced"]
+
+
+def test_an_account_below_its_floor_or_a_lopsided_ledger_makes_the_trial_balance_say_so(town, blobs):
+    trade(town)
+    unguarded(town.engine, "UPDATE ledger_entry SET amount_fen = amount_fen - 2000 WHERE account LIKE 'Q.avail%'")
+    rows = {row["account"]: row for row in report(town, blobs, "trial-balance")}
+    assert (rows["Q.avail"]["balanced"], rows["ΣQ"]["balanced"], rows["ΣM"]["balanced"]) == (False, False, True)
 
 
 def test_integrity_has_the_closed_days_the_segments_under_each_root_and_the_sealed_journals(town, blobs):
