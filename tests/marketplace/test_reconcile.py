@@ -20,7 +20,8 @@ from model_store.blobs import FolderBlobs
 from tests.marketplace import test_claims as claims
 from tests.marketplace.stores import on_both_stores, unguarded
 from tests.marketplace.test_claims import trade
-from tests.marketplace.test_reports import instant, new_batch, pack, pay, reject, report
+from tests.marketplace.test_reports import as_the_counters_have_it, instant, new_batch, pack, pay, reject, report
+from tests.marketplace.test_revoking import revoke
 from tests.marketplace.town import DAY, LIN, Town
 
 
@@ -109,6 +110,16 @@ def test_each_row_has_both_sources_after_use_claims_correction_rejection_and_lap
     assert (total["compared"], total["differing"]) == (sum(map(len, rows.values())) - 1, 0)
     (check,) = rows["nightly-check"]
     assert check["compared"] > 0
+
+
+def test_a_revoked_voucher_s_face_and_caps_are_told_as_the_ledger_and_the_counters_have_them(town, blobs):
+    trade(town)
+    revoke(town, town.rows(Voucher)[0].id)
+    rows = reconcile(town, blobs)
+    assert all(row["ok"] for found in rows.values() for row in found)
+    (face,) = rows["voucher-face"]
+    assert (face["a_fen"], face["b_fen"]) == (1_000, 1_000)
+    as_the_counters_have_it(town, blobs)
 
 
 def test_a_period_reconciles_what_was_used_and_posted_in_it(town, blobs):
