@@ -109,7 +109,7 @@ class Claims:
 
     def _pay(self, batch: Batch, lines: list[Line], at_ms: int) -> None:
         fen = sum(line.subsidy_fen for line in lines)
-        payee = "enterprise" if self.market.mode == "reimburse" else "provider"  # the real stores play the platform
+        payee = "enterprise" if self.market.mode == "reimburse" else "provider"  # the real stores play both
         self.market.books.post_all([claim_postings.p10_paid(batch.id, PROGRAMME, {PROVIDER: fen}, payee, at_ms)])
         for line in lines:
             line.state = "accepted"

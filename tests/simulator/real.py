@@ -21,28 +21,32 @@ from sqlalchemy import Engine, text
 
 import serving.leases
 from marketplace.claims import batches, corrections
-from marketplace.claims.tables import ClaimBatch
+from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.clock import policy_date
 from marketplace.db import open_database, reading, transaction
 from marketplace.integrity.books import compare_all
+from marketplace.ledger import accounts
+from marketplace.ledger.postings import cumulative_share
 from marketplace.ledger.rebuild import rebuild
 from marketplace.ledger.tables import LedgerAccount
 from marketplace.migrations.upgrade import upgrade
+from marketplace.organisations.uscc import demo_code
 from marketplace.usage import recovery
-from marketplace.usage.tables import Usage
+from marketplace.usage.tables import SelfPayMeter, Usage
 from marketplace.vouchers import closing, ending, issuing, revoking
+from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import DROPPED, OVER, LeaseRow, Programme, Reservation, Subscription, Voucher
 from model_store.blobs import MemoryBlobs
 from model_store.errors import Refusal
 from serving.journal import segment_path
 from serving.journal_format import UsageEntry, read_segment
 from serving.metering import MICRO_PER_FEN, UsageRecord
+from tests.marketplace.shelf import add_organisation
 from tests.marketplace.town import CHEN, LIN, Node, Town
 from tests.simulator.books import Violation
-from tests.simulator.real_losing import RealLosing
+from tests.simulator.real_losing import MODELS, RealLosing
 from tests.simulator.world import RATIOS
 
-MODELS = ("vendor/steel", "vendor/copper")
 HOUR_MS = 3_600_000
 
 
@@ -82,11 +86,15 @@ class RealWorld:
         self.blobs = MemoryBlobs()
         num, den = dice.choice(RATIOS)
         mode, payee = dice.choice((("reimburse", "enterprise"), ("deduct", "platform")))
+        if payee == "platform":  # by dice of its own: the rest of a seed's history does not depend on who is paid
+            payee = random.Random(f"payee {seed}").choice(("platform", "provider"))
+        self.mode, self.payee = mode, payee
         self.programme = self.town.programme(
             ratio={"num": num, "den": den}, validity={"days": 3}, settlement_mode=mode, payee=payee
         )
         with transaction(engine) as session:
-            self.town.list_model(session, "vendor/copper", dice.choice((1, 999_999, 12_345_678)), filing_id="flg_1")
+            add_organisation(session, "mill", "vendor", uscc=demo_code(4), is_demo=True, legal_person="演示")
+            self.town.list_model(session, MODELS[1], dice.choice((1, 999_999, 12_345_678)), filing_id="flg_1")
         self.nodes: dict[str, Node] = {}
         self.dead: dict[str, Node] = {}
         self.subscriptions: dict[str, str] = {}
@@ -115,6 +123,7 @@ class RealWorld:
         for name in [*self.dead]:
             self._close(name)
         self.losing.finish()
+        self._pay()
         self.check()
         self.counts["steps"] += done
 
@@ -271,7 +280,11 @@ class RealWorld:
     def freeze(self) -> int:
         """Of a period that ends today or some days ago; whatever was corrected since, no line may ask for more than is
         there."""
-        last = policy_date(self.town.now - self.dice.choice((0, 0, 1, 2, 4)) * 24 * HOUR_MS)
+        self._freeze_up_to(self.dice.choice((0, 0, 1, 2, 4)))
+        return 1
+
+    def _freeze_up_to(self, days_ago: int) -> None:
+        last = policy_date(self.town.now - days_ago * 24 * HOUR_MS)
         try:
             with transaction(self.town.engine) as session:
                 batch = batches.create(session, self.programme, "2027-01-01", last.isoformat(), member=CHEN)
@@ -280,15 +293,27 @@ class RealWorld:
         except Refusal as refused:
             if refused.code != "CLAIM_EMPTY":
                 raise Violation(f"a freeze up to {last} ended in {refused.code}: {refused.details}") from refused
-        return 1
 
     def decide_claim(self) -> int:
         """The next thing that may be done with some batch that is under way."""
+        self._decide_some()
+        return 1
+
+    def _decide_some(self) -> bool:
+        """False where no batch is under way."""
         with contextlib.suppress(Refusal), transaction(self.town.engine) as session:
             under_way = [b for b in batches.list_batches(session) if b.state not in ("paid", "returned", "assembling")]
-            if under_way:
-                self._advance(session, self.dice.choice(under_way))
-        return 1
+            if not under_way:
+                return False
+            self._advance(session, self.dice.choice(under_way))
+        return True
+
+    def _pay(self) -> None:
+        """At the end, so that every history has payments: what is left is claimed, and the city pays what stands."""
+        self._freeze_up_to(0)
+        for _ in range(200):  # most; a batch may be refused again and again
+            if not self._decide_some():
+                break
 
     def _advance(self, session: object, batch: ClaimBatch) -> None:
         now, dice = self.town.now, self.dice
@@ -332,6 +357,7 @@ class RealWorld:
         if wrong:
             raise Violation(f"charged otherwise than written, or quarantined: {wrong[:3]}")
         self._check_meters(rows)
+        self._check_money()
         self.counts["charged"] += len(rows)
 
     def _check_books(self) -> None:
@@ -362,9 +388,9 @@ class RealWorld:
                 raise Violation(f"{row.id} is {row.state} and still holds entitlement")
         if open_leases:
             raise Violation(f"open after all was sealed: {open_leases[:3]}")
-        accounts = [row.code for row in self.town.rows(LedgerAccount)]
+        codes = [row.code for row in self.town.rows(LedgerAccount)]
         for voucher in self.town.rows(Voucher):
-            if voucher.state in DROPPED and any(voucher.id in code for code in accounts):
+            if voucher.state in DROPPED and any(voucher.id in code for code in codes):
                 raise Violation(f"{voucher.id} was {voucher.state} and something was posted for it")
             self._check_over(voucher)
 
@@ -377,6 +403,34 @@ class RealWorld:
         held = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]
         if held or found["used_fen"] + found["returned_fen"] != voucher.face_fen:
             raise Violation(f"{voucher.id} is {voucher.state}, and still holds or lost something: {found}")
+
+    def _check_money(self) -> None:
+        """What the city owes and has paid to whom, and what the market owes each provider: line by line, from the
+        lines and the meters, where the books have it from the postings."""
+        paid: dict[str, int] = defaultdict(int)
+        decided = 0  # paid, or rejected and the enterprise's
+        for line in self.town.rows(ClaimLine):
+            paid[line.provider_id] += line.subsidy_fen if line.state == "accepted" else 0
+            decided += line.subsidy_fen if line.state in ("accepted", "rejected") else 0
+        reservations = self.town.rows(Reservation)
+        deducted = sum(row.posted_subsidy_fen for row in reservations) - decided if self.mode == "deduct" else 0
+        right = {accounts.receivable_government(self.programme): deducted}
+        right[accounts.BANK] = sum(paid.values()) if self.payee == "platform" else 0
+        terms = rules_of(self.town.get(Programme, self.programme)).terms()
+        earned: dict[str, int] = defaultdict(int)
+        for row in reservations:
+            cut = sum(cumulative_share(0, row.posted_gross_fen, bp) for bp in (terms.fee_bp, terms.vat_bp))
+            earned[row.provider_id] += row.posted_gross_fen - cut
+        for meter in self.town.rows(SelfPayMeter):
+            if not meter.month:  # carries the sum of all months
+                earned[self.town.get(Subscription, meter.subscription_id).provider_id] += meter.posted_gross_fen
+        for provider, fen in earned.items():
+            directly = paid[provider] if self.payee == "provider" else 0
+            right[accounts.payable_provider(provider)] = directly - fen
+        wrong = {code: (self.town.balance(code), fen) for code, fen in right.items() if self.town.balance(code) != fen}
+        if wrong:
+            raise Violation(f"{self.mode}, {self.payee} is paid; account: (booked, right): {wrong}")
+        self.counts[f"fen paid to {self.payee}"] += sum(paid.values())
 
     def _corrected(self) -> set[str]:
         with transaction(self.town.engine) as session:

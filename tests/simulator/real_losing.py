@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.simulator.real import RealWorld
 
 PATIENCE_MS = 3 * 3_600_000  # longer than any lease runs, and than a node may be silent
-MODELS = ("vendor/steel", "vendor/copper")
+MODELS = ("vendor/steel", "mill/copper")  # of two providers
 
 
 @dataclass

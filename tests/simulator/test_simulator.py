@@ -2,6 +2,7 @@
 
 import pytest
 
+from marketplace.ledger import claim_postings
 from tests.postgres import postgres_server
 from tests.simulator.__main__ import find_plant, main, run_real_seed, run_seed
 from tests.simulator.plants import PLANTS
@@ -45,11 +46,18 @@ def _broken(seed, steps):
     return seed, "world 0, step 7: Violation: a fen is missing", {}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_real_histories_on_sqlite(seed):
+@pytest.mark.parametrize(("seed", "payee"), [(0, "platform"), (1, "provider")])
+def test_real_histories_on_sqlite(seed, payee):
     _, wrong, told = run_real_seed(seed, 1_500, "")
     assert not wrong
     assert told["charged"] > 0
+    assert told[f"fen paid to {payee}"] > 0
+
+
+def test_a_payment_that_is_booked_to_the_wrong_payee_is_caught_on_a_real_store(monkeypatch):
+    right = claim_postings.p10_paid
+    monkeypatch.setattr(claim_postings, "p10_paid", lambda *facts: right(*facts[:3], "platform", facts[4]))
+    assert "provider is paid; account: (booked, right)" in run_real_seed(1, 1_500, "")[1]
 
 
 def test_a_real_history_on_postgresql():
