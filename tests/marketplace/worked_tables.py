@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, timedelta
+from fractions import Fraction
 from typing import Any
 
 import yaml
@@ -27,11 +28,10 @@ from marketplace.vouchers.eligibility import (
     decide_coverage,
     decide_filed_model_exists,
     decide_pool,
-    decide_stacking,
+    decide_share,
     decide_standing,
 )
 from marketplace.vouchers.grants import decide_grant
-from marketplace.vouchers.programme import Ratio
 from marketplace.vouchers.reservations import decide_amount, held_vouchers
 from marketplace.vouchers.tables import Voucher
 from tests.marketplace.town import DAY, START
@@ -147,7 +147,7 @@ def call_decisions(stories: list[Story]) -> Rows:
     def covered(offer: Offer = filed, on: date = date(2027, 1, 30), related: bool = False) -> str:
         return outcome(decide_coverage(rules, first, offer, related=related, contract_fen=CONTRACT_FEN, day=on))
 
-    share = decide_stacking(rules, Ratio(num=3, den=5), gross_fen=CONTRACT_FEN, declared_fen=0).fen
+    share = decide_share(rules, [(CONTRACT_FEN, Fraction(3, 5))], declared_fen=0).fen
     amounts = [decide_amount(FACES[0], share, 0), decide_amount(FACES[1], share, FACES[0])]
     late = uses["V1"] + timedelta(days=1)
     return [
@@ -156,7 +156,7 @@ def call_decisions(stories: list[Story]) -> Rows:
         ["`decide_coverage`", f"V1, on {late}", covered(on=late)],
         ["`decide_coverage`", "a model without a filing", covered(bare)],
         ["`decide_coverage`", "enterprise and provider are related", covered(related=True)],
-        ["`decide_stacking`", f"a contract of {CONTRACT_FEN}, ratio 3/5", f"{share} fen"],
+        ["`decide_share`", f"a contract of {CONTRACT_FEN}, ratio 3/5", f"{share} fen"],
         ["`decide_amount`", f"V1 has {FACES[0]}, {share} allowed, 0 taken", f"{amounts[0]} fen"],
         ["`decide_amount`", f"V2 has {FACES[1]}, {share} allowed, {FACES[0]} taken", f"{amounts[1]} fen"],
         ["`decide_grant`", f"{FACES[0]} set aside, 1 node, 1 short, 0 held", f"{decide_grant(FACES[0], 1, 1, 0)} fen"],
