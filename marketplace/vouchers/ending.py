@@ -25,6 +25,7 @@ from marketplace.vouchers.locks import lock_vouchers
 from marketplace.vouchers.tables import LeaseRow, Reservation, Voucher
 
 ENDED = ("exhausted", "expired", "revoked")
+_UNSETTLED = (*OPEN, "sealed")
 _CHUNK = 500  # vouchers of one statement
 
 
@@ -72,7 +73,7 @@ def close_vouchers(session: Session, at_ms: int) -> list[Voucher]:
     ended = session.exec(select(Voucher).where(col(Voucher.state).in_(ENDED)).order_by(col(Voucher.id)))
     ready = _ready(session, list(ended), at_ms)
     # as they stand now: another process may have changed them meanwhile
-    closed = _ready(session, lock_vouchers(session, [voucher.id for voucher in ready]), at_ms)
+    closed = _ready(session, lock_vouchers(session, [voucher.id for voucher in ready]), at_ms, whole=True)
     for voucher in closed:
         voucher.state_before, voucher.state = voucher.state, "closed"
         record_step(session, voucher, "close", "system", ended=voucher.state_before)
@@ -80,23 +81,29 @@ def close_vouchers(session: Session, at_ms: int) -> list[Voucher]:
     return closed
 
 
-def _ready(session: Session, vouchers: Sequence[Voucher], at_ms: int) -> list[Voucher]:
+def _ready(session: Session, vouchers: Sequence[Voucher], at_ms: int, *, whole: bool = False) -> list[Voucher]:
     day, ready = policy_date(at_ms), []
     for start in range(0, len(vouchers), _CHUNK):
         part = vouchers[start : start + _CHUNK]
-        facts = _facts_of(session, part)
+        facts = _facts_of(session, part, whole=whole)
         ready += [voucher for voucher in part if decide_closed(facts[voucher.id], day) is None]
     return ready
 
 
-def _facts_of(session: Session, vouchers: Sequence[Voucher]) -> dict[str, EndFacts]:
-    """In a handful of queries for all of them: every pass of the housekeeping looks at all that ended."""
+def _facts_of(session: Session, vouchers: Sequence[Voucher], *, whole: bool) -> dict[str, EndFacts]:
+    """In a handful of queries for all of them: every pass of the housekeeping looks at all that ended.
+
+    Settled leases hold nothing, and there may be a hundred thousand under one voucher. They are asked only where
+    `whole`: once, before it is closed.
+    """
     ids = [voucher.id for voucher in vouchers]
     of = dict(
         session.exec(select(Reservation.id, Reservation.voucher_id).where(col(Reservation.voucher_id).in_(ids))).all()
     )
     leases = select(LeaseRow.id, Reservation.voucher_id, LeaseRow.state)
     leases = leases.join(Reservation, col(Reservation.id) == col(LeaseRow.reservation_id))
+    if not whole:
+        leases = leases.where(col(LeaseRow.state).in_(_UNSETTLED))
     holders = {accounts.available(each): each for each in ids} | {accounts.reserved(row): of[row] for row in of}
     open_leases: Counter[str] = Counter()
     for lease, voucher, state in session.exec(leases.where(col(Reservation.voucher_id).in_(ids))):

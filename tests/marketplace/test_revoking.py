@@ -4,19 +4,21 @@ from datetime import date
 from functools import partial
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
 import serving.leases
 from marketplace.claims import clawbacks
 from marketplace.claims.tables import ClaimLine, Clawback
+from marketplace.clock import end_of_day_ms
 from marketplace.db import transaction
 from marketplace.ledger.tables import CapCounter
 from marketplace.organisations.tables import AuditEvent, Notice
 from marketplace.reports.voucher_tables import REGISTER
 from marketplace.vouchers import closing, issuing, revoking
 from marketplace.vouchers.ending import EndFacts, Waits, close_vouchers, decide_closed
-from marketplace.vouchers.tables import Application, Reservation, Revocation, Subscription, Voucher
+from marketplace.vouchers.tables import Application, LeaseRow, Reservation, Revocation, Subscription, Voucher
 from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
 from tests.marketplace.stores import on_both_stores
@@ -326,6 +328,31 @@ def test_what_was_not_claimed_by_the_last_day_stays_used_and_is_closed_with_its_
     row = town.get(Voucher, voucher)
     assert (row.state, row.returned_fen) == ("closed", 1_000)
     town.check()
+
+
+def test_while_it_waits_its_settled_leases_are_not_asked_in_each_pass(town):
+    """There may be a hundred thousand; every pass of the housekeeping looks at each voucher that ended."""
+    voucher = town.voucher(1_000)
+    town.subscribe(contract_fen=3_000)
+    for name in ("n1", "n2"):
+        node = town.node(name)
+        node.call(count=100)
+        node.stop()
+    town.now = town.end_of(voucher) + 3 * DAY
+    assert expire(town) == [voucher]
+    leases = [f"Q.lease[{row.id}]" for row in town.rows(LeaseRow)]
+    asked: list[str] = []
+
+    def listen(_connection, _cursor, _statement, parameters, _context, _many):
+        asked.append(str(parameters))
+
+    event.listen(town.engine, "before_cursor_execute", listen)
+    assert close(town) == []
+    assert not any(lease in parameters for parameters in asked for lease in leases)
+    town.now = end_of_day_ms(date.fromisoformat(town.get(Voucher, voucher).redeem_by)) + 1
+    assert close(town) == [voucher]
+    assert all(any(lease in parameters for parameters in asked) for lease in leases)  # before it is closed they are
+    event.remove(town.engine, "before_cursor_execute", listen)
 
 
 def test_a_used_up_voucher_is_closed_before_its_use_by_day_and_the_reason_stays_that_it_is_used_up(town, blobs):
