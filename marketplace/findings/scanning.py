@@ -114,7 +114,7 @@ class _Calls:
         )
 
     def _rows(self, query: Any) -> Any:
-        return self._session.connection().execution_options(yield_per=CHUNK).execute(query)
+        return self._session.connection().execute(query, execution_options={"yield_per": CHUNK})
 
     def spacings(self, signals: Signals) -> Iterator[Spacing]:
         """By contract, key and day in Asia/Shanghai, where there are enough calls for it."""

@@ -75,7 +75,7 @@ def _records(facts: Facts, transfer: dict[str, Any]) -> Iterator[tuple[str, int 
     else:
         query = query.where(col(Usage.transfer_id) == transfer["id"])
     empty = True
-    for usage_id, micro in facts.session.connection().execution_options(yield_per=CHUNK).execute(query):
+    for usage_id, micro in facts.session.connection().execute(query, execution_options={"yield_per": CHUNK}):
         empty = False
         yield usage_id, -micro if transfer["kind"] == "P13" else micro
     if empty:

@@ -84,7 +84,7 @@ def _quarantined(facts: Facts, vouched: set[str]) -> Iterator[Row]:
         .group_by(*usage)
         .order_by(*usage)
     )
-    rows: Any = facts.session.connection().execution_options(yield_per=CHUNK).execute(query)
+    rows: Any = facts.session.connection().execute(query, execution_options={"yield_per": CHUNK})
     for owner, provider, contract, reason, many in rows:
         if not facts.programme_id or contract in vouched:
             yield ("QUARANTINED_USAGE", "隔离的用量 · quarantined usage", "", "medium", "", "", owner,

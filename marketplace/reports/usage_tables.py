@@ -59,7 +59,7 @@ def _usage(facts: Facts) -> Iterator[Any]:
         .where(col(Usage.ingested_at_ms) <= facts.as_of_ms, col(Usage.occurred_at_ms) >= facts.from_ms)
         .order_by(col(Usage.usage_id))
     )
-    for row in facts.session.connection().execution_options(yield_per=CHUNK).execute(query):
+    for row in facts.session.connection().execute(query, execution_options={"yield_per": CHUNK}):
         if not facts.programme_id or row.reservation_id in facts.reservations:
             yield row
 

@@ -94,6 +94,20 @@ def report(town: Town, blobs: Any, name: str, as_of: int | None = None, **facts:
     return rows
 
 
+def test_a_report_leaves_the_session_s_connection_as_it_was(town, blobs, tmp_path):
+    """An option that one streamed query sets there would hold for every later statement of the session."""
+    trade(town)
+    approved(town, blobs)
+    changed = []
+    for name in REPORTS:
+        with reading(town.engine) as session:
+            before = session.connection().get_execution_options()
+            write_report(find(name), facts_of(session, blobs, now_ms()), "json", tmp_path)
+            if session.connection().get_execution_options() != before:
+                changed.append(name)
+    assert changed == []
+
+
 def pack(town: Town, blobs: Any, as_of: int, folder: Path, *forms: str) -> bytes:
     folder.mkdir(exist_ok=True)
     with reading(town.engine) as session:
