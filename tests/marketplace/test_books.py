@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 import serving.leases
 from marketplace import doctor
+from marketplace.catalogue.tables import Listing
 from marketplace.db import reading, snapshot, transaction
 from marketplace.housekeeping import Housekeeping
 from marketplace.integrity.books import check_books, compare, is_check_due, list_checks
@@ -16,10 +17,10 @@ from marketplace.ledger.replay import replay
 from marketplace.ledger.tables import CapCounter
 from marketplace.organisations.tables import Notice
 from marketplace.vouchers import closing
-from marketplace.vouchers.tables import Subscription
+from marketplace.vouchers.tables import Reservation, Subscription
 from model_store.blobs import FolderBlobs
 from tests.marketplace.stores import on_both_stores, unguarded
-from tests.marketplace.test_claims import advance, freeze, new_batch, trade
+from tests.marketplace.test_claims import advance, correct, freeze, new_batch, trade
 from tests.marketplace.town import CHEN, DAY, Town
 
 
@@ -107,6 +108,33 @@ def test_usage_that_does_not_round_to_what_was_charged_is_found(town, forgery, n
     assert not row.sound
     assert [f"{each['what']} {each['of'][:4]}" for each in row.wrong] == named
     assert len([notice for notice in town.rows(Notice) if notice.code == "LEDGER_UNSOUND"]) == 1
+
+
+def test_two_fen_of_subsidy_may_wait_once_a_record_was_taken_back_that_no_voucher_paid_for(town):
+    """In fen. Used in time: 0.99, 0.98 and 0.97. Used after the use-by day under the same lease: 4.05 and 0.97. Each
+    time that the gross stays below the next fen, the voucher's part grows and no gross fen carries it."""
+    with transaction(town.engine) as session:
+        town.price(session, session.get_one(Listing, "lst_vendor/steel"), 10_000)
+    town.now += 1_000  # the new price holds
+    voucher = town.voucher(100_000, ratio={"num": 1, "den": 1})
+    town.subscribe(contract_fen=100_000)
+    first, second, third = (town.node(name) for name in ("n1", "n2", "n3"))
+    town.now = town.end_of(voucher) - 20_000
+    for node, units in ((first, 99), (second, 98), (third, 97)):
+        node.call(units=units)
+    first.call(units=405, runs_ms=40_000)
+    (taken,) = first.call(units=97, runs_ms=40_000)
+    town.now += 40_000
+    first.flush()  # 0.99 + 5.02: 6 fen of gross, none of subsidy
+    second.flush()  # 1.97 + 5.02
+    correct(town, taken.usage_id)  # 1.97 + 4.05
+    third.flush()  # 2.94 + 4.05
+    (row,) = town.rows(Reservation)
+    assert (row.cum_eligible_micro, row.posted_gross_fen, row.posted_subsidy_fen) == (2_940_000, 6, 0)
+    town.check()
+    for node in (first, second, third):
+        node.stop()
+    town.check()
 
 
 def test_a_charge_that_is_raised_with_all_its_balances_and_caps_is_found_by_its_usage(town):
