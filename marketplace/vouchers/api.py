@@ -133,7 +133,7 @@ def list_vouchers(
     """One's own; all of them for an operator."""
     with reading(market.engine) as session:
         rows, total = issuing.list_vouchers(session, within(actor), state, PAGE, (page - 1) * PAGE)
-        return {"items": [voucher_view(session, row) for row in rows], "total": total}
+        return {"items": [voucher_view(session, row, to_operator=actor.is_operator) for row in rows], "total": total}
 
 
 @router.get("/vouchers/{voucher_id}")
@@ -141,7 +141,8 @@ def get_voucher(
     voucher_id: str, actor: Actor = Depends(require()), market: Market = Depends(market_of)
 ) -> dict[str, Any]:
     with reading(market.engine) as session:
-        return voucher_view(session, issuing.get_voucher(session, voucher_id, within(actor)))
+        row = issuing.get_voucher(session, voucher_id, within(actor))
+        return voucher_view(session, row, to_operator=actor.is_operator)
 
 
 @router.post("/vouchers", status_code=201)
@@ -152,7 +153,7 @@ def propose(body: NewVoucher, actor: Actor = Depends(OPERATOR), market: Market =
         row = applications.get_application(session, body.application_id, None)
         face = body.face_fen if body.face_fen is not None else issuing.left_of(session, row)
         voucher = issuing.propose(session, row, face, member=actor.member_id, at_ms=now_ms())
-        return voucher_view(session, voucher)
+        return voucher_view(session, voucher, to_operator=True)
 
 
 @router.post("/vouchers/{voucher_id}/{decision}")
@@ -181,7 +182,7 @@ def decide_voucher(
     with transaction(market.engine) as session:
         decide = _decide_revocation if decision in _REVOCATION else _decide_voucher
         voucher = decide(session, voucher_id, decision, note, actor)
-        view = voucher_view(session, voucher)
+        view = voucher_view(session, voucher, to_operator=True)
     leases_changed(market, voucher.organisation_id)
     return view
 

@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from marketplace.claims.refusals import reason_of
 from marketplace.ids import new_id
-from marketplace.organisations import notices
+from marketplace.organisations import audit, notices
 from marketplace.vouchers.closing import end_voucher, lock_whole
 from marketplace.vouchers.evidence_given import bounded_text
 from marketplace.vouchers.issuing import get_voucher, record_step, state_refusal
@@ -41,7 +41,7 @@ def propose(session: Session, voucher_id: str, reason: str, *, member: str) -> V
     row = Revocation(id=new_id("rvk"), voucher_id=voucher.id, reason=reason, proposed_by=member)
     session.add(row)
     session.flush()
-    record_step(session, voucher, "propose_revocation", member, note=reason)
+    _record(session, voucher, "propose_revocation", member, note=reason)
     return voucher
 
 
@@ -88,7 +88,7 @@ def decline(session: Session, voucher_id: str, reason: str, *, member: str, at_m
         raise forbidden("TWO_PERSONS")
     note = bounded_text(reason_of(reason, "note"), "note")
     _decided(session, row, "declined", member, note, at_ms)
-    record_step(session, voucher, "decline_revocation", member, note=note, proposed_by=row.proposed_by)
+    _record(session, voucher, "decline_revocation", member, note=note, proposed_by=row.proposed_by)
     return voucher
 
 
@@ -105,7 +105,7 @@ def withdraw(session: Session, voucher_id: str, reason: str, *, member: str, at_
         raise forbidden("PROPOSER_ONLY")
     note = bounded_text(reason, "note")
     _decided(session, row, "withdrawn", member, note, at_ms)
-    record_step(session, voucher, "withdraw_revocation", member, note=note)
+    _record(session, voucher, "withdraw_revocation", member, note=note)
     return voucher
 
 
@@ -115,9 +115,12 @@ def proposed(session: Session, voucher: Voucher) -> Revocation | None:
     return session.exec(query).first()
 
 
-def revocation_view(session: Session, voucher: Voucher) -> dict[str, Any] | None:
-    """The newest proposal to revoke a voucher and what came of it; None where there was none."""
+def revocation_view(session: Session, voucher: Voucher, *, confirmed_only: bool) -> dict[str, Any] | None:
+    """The newest proposal to revoke a voucher and what came of it; None where there was none. `confirmed_only`: as its
+    enterprise is told of it. Who knew of a proposal could use the voucher up before another person confirms it."""
     query = select(Revocation).where(Revocation.voucher_id == voucher.id)
+    if confirmed_only:
+        query = query.where(Revocation.state == "confirmed")
     row = session.exec(query.order_by(col(Revocation.created_at_ms).desc(), col(Revocation.id).desc())).first()
     names = ("state", "reason", "proposed_by", "decided_by", "note", "created_at_ms", "decided_at_ms")
     return None if row is None else {name: getattr(row, name) for name in names}
@@ -129,6 +132,11 @@ def _proposal(session: Session, voucher: Voucher) -> Revocation:
         raise _refused("没有待确认的撤销", "no revocation of it is proposed",
                        "请先提出撤销并写明原因", "propose it first, with a reason")  # fmt: skip
     return row
+
+
+def _record(session: Session, voucher: Voucher, action: str, member: str, **details: Any) -> None:
+    """A step that is the operator's alone: in the voucher's history, and in no audit log of its enterprise."""
+    audit.record(session, actor=member, action=f"voucher.{action}", subject=voucher.id, **details)
 
 
 def _decided(session: Session, row: Revocation, state: str, member: str, note: str, at_ms: int) -> None:

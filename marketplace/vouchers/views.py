@@ -83,9 +83,10 @@ def subsidy_view(session: Session, row: OtherSubsidy) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names} | {"files": [file_view(f) for f in files_of(session, [row.id])]}
 
 
-def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
+def voucher_view(session: Session, row: Voucher, *, to_operator: bool) -> dict[str, Any]:
     """A voucher with where its face is now; `remaining_fen` is what is not used and did not go back; by whom and why it
-    was declined or withdrawn, if it was; the newest proposal to revoke it; and of a closed one how it `ended`."""
+    was declined or withdrawn, if it was; the newest proposal to revoke it (to others than operators, only once it is
+    confirmed); and of a closed one how it `ended`."""
     fields = (
         "id", "application_id", "programme_id", "organisation_id", "state", "use_by", "redeem_by", "priority",
         "proposed_by", "approved_by", "created_at_ms", "issued_at_ms",
@@ -103,5 +104,5 @@ def voucher_view(session: Session, row: Voucher) -> dict[str, Any]:
     found = position(session, row)
     remaining = found["available_fen"] + found["reserved_fen"] + found["leased_fen"]
     view["ended"] = row.state_before if row.state == "closed" else ""
-    view["revocation"] = revocation_view(session, row)
+    view["revocation"] = revocation_view(session, row, confirmed_only=not to_operator)
     return view | found | {"remaining_fen": remaining} | why_dropped(session, row)

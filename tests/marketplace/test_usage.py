@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import Any
 
 import openpyxl
 import pytest
@@ -177,6 +178,14 @@ def test_two_persons_over_http(people):
     assert people("wang", "POST", f"/vouchers/{voucher}/suspend", 403)["error"]["code"] == "ROLE_NOT_ALLOWED"
 
 
+def knows_of_revocation(people, voucher: str) -> list[Any]:
+    """What the voucher's enterprise is shown of its being taken away."""
+    (listed,) = people("wang", "GET", "/vouchers")["items"]
+    views = [listed["revocation"], people("wang", "GET", f"/vouchers/{voucher}")["revocation"]]
+    steps = people("wang", "GET", f"/audit?subject={voucher}")["items"]
+    return [each for each in views if each] + [each for each in steps if "revo" in each["action"]]
+
+
 def test_a_voucher_is_revoked_over_http(people, market):
     voucher = issue(people, load(people))["id"]
     assert people("wang", "POST", f"/vouchers/{voucher}/revoke", 403)["error"]["code"] == "ROLE_NOT_ALLOWED"
@@ -186,11 +195,13 @@ def test_a_voucher_is_revoked_over_http(people, market):
     for decision, who, refused in (("decline", "lin", "TWO_PERSONS"), ("withdraw", "chen", "PROPOSER_ONLY")):
         proposed = people("chen", "POST", f"/vouchers/{voucher}/revoke", json={"note": "合同不实"})
         assert (proposed["state"], proposed["revocation"]["state"]) == ("active", "proposed")
+        assert knows_of_revocation(people, voucher) == []  # it could use the voucher up meanwhile
         other = "chen" if who == "lin" else "lin"
         path = f"/vouchers/{voucher}/{decision}-revocation"
         assert people(other, "POST", path, 403, json={"note": "查无此事"})["error"]["code"] == refused
         dropped = people(who, "POST", path, json={"note": "查无此事"})
         assert (dropped["state"], dropped["revocation"]["note"]) == ("active", "查无此事")
+        assert knows_of_revocation(people, voucher) == []
     people("chen", "POST", f"/vouchers/{voucher}/revoke", json={"note": "合同不实"})
     path = f"/vouchers/{voucher}/confirm-revocation"
     assert people("chen", "POST", path, 403)["error"]["code"] == "TWO_PERSONS"
