@@ -43,6 +43,7 @@ from marketplace.vouchers.tables import (
     Reservation,
     Revocation,
     Subscription,
+    TrancheApproval,
     Voucher,
 )
 
@@ -53,8 +54,8 @@ __all__ = [
     "InvoiceBacking", "Job", "JournalSegment", "LeaseRow", "LedgerAccount", "LedgerCheck", "LedgerEntry",
     "LedgerTransfer", "Listing", "Member", "ModelVersion", "NodeEpoch", "Notice", "Objection", "OneTimeToken",
     "Organisation", "OtherSubsidy", "PriceVersion", "Programme", "Publication", "Reservation", "Review",
-    "Revocation", "SampleSet", "SelfPayMeter", "ServingNode", "Subscription", "TrialCount", "Usage", "Voucher",
-    "WebSession",
+    "Revocation", "SampleSet", "SelfPayMeter", "ServingNode", "Subscription", "TrancheApproval", "TrialCount", "Usage",
+    "Voucher", "WebSession",
 ]  # fmt: skip
 
 # SQLModel maps int to a 32-bit INTEGER, which PostgreSQL takes at its word: an instant in milliseconds needs 64 bits.

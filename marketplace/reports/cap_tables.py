@@ -10,8 +10,10 @@ from marketplace.ledger import accounts
 from marketplace.organisations.tables import AuditEvent
 from marketplace.reports.declared import Report, Row, columns
 from marketplace.reports.facts import Facts
-from marketplace.reports.voucher_tables import full_positions
+from marketplace.reports.voucher_tables import approved_tranches, full_positions
+from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import Voucher
+from marketplace.vouchers.tranches import decide_waiting
 
 
 @dataclass(slots=True)
@@ -58,7 +60,8 @@ def _caps_of_enterprises(facts: Facts) -> Iterator[Row]:
         row = of[code]
         programme = facts.programmes[row.programme_id]
         yield ("enterprise", code, programme.code, row.organisation_id, facts.name(row.organisation_id),
-               code.rpartition(",")[2].rstrip("]"), "", *cap.cells(programme.document.get("cap_fen")))  # fmt: skip
+               code.rpartition(",")[2].rstrip("]"), "",
+               *cap.cells(programme.document.get("cap_fen")), None)  # fmt: skip
 
 
 def _caps_of_tranches(facts: Facts) -> Iterator[Row]:
@@ -66,15 +69,18 @@ def _caps_of_tranches(facts: Facts) -> Iterator[Row]:
     found: dict[str, Taken] = defaultdict(Taken)
     for row, where in full_positions(facts):
         found[row.pool_code].add(row.face_fen, where["returned"], _spent(where))
-    limits: dict[str, tuple[str, str, int]] = {}
+    limits: dict[str, tuple[str, str, int, bool]] = {}
+    approved = approved_tranches(facts)
     active = {event.subject for event in facts.events("programme.activate")}
     for programme in sorted(facts.programmes.values(), key=lambda each: (each.code, each.version)):
         if programme.id in active:
-            for tranche in programme.document.get("tranches") or ():
-                code = accounts.cap_pool(programme.code, tranche["code"])
-                limits[code] = (programme.code, tranche["code"], tranche["fen"])
-    for code, (name, tranche, limit) in sorted(limits.items()):
-        yield "tranche", code, name, "", "", tranche, "", *found[code].cells(limit)
+            rules = rules_of(programme)
+            waiting = decide_waiting(rules, approved.get(programme.code, {}))
+            for tranche in rules.tranches:
+                code = accounts.cap_pool(programme.code, tranche.code)
+                limits[code] = (programme.code, tranche.code, tranche.fen, tranche.code in waiting)
+    for code, (name, label, limit, waits) in sorted(limits.items()):
+        yield "tranche", code, name, "", "", label, "", *found[code].cells(limit), waits
 
 
 def _caps_of_contracts(facts: Facts) -> Iterator[Row]:
@@ -97,7 +103,7 @@ def _caps_of_contracts(facts: Facts) -> Iterator[Row]:
         known = [limit for limit in limits[key] if limit is not None]
         limit = max(known) if len(known) == len(limits[key]) else None  # raised, never lowered
         names = " ".join(sorted(programmes[key]))
-        yield "contract", accounts.cap_contract(key), names, owner, facts.name(owner), "", key, *cap.cells(limit)
+        yield "contract", accounts.cap_contract(key), names, owner, facts.name(owner), "", key, *cap.cells(limit), None
 
 
 def _foreseen(events: list[AuditEvent], at_ms: int) -> int | None:
@@ -126,6 +132,7 @@ returned_fen fen 已退回 | returned
 spent_fen fen 已使用 | spent
 held_fen fen 占用 | held
 room_fen fen 余量 | room
+waits flag 批次待批 | the tranche is not approved yet
 """
     ),
     _caps,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from marketplace.ledger import accounts
 from marketplace.reports.declared import Report, Row, columns
 from marketplace.reports.facts import Claimed, Facts
-from marketplace.vouchers.tables import Voucher
+from marketplace.vouchers.rollout import rules_of
+from marketplace.vouchers.tables import Programme, Voucher
+from marketplace.vouchers.tranches import decide_waiting
+from marketplace.vouchers.versions import RUNS
 
 _STATES = {"load": "draft", "activate": "active", "freeze": "frozen", "unfreeze": "active", "close": "closed",
            "audit": "audited"}  # fmt: skip
@@ -61,13 +64,30 @@ def _pool(facts: Facts) -> Iterator[Row]:
         for part in _PARTS:
             of[part] += where[part]
     history = facts.events_of("programme.")
+    approved = approved_tranches(facts)
     for key, programme in facts.programmes.items():
         of, auth = sums[key], -facts.balances[accounts.auth(key)]
         unissued = facts.balances[accounts.unissued(key)]
         state = next((_STATES[e.action[10:]] for e in reversed(history[key]) if e.action[10:] in _STATES), "")
         conserved = auth == unissued + of["issued"] - of["returned"]
         yield (programme.code, programme.version, programme.title_zh, programme.is_demo, state, auth, unissued,
-               of["issued"], of["vouchers"], *(of[part] for part in _PARTS), conserved)  # fmt: skip
+               of["issued"], of["vouchers"], *(of[part] for part in _PARTS), conserved,
+               _waiting_fen(programme, approved) if state in RUNS else 0)  # fmt: skip
+
+
+def approved_tranches(facts: Facts) -> dict[str, dict[str, int]]:
+    """Programme's code → tranche → the most fen that two persons had approved by then, in whichever version."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for event in facts.events("programme.approve_tranche"):
+        of, tranche, fen = found[event.details["code"]], event.details["tranche"], event.details["fen"]
+        of[tranche] = max(fen, of.get(tranche, 0))
+    return found
+
+
+def _waiting_fen(programme: Programme, approved: Mapping[str, Mapping[str, int]]) -> int:
+    rules = rules_of(programme)
+    waits = decide_waiting(rules, approved.get(programme.code, {}))
+    return sum(tranche.fen for tranche in rules.tranches if tranche.code in waits)
 
 
 POOL = Report(
@@ -89,6 +109,7 @@ vouchers integer 券数 | vouchers
         + _PART_COLUMNS
         + """
 conserved flag 守恒 | conserved
+waiting_fen fen 待批批次 | tranches not approved yet
 """
     ),
     _pool,

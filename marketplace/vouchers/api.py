@@ -24,6 +24,7 @@ from marketplace.vouchers import (
     rollout,
     subscriptions_api,
     subsidies_api,
+    tranches_api,
 )
 from marketplace.vouchers.programme import read_programme
 from marketplace.vouchers.subscriptions_api import leases_changed, within
@@ -36,6 +37,7 @@ router.include_router(subsidies_api.router)
 router.include_router(notices_api.router)
 router.include_router(evidence_api.router)
 router.include_router(applications_api.router)
+router.include_router(tranches_api.router)
 OPERATOR = require("operator", scope="admin")
 PAGE = 100
 
@@ -113,7 +115,8 @@ def programme_state(
 
 @router.get("/pool")
 def pool(actor: Actor = Depends(require()), market: Market = Depends(market_of)) -> dict[str, Any]:
-    """Where each active programme's money is: unissued, available, reserved, leased, used."""
+    """Where each active programme's money is: unissued, available, reserved, leased, used; and the tranches that wait
+    for their approval."""
     with reading(market.engine) as session:
         rows = session.exec(select(Programme).where(Programme.state != "draft").order_by(Programme.code))
         items = [issuing.pool_position(session, row) for row in rows]

@@ -23,6 +23,7 @@ from marketplace.vouchers.refusals import conflict, words
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.sale import filing_fact, party_of
 from marketplace.vouchers.tables import Application, CheckOverride, Programme
+from marketplace.vouchers.tranches import held_back
 from model_store.errors import Conflict
 
 
@@ -70,12 +71,16 @@ def _deciders(
     def cap() -> Decision:
         return e.decide_cap(rules, row.requested_fen, cap_room(session, programme, rules, organisation.id, at_ms))
 
+    def pool() -> Decision:
+        unissued = balance(session, accounts.unissued(programme.id))
+        return e.decide_pool(row.requested_fen, unissued, held_back(session, programme.code, rules))
+
     return {
         "standing": lambda: e.decide_standing(rules, party),
         "uscc": lambda: e.decide_uscc(party),
         "filing": filing,
         "cap": cap,
-        "pool": lambda: e.decide_pool(row.requested_fen, balance(session, accounts.unissued(programme.id))),
+        "pool": pool,
         "evidence": lambda: e.decide_evidence(
             rules, given_codes(rules, row.evidence, [file.code for file in live_files(session, [row.id])])
         ),

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     AMOUNT_INVALID = "AMOUNT_INVALID"
     CAP_REACHED = "CAP_REACHED"
     POOL_EXHAUSTED = "POOL_EXHAUSTED"
+    TRANCHE_WAITS = "TRANCHE_WAITS"
     EVIDENCE_MISSING = "EVIDENCE_MISSING"
     PROGRAMME_CLOSED = "PROGRAMME_CLOSED"
     VOUCHER_SUSPENDED = "VOUCHER_SUSPENDED"
@@ -119,8 +120,11 @@ def decide_cap(programme: ProgrammeFile, requested_fen: int, room_fen: int) -> D
     return PASSED if requested_fen <= room_fen else Decision(Reason.CAP_REACHED)
 
 
-def decide_pool(requested_fen: int, unissued_fen: int) -> Decision:
-    return PASSED if requested_fen <= unissued_fen else Decision(Reason.POOL_EXHAUSTED)
+def decide_pool(requested_fen: int, unissued_fen: int, held_back_fen: int = 0) -> Decision:
+    """`held_back_fen`: the most that a tranche which waits for its approval could pay (`tranches.decide_held_back`)."""
+    if requested_fen <= unissued_fen:
+        return PASSED
+    return Decision(Reason.TRANCHE_WAITS if requested_fen <= held_back_fen else Reason.POOL_EXHAUSTED)
 
 
 def decide_evidence(programme: ProgrammeFile, given: Iterable[str]) -> Decision:

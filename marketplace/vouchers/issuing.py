@@ -15,7 +15,6 @@ from marketplace.ledger.posting import balance, balances, post_all
 from marketplace.organisations import audit, notices
 from marketplace.vouchers.checks import cap_code
 from marketplace.vouchers.eligibility import Reason
-from marketplace.vouchers.programme import ProgrammeFile
 from marketplace.vouchers.refusals import conflict, forbidden
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.tables import (
@@ -27,6 +26,8 @@ from marketplace.vouchers.tables import (
     Reservation,
     Voucher,
 )
+from marketplace.vouchers.tranches import hold_tranche, waiting
+from marketplace.vouchers.versions import RUNS
 from model_store.errors import BadInput, Conflict, NotFound
 
 _PARTS = ("available_fen", "reserved_fen", "leased_fen", "used_fen")  # with what is unissued, all that there is
@@ -94,7 +95,8 @@ def left_of(session: Session, application: Application) -> int:
 def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> Voucher:
     """P2: the voucher becomes active; its face is held in the enterprise's cap and in the tranche.
 
-    `Forbidden` TWO_PERSONS for who proposed it; `Conflict` CAP_REACHED or POOL_EXHAUSTED.
+    `Forbidden` TWO_PERSONS for who proposed it; `Conflict` CAP_REACHED, POOL_EXHAUSTED, or TRANCHE_WAITS where only a
+    tranche that is not approved yet has the room.
     """
     if not member:
         raise forbidden("PERSON_REQUIRED")
@@ -110,7 +112,7 @@ def approve(session: Session, voucher: Voucher, *, member: str, at_ms: int) -> V
     cap = caps.open_cap(session, code, rules.cap_fen)
     caps.hold(session, caps.set_limit(session, cap, rules.cap_fen), voucher.face_fen)
     voucher.cap_code = code
-    voucher.tranche = _hold_tranche(session, programme, rules, voucher.face_fen)
+    voucher.tranche = hold_tranche(session, programme, rules, voucher.face_fen)
     voucher.pool_code = accounts.cap_pool(programme.code, voucher.tranche)
     last = rules.use_by(policy_date(at_ms))
     assert rules.validity is not None, "an active programme has a validity"
@@ -233,6 +235,8 @@ def pool_position(session: Session, programme: Programme) -> dict[str, Any]:
     authorised = -balance(session, accounts.auth(programme.id))
     unissued = balance(session, accounts.unissued(programme.id))
     live = [voucher for voucher in vouchers if voucher.state not in NEVER_ISSUED]
+    rules = rules_of(programme)
+    waits = waiting(session, programme.code, rules) if programme.state in RUNS else []
     return {
         "programme": programme.code,
         "programme_id": programme.id,
@@ -240,7 +244,9 @@ def pool_position(session: Session, programme: Programme) -> dict[str, Any]:
         "title_en": programme.title_en,
         "is_demo": programme.is_demo,
         "state": programme.state,
-        "pool_fen": rules_of(programme).pool_fen,
+        "pool_fen": rules.pool_fen,
+        "waiting": waits,  # tranches that are not approved yet, and what they are together
+        "waiting_fen": sum(each.fen for each in rules.tranches if each.code in waits),
         "authorised_fen": authorised,
         "unissued_fen": unissued,
         **sums,
@@ -261,21 +267,6 @@ def _claim_accounts(session: Session, programme: Programme) -> dict[str, int]:
         "paid_fen": balance(session, accounts.paid(programme.id)),
         "clawed_fen": sum(found[accounts.clawed_back(each)] for each in ids),
     }
-
-
-def _hold_tranche(session: Session, programme: Programme, rules: ProgrammeFile, fen: int) -> str:
-    """Hold the face in the first tranche that has room for all of it. The pool bounds all versions of the programme
-    together; what an earlier one got back since it was closed is with that one, so the account is asked too."""
-    counters = caps.opened(session, accounts.caps_of_pool(programme.code))
-    taken = sum(cap.used_fen + cap.held_fen for cap in counters)
-    if fen > min(rules.pool_fen - taken, balance(session, accounts.unissued(programme.id), lock=True)):
-        raise conflict(Reason.POOL_EXHAUSTED)
-    for tranche in rules.tranches:
-        cap = caps.open_cap(session, accounts.cap_pool(programme.code, tranche.code), tranche.fen)
-        if caps.room(cap) >= fen:
-            caps.hold(session, cap, fen)
-            return tranche.code
-    raise conflict(Reason.POOL_EXHAUSTED)
 
 
 def record_step(session: Session, voucher: Voucher, action: str, actor: str, **details: Any) -> None:

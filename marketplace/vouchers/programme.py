@@ -60,8 +60,11 @@ class RatioRule(_Part):
 
 
 class Tranche(_Part):
+    """A part of the pool. `own_approval`: it is not released with the programme but later, by two persons."""
+
     code: Code
     fen: Fen
+    own_approval: bool = False
 
 
 class Funder(_Part):

@@ -39,6 +39,10 @@ _WORDS: dict[str, tuple[str, str, str, str]] = {
         "资金池余额不足", "the pool has not enough left",
         "请减少金额或等待下一批次", "ask for less, or wait for a tranche",
     ),
+    "TRANCHE_WAITS": (
+        "余额在尚未批准的批次中", "what is left is in a tranche that waits for its approval",
+        "请减少金额或等待该批次获批", "ask for less, or wait until the tranche is approved",
+    ),
     "EVIDENCE_MISSING": ("申报材料不全", "required evidence is missing", "请补充材料", "supply it"),
     "PROGRAMME_CLOSED": (
         "券项目已关闭", "the voucher's programme is closed",

@@ -8,6 +8,7 @@ from sqlmodel import Field, SQLModel
 from marketplace.clock import now_ms
 
 _LIVE_WRITE_OFF = "state IN ('proposed', 'approved')"
+_LIVE_TRANCHE = "state IN ('proposed', 'approved')"
 _LIVE_REVOCATION = "state IN ('proposed', 'confirmed')"
 DROPPED = ("declined", "withdrawn")  # a proposed voucher that came to nothing
 NEVER_ISSUED = ("proposed", *DROPPED)
@@ -110,6 +111,29 @@ class Voucher(SQLModel, table=True):
     pool_code: str = Field(default="", sa_column_kwargs={"server_default": ""})  # the C.pool counter that holds it
     returned_fen: int = Field(default=0, sa_column=_fen())  # went back to the pool (P8)
     state_before: str = ""  # what a suspension interrupted; of a closed one, how it ended
+
+
+class TrancheApproval(SQLModel, table=True):
+    """A tranche with `own_approval`, released by two persons. At most one proposed or approved for each of a version;
+    what was approved holds for later versions, up to its `fen`."""
+
+    __tablename__ = "tranche_approval"
+    __table_args__ = (
+        Index(
+            "tranche_approval_live", "programme_id", "tranche", unique=True,
+            sqlite_where=text(_LIVE_TRANCHE), postgresql_where=text(_LIVE_TRANCHE),
+        ),
+    )  # fmt: skip
+    id: str = Field(primary_key=True)
+    programme_id: str = Field(foreign_key="programme.id", index=True)
+    tranche: str
+    fen: int = Field(sa_column=_fen())  # the tranche's amount in the file, as proposed
+    state: str = "proposed"  # proposed | approved | declined | withdrawn
+    proposed_by: str
+    decided_by: str = ""
+    note: str = ""  # why it was declined or withdrawn
+    created_at_ms: int = Field(default_factory=now_ms, sa_column=_fen())
+    decided_at_ms: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
 
 
 class Revocation(SQLModel, table=True):

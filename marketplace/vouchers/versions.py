@@ -15,6 +15,7 @@ from marketplace.ledger import accounts, caps, postings
 from marketplace.ledger.posting import Posting, balance, post_all
 from marketplace.vouchers.programme import ProgrammeFile
 from marketplace.vouchers.tables import Programme, Voucher
+from marketplace.vouchers.tranches import waiting
 from model_store.errors import Conflict
 
 RUNS = ("active", "frozen")
@@ -62,7 +63,8 @@ def decide_fresh(rules: ProgrammeFile, committed: Mapping[str, int]) -> dict[str
 
 
 def take_over(session: Session, row: Programme, rules: ProgrammeFile, others: list[Programme], at_ms: int) -> None:
-    """P1 for each tranche of a version that becomes active; the limits of pool and tranches are its own from now on."""
+    """P1 for each tranche of a version that becomes active, but for those that wait (`tranches.waiting`); the
+    limits of pool and tranches are its own from now on."""
     decide_alone(row.code, [(other.version, other.state) for other in others])
     _decide_period(session, row, rules, others)
     prefix = accounts.caps_of_pool(row.code)
@@ -71,13 +73,20 @@ def take_over(session: Session, row: Programme, rules: ProgrammeFile, others: li
     for tranche in rules.tranches:
         cap = caps.open_cap(session, accounts.cap_pool(row.code, tranche.code), tranche.fen)
         caps.set_limit(session, cap, tranche.fen)
-    moves: list[Posting] = []
-    for other in others:
-        unissued = balance(session, accounts.unissued(other.id), lock=True)
-        if unissued:
-            moves.append(postings.p1_withdrawn(other.id, row.id, unissued, at_ms))
-    moves += [postings.p1_tranche_approved(row.id, code, fen, at_ms) for code, fen in fresh.items() if fen]
+    waits = waiting(session, row.code, rules)
+    moves = withdrawals(session, others, row.id, at_ms)
+    moves += [
+        postings.p1_tranche_approved(row.id, code, fen, at_ms)
+        for code, fen in fresh.items()
+        if fen and code not in waits
+    ]
     post_all(session, moves)
+
+
+def withdrawals(session: Session, others: Iterable[Programme], successor: str, at_ms: int) -> list[Posting]:
+    """P1 backwards for what closed versions have not issued. `successor`: what authorises it from now on, once each."""
+    found = [(other.id, balance(session, accounts.unissued(other.id), lock=True)) for other in others]
+    return [postings.p1_withdrawn(other, successor, unissued, at_ms) for other, unissued in found if unissued]
 
 
 def _decide_period(session: Session, row: Programme, rules: ProgrammeFile, others: list[Programme]) -> None:

@@ -110,10 +110,19 @@ def _document(programme: ProgrammeFile) -> list[Pair]:
 
 def _pool(programme: ProgrammeFile) -> list[Pair]:
     parts = [f"{tranche.code} {yuan(tranche.fen)}" for tranche in programme.tranches]
+    waits = [tranche.code for tranche in programme.tranches if tranche.own_approval]
     pairs = [
         (f"总额最高 {yuan(programme.pool_fen)} 元", f"the pool is at most {yuan(programme.pool_fen)} yuan"),
         (f"分批拨入 (元): {'、'.join(parts)}", f"released in tranches (yuan): {'; '.join(parts)}"),
     ]
+    if waits:
+        pairs.append(
+            (
+                f"下列批次须另经两人批准方可发券: {'、'.join(waits)}",
+                f"two persons approve these tranches by themselves before vouchers are issued from them: "
+                f"{', '.join(waits)}",
+            )
+        )
     if programme.funders:
         shares = [(funder, percent(funder.share_bp)) for funder in programme.funders]
         pairs.append(

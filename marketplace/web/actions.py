@@ -35,6 +35,7 @@ from marketplace.web.case_actions import CASE_ACTIONS
 from marketplace.web.claim_actions import CLAIM_ACTIONS
 from marketplace.web.findings_desk import FINDING_ACTIONS
 from marketplace.web.rendering import PageRoute, page
+from marketplace.web.tranche_actions import TRANCHE_ACTIONS
 from model_store.errors import BadInput, NotFound, Refusal
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -42,7 +43,7 @@ MAX_FIELDS = 200
 LISTS = ("scopes", "asked")  # fields of which a form may have several
 
 
-ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | {
+ACTIONS: dict[str, Action] = CLAIM_ACTIONS | CASE_ACTIONS | FINDING_ACTIONS | TRANCHE_ACTIONS | {
     "register": Action(organisations.register, "/register?done=1", form="register.html"),
     "accept": Action(members_api.accept, "/login?done=1", form="password.html"),
     "reset": Action(members_api.reset, "/login?done=1", form="password.html"),

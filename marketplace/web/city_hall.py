@@ -25,8 +25,9 @@ from marketplace.organisations import api as organisations
 from marketplace.organisations.tables import Organisation
 from marketplace.review import api as reviews
 from marketplace.vouchers import api as vouchers
-from marketplace.vouchers import applications_api
-from marketplace.vouchers.tables import Application, Revocation, Voucher
+from marketplace.vouchers import applications_api, tranches_api
+from marketplace.vouchers.tables import Application, Programme, Revocation, TrancheApproval, Voucher
+from marketplace.vouchers.versions import RUNS
 from marketplace.web.claims_desk import names_of
 from marketplace.web.rendering import PageRoute, page
 from marketplace.web.vendor_desk import written
@@ -54,6 +55,7 @@ def city(request: Request, actor: Actor = Depends(OPERATOR), market: Market = De
             "applications": _count(session, Application, col(Application.state).in_(STEPS)),
             "vouchers": _count(session, Voucher, Voucher.state == "proposed")
             + _count(session, Revocation, Revocation.state == "proposed"),
+            "tranches": _proposed_tranches(session),
             "claims": _count(session, ClaimBatch, col(ClaimBatch.state).in_({state for state, _ in BATCH})),
             "corrections": _count(session, Correction, Correction.state == "proposed"),
             "clawbacks": _count(session, Clawback, col(Clawback.state).in_({state for state, _ in CLAWBACK})),
@@ -62,6 +64,12 @@ def city(request: Request, actor: Actor = Depends(OPERATOR), market: Market = De
         tiers = counters(session, now_ms())
     pools = vouchers.pool(actor, market)["items"]
     return page(request, "city.html", reviews=queue, waiting=waiting, counters=tiers, pools=pools)
+
+
+def _proposed_tranches(session: Session) -> int:
+    """Of versions that run: a proposal for one that was closed meanwhile is nobody's turn."""
+    query = select(func.count()).select_from(TrancheApproval).join(Programme)
+    return int(session.exec(query.where(TrancheApproval.state == "proposed", col(Programme.state).in_(RUNS))).one())
 
 
 def _count(session: Session, table: Any, condition: Any) -> int:
@@ -78,10 +86,18 @@ def all_organisations(
 
 @router.get("/city/programmes")
 def programmes(request: Request, actor: Actor = Depends(OPERATOR), market: Market = Depends(market_of)) -> Response:
-    """Every programme with its rules in plain words; drafts with what activation has to name."""
+    """Every programme with its rules in plain words; drafts with what activation has to name; tranches that wait for
+    their own approval, with what waits for the second person."""
     found = vouchers.list_programmes(1, market)["items"]
     pools = {row["programme_id"]: row for row in vouchers.pool(actor, market)["items"]}
-    return page(request, "city_programmes.html", programmes=found, pools=pools)
+    running = [row["id"] for row in found if row["state"] in RUNS]
+    own = {key: tranches_api.get_tranches(key, actor, market)["items"] for key in running}
+    asked = {key: [row for row in rows if row["own_approval"]] for key, rows in own.items()}
+    given = [row["approval"] for rows in asked.values() for row in rows if row["approval"]]
+    with reading(market.engine) as session:
+        people = names_of(session, *(each[name] for each in given for name in ("proposed_by", "decided_by")))
+    return page(request, "city_programmes.html", programmes=found, pools=pools, tranches=asked, people=people,
+                own=actor.member_id)  # fmt: skip
 
 
 @router.get("/city/applications")

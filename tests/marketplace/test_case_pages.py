@@ -194,6 +194,66 @@ def test_a_voucher_is_revoked_on_the_page_by_two_persons(town, people, language)
         assert f"{closed} ({revoked})" in people.see(who, where, language)
 
 
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_tranche_that_waits_is_approved_on_the_page_by_two_persons(town, people, language):
+    parts = [{"code": "one", "fen": 300_000}, {"code": "two", "fen": 700_000, "own_approval": True}]
+    which, page = {"programme_id": town.programme(tranches=parts), "tranche": "two"}, "/city/programmes"
+    names = ("propose", "approve", "decline", "withdraw")
+
+    def buttons(who: str) -> list[str]:
+        text = people.see(who, page, language)
+        return [name for name in names if f'action="/do/{name}-tranche"' in text]
+
+    waits, hall = (
+        words()["tranche_waits"][language],
+        {"zh": "待复核批次", "en": "tranches for the second person"}[language],
+    )
+    assert buttons("chen") == ["propose"]
+    assert waits in people.see("lin", page, language)
+    assert hall not in people.see("lin", "/city", language)
+    people.press("chen", "propose-tranche", **which)
+    assert hall in people.see("lin", "/city", language)
+    assert (buttons("chen"), buttons("lin")) == (["withdraw"], ["approve", "decline"])
+    people.press("chen", "approve-tranche", 403, **which)
+    people.press("lin", "decline-tranche", **which, note="资金未到位")
+    assert "资金未到位" in people.see("chen", page, language)
+    people.press("chen", "propose-tranche", **which)
+    people.press("chen", "withdraw-tranche", **which)
+    people.press("chen", "propose-tranche", **which)
+    people.press("lin", "approve-tranche", **which)
+    assert (buttons("chen"), buttons("lin")) == ([], [])
+    assert waits not in people.see("chen", page, language)
+    assert town.balance(f"Q.unissued[{which['programme_id']}]") == 1_000_000
+
+
+def test_tranches_over_the_api_are_for_operators_and_approved_by_two_persons(town, people):
+    parts = [{"code": "one", "fen": 300_000}, {"code": "two", "fen": 700_000, "own_approval": True}]
+    town.programme(tranches=parts)
+    path = "/programmes/town/tranches"
+    for who, method, where, status in (
+        ("", "GET", path, 401),
+        ("wang", "GET", path, 403),
+        ("wang", "POST", f"{path}/two/propose", 403),
+        ("chen", "POST", f"{path}/two/pay", 400),
+        ("chen", "POST", f"{path}/three/propose", 404),
+    ):
+        people.ask(who, method, where, status)
+    assert people.ask("chen", "POST", f"{path}/two/propose").json()["approval"]["state"] == "proposed"
+    refused = people.ask("chen", "POST", f"{path}/two/approve", 403).json()["error"]
+    assert refused["code"] == "TWO_PERSONS"
+    (pool,) = people.ask("wang", "GET", "/pool").json()["items"]
+    assert (pool["waiting"], pool["waiting_fen"], pool["authorised_fen"]) == (["two"], 700_000, 300_000)
+    people.ask("lin", "POST", f"{path}/two/decline", 400)
+    people.ask("lin", "POST", f"{path}/two/decline", json={"note": "资金未到位"})
+    people.ask("lin", "POST", f"{path}/two/propose")
+    people.ask("chen", "POST", f"{path}/two/withdraw", 403)
+    assert people.ask("chen", "POST", f"{path}/two/approve").json()["state"] == "approved"
+    states = {row["tranche"]: row["state"] for row in people.ask("lin", "GET", path).json()["items"]}
+    assert states == {"one": "approved", "two": "approved"}
+    (pool,) = people.ask("wang", "GET", "/pool").json()["items"]
+    assert (pool["waiting"], pool["authorised_fen"]) == ([], 1_000_000)
+
+
 def test_subsidies_are_declared_and_invoices_entered_with_their_originals(town, people, client):
     town.voucher(1_000)
     contract = town.subscribe(contract_fen=90_000)

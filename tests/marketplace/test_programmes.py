@@ -251,7 +251,11 @@ CHANGED = {
     "kind": ["compute"],
     "who": [["vendor"], ["enterprise", "vendor"]],
     "pool_fen": [2_000_000],
-    "tranches": [[{"code": "two", "fen": 1_000_000}], [{"code": "one", "fen": 999_999}]],
+    "tranches": [
+        [{"code": "two", "fen": 1_000_000}],
+        [{"code": "one", "fen": 999_999}],
+        [{"code": "one", "fen": 1_000_000, "own_approval": True}],
+    ],
     "funders": [[], [{"name_zh": "区", "name_en": "district", "share_bp": 10_000}]],
     "ratio": [{"num": 1, "den": 4}],
     "ratio_max": [{"num": 2, "den": 3}],

@@ -58,6 +58,7 @@ from marketplace.vouchers.reservations import decide_amount
 from marketplace.vouchers.rollout import rules_of
 from marketplace.vouchers.signals import Signals
 from marketplace.vouchers.tables import Programme, Reservation, Subscription, Voucher
+from marketplace.vouchers.tranches import decide_held_back, decide_waiting
 from marketplace.vouchers.versions import decide_alone, decide_fresh
 from marketplace.vouchers.wording import describe
 from model_store.errors import BadInput, Conflict, PaymentRequired
@@ -123,6 +124,21 @@ def test_rule_cap():
 def test_rule_pool():
     assert decide_pool(100, 100).passed
     assert decide_pool(101, 100).reason == Reason.POOL_EXHAUSTED
+
+
+def test_rule_tranche_approval():
+    """A tranche that asks for its own approval pays once two persons approved that much of it, whatever the version."""
+    tranches = [{"code": "a", "fen": 400_000}, {"code": "b", "fen": 600_000, "own_approval": True}]
+    rules = programme_file(tranches=tranches)
+    for approved, waits in (({}, ["b"]), ({"b": 599_999}, ["b"]), ({"b": 600_000}, []), ({"a": 600_000}, ["b"])):
+        assert decide_waiting(rules, approved) == waits
+    assert decide_waiting(programme_file(), {}) == []
+    for taken, most in (({}, 600_000), ({"b": 1}, 599_999), ({"a": 400_000, "old": 1}, 599_999), ({"old": 10**6}, 0)):
+        assert decide_held_back(rules, ["b"], taken) == most
+    assert decide_held_back(rules, [], {}) == 0
+    assert decide_pool(100, 100, 0).passed
+    assert decide_pool(101, 100, 101).reason == Reason.TRANCHE_WAITS
+    assert decide_pool(102, 100, 101).reason == Reason.POOL_EXHAUSTED
 
 
 def test_rule_evidence():
