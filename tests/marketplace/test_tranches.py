@@ -117,6 +117,14 @@ def test_issuing_is_refused_with_the_tranche_that_it_waits_for_and_others_go_on(
     town.check()
 
 
+def test_a_waiting_tranche_before_others_in_the_file_is_passed_over(town):
+    programme = town.programme(tranches=[PARTS[1], PARTS[0]])
+    assert town.get(Voucher, town.voucher(200_000, programme)).tranche == "one"
+    release(town, programme)
+    assert town.get(Voucher, town.voucher(50_000, programme)).tranche == "two"
+    town.check()
+
+
 def test_what_no_tranche_could_pay_is_refused_as_before(town):
     """100,000 are left in the first, and the other one could pay 100 at most: waiting would not help."""
     programme = town.programme(tranches=[PARTS[0], PARTS[1] | {"fen": 100}])
