@@ -5,6 +5,9 @@ that record's. Older use that arrived with it or had waited for it goes along, o
 had waited, being less than a fen, from another node's journal that was ingested before. `integrity.verify_times` holds
 packs to this. A correction has no day of its own here: it goes with the charge of the record that it takes back,
 whenever it was posted, so that no batch claims whole what was corrected in part.
+
+A charge that no fen of the voucher went into is claimed too, where use is in it that the voucher pays its share of: its
+share waits for a later charge, whose fen is a share of both. One of other use alone is no part of a claim.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from marketplace.vouchers.tables import Reservation, Voucher
 
 _USED = accounts.used("")[:-1]  # what the accounts of use begin with
 _CHUNK = 1_000  # bound parameters of one statement
+_PORTION = 10_000  # rows of one reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class Charged:
     """One transfer's part under one reservation. A correction's amounts are negative.
 
     Of a correction, `usage_id` is the record that it takes back, `reverses` the charge that this is carried by; 0 where
-    nobody can claim that (any more): it stands in a line, has no subsidy, or came after the correction.
+    nobody can claim that (any more), as it stands in a line or came after the correction, or where that has no subsidy
+    and is of other days, so that there may never be a line for it to wait for.
     """
 
     transfer_id: int
@@ -84,37 +89,73 @@ def unclaimed(
     if lock:
         query = select(Reservation.id).where(col(Reservation.id).in_(charges)).order_by(col(Reservation.id))
         session.exec(query.with_for_update()).all()
+    charges = _without_stripped(session, charges)
     corrections = _corrections(session, charges)
     return {code: decide_units(found, corrections.get(code, ())) for code, found in charges.items()}
 
 
 def _charges(session: Session, programme_id: str, from_day: date, to_day: date) -> dict[str, list[Charged]]:
-    """The unclaimed charges with a subsidy, by reservation, each in the order in which they were posted."""
+    """The unclaimed charges by reservation, each in the order in which they were posted.
+
+    Their event names the reservation: those without a subsidy have no entry in Q.
+    """
     of_programme = select(Reservation.id).join(Voucher, col(Voucher.id) == col(Reservation.voucher_id))
     reservations = set(session.exec(of_programme.where(Voucher.programme_id == programme_id)))
     query = (
-        select(LedgerTransfer, LedgerEntry.account)
-        .join(LedgerEntry, col(LedgerEntry.transfer_id) == col(LedgerTransfer.id))
+        select(LedgerTransfer)
         .where(
             LedgerTransfer.kind == "P5",
             LedgerTransfer.occurred_at_ms >= start_of_day_ms(from_day),
             LedgerTransfer.occurred_at_ms <= end_of_day_ms(to_day),
-            col(LedgerEntry.account).startswith(_USED, autoescape=True),
             col(LedgerTransfer.id).not_in(select(ClaimedTransfer.transfer_id)),
         )
         .order_by(col(LedgerTransfer.id))
     )
-    rows = [(transfer, account[len(_USED) : -1]) for transfer, account in session.exec(query)]
-    rows = [row for row in rows if row[1] in reservations]
+    rows = []
+    for transfer in session.exec(query.execution_options(yield_per=_PORTION)):  # self-paid ones too, and not kept
+        reservation = transfer.event_key.split(":")[1]
+        if reservation in reservations:
+            rows.append((transfer, reservation))
     amounts = _amounts(session, [transfer.id or 0 for transfer, _ in rows])
+    charges = [(reservation, _charged(transfer, amounts)) for transfer, reservation in rows]
+    shared = _shared(session, [charge.transfer_id for _, charge in charges if not charge.subsidy_fen])
     found: dict[str, list[Charged]] = defaultdict(list)
-    for transfer, reservation in rows:
-        found[reservation].append(_charged(transfer, amounts))
+    for reservation, charge in charges:
+        if charge.subsidy_fen or charge.transfer_id in shared:
+            found[reservation].append(charge)
     return dict(found)
 
 
-def _corrections(session: Session, reservations: Collection[str]) -> dict[str, list[Charged]]:
-    """The corrections under these reservations that no line has, whenever they were posted."""
+def _shared(session: Session, transfer_ids: Sequence[int]) -> set[int]:
+    """Which of these charges carry use that the voucher pays its share of."""
+    found: set[int] = set()
+    for start in range(0, len(transfer_ids), _CHUNK):
+        query = select(Usage.transfer_id).where(
+            col(Usage.transfer_id).in_(transfer_ids[start : start + _CHUNK]), Usage.lease_kind == "subsidised"
+        )
+        found.update(transfer for transfer in session.exec(query.distinct()) if transfer is not None)
+    return found
+
+
+def _without_stripped(session: Session, charges: Mapping[str, Sequence[Charged]]) -> dict[str, list[Charged]]:
+    """Less those without subsidy of which a correction stands in a line: it went with another charge (`decide_units`),
+    and without it they would be claimed whole. Nothing is lost by it, they have no fen of the voucher."""
+    query = (
+        select(Usage.transfer_id)
+        .join(Correction, col(Correction.usage_id) == col(Usage.usage_id))
+        .join(ClaimedTransfer, col(ClaimedTransfer.transfer_id) == col(Correction.transfer_id))
+        .where(col(Usage.transfer_id) < col(Correction.transfer_id))
+    )
+    stripped = set(session.exec(query.distinct()))
+    left = {
+        code: [each for each in found if each.subsidy_fen or each.transfer_id not in stripped]
+        for code, found in charges.items()
+    }
+    return {code: found for code, found in left.items() if found}
+
+
+def _corrections(session: Session, charges: Mapping[str, Sequence[Charged]]) -> dict[str, list[Charged]]:
+    """The corrections under the reservations of these charges that no line has, whenever they were posted."""
     query = (
         select(LedgerTransfer, Usage)
         .join(Correction, col(Correction.transfer_id) == col(LedgerTransfer.id))
@@ -122,9 +163,10 @@ def _corrections(session: Session, reservations: Collection[str]) -> dict[str, l
         .where(Usage.reservation_id != "", col(LedgerTransfer.id).not_in(select(ClaimedTransfer.transfer_id)))
         .order_by(col(LedgerTransfer.id))
     )
-    rows = [row for row in session.exec(query) if row[1].reservation_id in reservations]
+    rows = [row for row in session.exec(query) if row[1].reservation_id in charges]
     amounts = _amounts(session, [transfer.id or 0 for transfer, _ in rows])
     claimable = _claimable(session, {usage.transfer_id for _, usage in rows if usage.transfer_id})
+    claimable.update(charge.transfer_id for part in charges.values() for charge in part)
     found: dict[str, list[Charged]] = defaultdict(list)
     for transfer, usage in rows:
         carrier = usage.transfer_id or 0

@@ -6,7 +6,10 @@ from model_store.errors import BadInput, Conflict, NotFound
 
 # reason → (zh, en): why something charged is not claimed now
 LEFT_OUT = {
-    "NOTHING_TO_CLAIM": ("更正后没有可申报的金额", "nothing is left of it after corrections"),
+    "NOTHING_TO_CLAIM": (
+        "没有可申报的金额: 更正后无余额, 或本期补贴尚不足一分, 可并入更长期间",
+        "it has no whole fen of subsidy: after corrections, or not yet, and a longer period may have one",
+    ),
     "RELATED_PARTY": ("企业与供应商为关联方", "enterprise and provider are related"),
     "REDEEM_BY_OVER": ("已过兑付期", "the voucher's redeem-by day is over"),
     "SPEND_TOO_SMALL": ("合同实际金额未达最低要求", "the contract's settled amount is below the programme's least"),

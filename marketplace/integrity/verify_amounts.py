@@ -1,6 +1,9 @@
 """What a line claims against the usage under it: charges, what corrections took back of them, and what is left.
 
-Whole fen are cut from a running total, so each transfer may be off from its records by what is less than a fen.
+Whole fen are cut from a running total, so each transfer may be off from its records by what is less than a fen. Where
+a line's charges were posted one after the other that cancels out, but a pack cannot tell: others may have come between
+them, of another day or in another line. What a charge has over its own share came from before it, so only charges with
+a subsidy count towards what the share may be off by; and no charge has more subsidy than gross.
 """
 
 from __future__ import annotations
@@ -70,6 +73,9 @@ def verify_amounts(line: dict[str, Any], used: Used, check: Check, *, is_marked:
     taken = [each for each in line["transfers"] if each["kind"] == "P13"]
     name = str(line["line"])
     check(len(charges) + len(taken) == len(line["transfers"]), f"{name}: claims what is no charge and no correction")
+    for each in charges:
+        within = 0 <= each["subsidy_fen"] <= each["gross_fen"]
+        check(within, f"{name}: charge {each['id']} is {each['gross_fen']} fen, of it {each['subsidy_fen']} subsidy")
     for each in taken:
         back = each["gross_fen"] <= 0 and each["subsidy_fen"] <= 0
         check(back, f"{name}: correction {each['id']} takes nothing back")
@@ -86,7 +92,7 @@ def _verify_charges(line: dict[str, Any], charges: list[dict[str, Any]], used: U
     slack = MICRO * len(charges)
     holds = -slack - less < gross * MICRO - used.micro < slack
     check(holds, f"{line['line']}: gross {gross} fen, its usage comes to {used.micro} micro-fen")
-    _verify_share(line, subsidy, used.eligible, len(charges), check)
+    _verify_share(line, subsidy, used.eligible, charges, check)
 
 
 def _verify_marks(name: str, taken: list[dict[str, Any]], used: Used, check: Check) -> list[dict[str, Any]]:
@@ -121,12 +127,15 @@ def _verify_left(line: dict[str, Any], transfers: list[dict[str, Any]], used: Us
     holds = -slack - used.corrected < gross * MICRO - standing < slack + used.idle
     check(holds, f"{line['line']}: {gross} fen are left, the usage that stands comes to {standing} micro-fen")
     eligible = used.eligible - used.corrected_eligible + used.idle_eligible
-    _verify_share(line, subsidy, eligible, len(transfers), check)
+    _verify_share(line, subsidy, eligible, transfers, check)
 
 
-def _verify_share(line: dict[str, Any], subsidy_fen: int, eligible: int, transfers: int, check: Check) -> None:
+def _verify_share(
+    line: dict[str, Any], subsidy_fen: int, eligible: int, transfers: list[dict[str, Any]], check: Check
+) -> None:
     num, den = line["ratio"]
-    most = eligible * num // den + MICRO * (transfers + 1)
+    off = 1 + sum(1 for each in transfers if each["kind"] == "P13" or each["subsidy_fen"])
+    most = eligible * num // den + MICRO * off
     check(subsidy_fen * MICRO < most, f"{line['line']}: more than {num}/{den} of its usage is claimed")
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,6 +252,95 @@ def test_a_charge_is_claimed_once_and_what_comes_later_goes_into_the_next_batch(
     assert freeze(town, blobs, again).total_fen == 12
     assert town.total("Q.batch") == 24
     town.check()
+
+
+def one_fen_calls(town: Town) -> None:
+    """The model costs a fen a call, of which the voucher pays a third."""
+    with transaction(town.engine) as session:
+        town.price(session, session.get_one(Listing, "lst_vendor/steel"), 1_000_000)
+    town.now += 1_000
+    town.voucher(1_000)
+    town.subscribe(contract_fen=100_000)
+
+
+def one_by_one(town: Town, name: str, calls: int) -> Node:
+    """Each call is taken in by itself: two of three charges have no fen of the voucher."""
+    node = town.node(name)
+    for _ in range(calls):
+        node.call()
+        node.flush()
+    node.stop()
+    return node
+
+
+def test_a_line_has_the_gross_that_its_subsidy_is_a_share_of_however_the_calls_came_in(town, blobs):
+    one_fen_calls(town)
+    node = one_by_one(town, "n1", 30)
+    correct(town, node.acknowledged[0].usage_id)  # its charge has no subsidy; by the running total a fen of it goes
+    batch = new_batch(town)
+    row = freeze(town, blobs, batch)
+    (line,) = lines(town, batch)
+    assert (line.gross_fen, line.subsidy_fen, line.usage_count) == (29, 9, 30)
+    document = json.loads(blobs.path(row.sha256).read_text(encoding="utf-8"))
+    assert sum(each["gross_fen"] for each in document["lines"][0]["transfers"]) == 29
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        freeze(town, blobs, new_batch(town))
+    town.check()
+
+
+def test_a_period_whose_share_comes_to_a_fen_in_the_next_has_no_line_and_can_be_claimed_with_that(town, blobs):
+    one_fen_calls(town)
+    first = today(town)
+    one_by_one(town, "n1", 2)
+    town.now += DAY
+    one_by_one(town, "n2", 1)
+    assert shown(town, batch_of(town, first, first)) == [(2, 0, "NOTHING_TO_CLAIM")]
+    assert shown(town, batch_of(town, today(town), today(town))) == [(1, 1, "")]
+    both = batch_of(town, first, today(town))
+    assert shown(town, both) == [(3, 1, "")]
+    row = freeze(town, blobs, both)
+    with pytest.raises(Conflict, match="CLAIM_EMPTY"):
+        freeze(town, blobs, batch_of(town, first, first))
+    advance(town, row.id, "submit", "return")
+    assert shown(town, batch_of(town, first, today(town))) == [(3, 1, "")]
+    town.check()
+
+
+def test_a_charge_whose_correction_went_with_another_day_is_not_claimed_without_it(town, blobs):
+    """It has no fen of the voucher, and took one of the next day's when it was corrected."""
+    one_fen_calls(town)
+    first = today(town)
+    node = one_by_one(town, "n1", 6)
+    town.now += DAY
+    one_by_one(town, "n2", 6)
+    correct(town, node.acknowledged[0].usage_id)
+    later = batch_of(town, today(town), today(town))
+    assert shown(town, later) == [(5, 1, "")]
+    freeze(town, blobs, later)
+    assert shown(town, batch_of(town, first, first)) == [(5, 2, "")]
+    advance(town, later, "submit", "return")
+    assert shown(town, batch_of(town, first, first)) == [(5, 1, "")]  # both at once again
+    freeze(town, blobs, batch_of(town, first, first))
+    assert shown(town, batch_of(town, today(town), today(town))) == [(6, 2, "")]
+    town.check()
+
+
+def test_a_charge_of_use_that_the_voucher_pays_nothing_of_is_in_no_line(town):
+    one_fen_calls(town)
+    voucher = town.rows(Voucher)[0].id
+    node = town.node()
+    town.now = town.end_of(voucher) - 50
+    node.call(count=3)
+    node.flush()
+    (last,) = node.call()
+    node.flush()
+    late = msgspec.structs.replace(last, usage_id=last.usage_id[:-4] + "LATE", occurred_at_ms=town.end_of(voucher) + 1)
+    town.now += DAY
+    node.journal.usage(late)
+    node.flush()
+    assert town.get(Usage, late.usage_id).lease_kind == "self_pay"
+    assert town.rows(Reservation)[0].posted_gross_fen == 5
+    assert [each.gross_fen for each in candidates(town, new_batch(town))] == [4]
 
 
 def bind_anew(town: Town, valid_from: str = "2027-06-01") -> None:

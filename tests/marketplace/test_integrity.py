@@ -26,6 +26,7 @@ from marketplace.integrity.pack import write_pack
 from marketplace.integrity.segments import record_prefixes
 from marketplace.integrity.tables import DayRoot, JournalSegment
 from marketplace.integrity.verify import Report, verify_pack
+from marketplace.integrity.verify_amounts import MICRO, Used, verify_amounts
 from marketplace.integrity.verify_journals import verify_journals
 from marketplace.ledger import posting
 from marketplace.usage import recovery
@@ -34,8 +35,77 @@ from marketplace.vouchers.tables import NodeEpoch
 from model_store.blobs import FolderBlobs
 from serving.journal import segment_path
 from tests.marketplace.stores import on_both_stores, unguarded
-from tests.marketplace.test_claims import advance, batch_of, correct, freeze, new_batch, trade
+from tests.marketplace.test_claims import (
+    advance,
+    batch_of,
+    correct,
+    freeze,
+    new_batch,
+    one_by_one,
+    one_fen_calls,
+    trade,
+)
 from tests.marketplace.town import DAY, Town
+
+
+def test_packs_of_charges_without_subsidy_hold_wherever_their_corrections_stand(town, blobs, tmp_path):
+    """The later day is claimed first, with a correction of the day before; then that day."""
+    one_fen_calls(town)
+    first = policy_date(town.now).isoformat()
+    node = one_by_one(town, "n1", 6)
+    town.now += DAY
+    second = policy_date(town.now).isoformat()
+    one_by_one(town, "n2", 6)
+    correct(town, node.acknowledged[0].usage_id)
+    town.now += 2 * DAY
+    close(town)
+    totals = []
+    for number, day in enumerate((second, first)):
+        batch = batch_of(town, day, day)
+        freeze(town, blobs, batch)
+        report = verify_pack(packed(town, blobs, batch, tmp_path / f"{number}.zip"))
+        assert report.wrong == []
+        totals.append((report.facts["total_fen"], report.facts["usage_records"]))
+    assert totals == [(1, 6), (2, 5)]
+
+
+def test_a_batch_of_before_charges_without_subsidy_were_claimed_still_holds(town, blobs, tmp_path):
+    one_fen_calls(town)
+    one_by_one(town, "n1", 30)
+    town.now += 2 * DAY
+    close(town)
+    batch = new_batch(town)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(charged, "_shared", lambda session, transfer_ids: set())
+        row = freeze(town, blobs, batch)
+    report = verify_pack(packed(town, blobs, batch, tmp_path / "pack.zip"))
+    assert report.wrong == []
+    assert (report.facts["total_fen"], report.facts["usage_records"]) == (10, 10)
+    assert report.facts["claim_sha256"] == row.sha256
+
+
+def wrong_of(amounts: list[tuple[int, int]], eligible_fen: int) -> list[str]:
+    """What `verify_amounts` says of a line at a third with these charges (gross, subsidy)."""
+    charges = [
+        {"id": at, "kind": "P5", "gross_fen": gross, "subsidy_fen": fen} for at, (gross, fen) in enumerate(amounts)
+    ]
+    said: list[str] = []
+    used = Used(micro=sum(gross for gross, _ in amounts) * MICRO, eligible=eligible_fen * MICRO)
+    line = {"line": "cln_1", "ratio": [1, 3], "transfers": charges}
+    verify_amounts(line, used, lambda holds, why: None if holds else said.append(why), is_marked=True)
+    return said
+
+
+def test_charges_without_subsidy_make_no_room_for_more_than_the_share():
+    """Of 99 fen a third are 33; each charge with a subsidy may be off by a fen, those without by none."""
+    small = [(1, 0)] * 39
+    assert wrong_of([*small, (60, 34)], 99) == []
+    assert wrong_of([*small, (60, 35)], 99) == ["cln_1: more than 1/3 of its usage is claimed"]
+
+
+def test_no_charge_has_more_subsidy_than_gross():
+    assert wrong_of([(1, 1), (1, 0), (1, 0)], 3) == []
+    assert wrong_of([(1, 2), (5, 0)], 6) == ["cln_1: charge 0 is 1 fen, of it 2 subsidy"]
 
 
 @settings(deadline=None)

@@ -170,7 +170,7 @@ def claim_decisions(stories: list[Story]) -> Rows:
         redeem_by = date.fromisoformat(session.get_one(Voucher, stories[0].id_of("V1")).redeem_by)
 
     def decide(day: date, related: bool = False) -> str:
-        facts = ClaimFacts([(165, 99)], related, redeem_by, 166, (), None, 99, None)
+        facts = ClaimFacts([(166, 99)], related, redeem_by, 166, (), None, 99, None)
         return outcome(decide_claim(rules, facts, day))
 
     return [

@@ -48,10 +48,18 @@ class Claims:
         return sum(line.subsidy_fen for line in self._lines.get(reservation, ()) if line.state == "rejected")
 
     def claimed_whole(self, reservation: str) -> set[int]:
-        """Charges that stand in a batch while a correction of theirs does not."""
+        """Charges that stand in a batch while a correction of theirs does not, or stands in another line."""
         lines = [line for line in self._lines.get(reservation, ()) if line.state in ("in_batch", "accepted")]
-        standing = {charge.transfer_id for line in lines for charge in line.charges if charge.kind == "P5"}
-        return standing & {charge.reverses for charge in self.ingesting.unclaimed.get(reservation, ())}
+        places = {each.transfer_id: line.id for line in lines for each in line.charges if each.kind == "P5"}
+        whole = places.keys() & {charge.reverses for charge in self.ingesting.unclaimed.get(reservation, ())}
+        taken = [(each.reverses, line.id) for line in lines for each in line.charges if each.kind == "P13"]
+        return whole | {number for number, line in taken if places.get(number, line) != line}
+
+    def placed(self) -> set[str]:
+        """Events of all charges that stand in a line or can still come into one."""
+        found = {each.event_key for part in self.ingesting.unclaimed.values() for each in part}
+        lines = [line for part in self._lines.values() for line in part if line.state != "returned"]
+        return found | {each.event_key for line in lines for each in line.charges}
 
     def told(self) -> dict[str, int]:
         return {
@@ -65,7 +73,7 @@ class Claims:
         batch, subsidy = Batch(self.market.mint("clm")), {}
         until = at_ms - (0, 0, 1, 2, 4)[at_ms % 5] * 24 * HOUR_MS
         for reservation_id, found in list(self.ingesting.unclaimed.items()):
-            charges = self._claimable(found, until)
+            charges = self._claimable(reservation_id, found, until)
             fen = sum(charge.subsidy_fen for charge in charges)
             if fen <= 0 or fen > self.market.books.balance(accounts.used(reservation_id)):
                 continue  # NOTHING_TO_CLAIM, CORRECTION_OUTSIDE
@@ -80,14 +88,24 @@ class Claims:
             self.market.books.post_all([claim_postings.p9_frozen(batch.id, subsidy, at_ms)])
         return bool(subsidy)
 
-    def _claimable(self, found: list[Charged], until_ms: int) -> list[Charged]:
+    def _claimable(self, reservation: str, found: list[Charged], until_ms: int) -> list[Charged]:
+        """As `charged.unclaimed`: a correction waits for its charge where that is of other days and has a subsidy."""
+        stripped = self._stripped(reservation)
         charges = sorted((each for each in found if each.kind == "P5"), key=lambda each: each.transfer_id)
-        numbers = {charge.transfer_id for charge in charges}
+        mine = [each for each in charges if each.occurred_at_ms <= until_ms]
+        mine = [each for each in mine if each.subsidy_fen or each.transfer_id not in stripped]
+        numbers = {each.transfer_id for each in charges if each.subsidy_fen} | {each.transfer_id for each in mine}
         corrections = [
             each if each.reverses in numbers else replace(each, reverses=0) for each in found if each.kind == "P13"
         ]
-        units = decide_units([each for each in charges if each.occurred_at_ms <= until_ms], corrections)
-        return [charge for unit in units for charge in unit.charges]
+        units = decide_units(mine, corrections)
+        by_event = {each.event_key: each for each in found}  # a line that comes back still says what they reverse
+        return [by_event[charge.event_key] for unit in units for charge in unit.charges]
+
+    def _stripped(self, reservation: str) -> set[int]:
+        """Charges of which a correction stands in a line."""
+        lines = [line for line in self._lines.get(reservation, ()) if line.state != "returned"]
+        return {each.reverses for line in lines for each in line.charges if each.kind == "P13"}
 
     def decide(self, dice: random.Random, at_ms: int) -> bool:
         """Something that may be done with a batch: return or reject a line, pay the batch, claw back what was paid."""

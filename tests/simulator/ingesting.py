@@ -15,7 +15,7 @@ from marketplace.ledger import accounts, postings
 from marketplace.usage.ingest import finished
 from marketplace.usage.rating import Late, LeaseBasis, rate
 from marketplace.usage.recovery import RunningStreams
-from marketplace.usage.rounding import Meter, accumulate, decide_draws
+from marketplace.usage.rounding import Charge, Meter, accumulate, decide_draws
 from serving.journal_format import JournalHeader, Segment, take_frames
 from serving.metering import MICRO_PER_FEN, UsageRecord
 from tests.simulator.books import Violation
@@ -71,7 +71,7 @@ class Ingesting:
         self.waiting: dict[tuple[str, str], list[Known]] = defaultdict(list)
         self.unclaimed: dict[str, list[Charged]] = defaultdict(
             list
-        )  # reservation → charges with a subsidy, corrections
+        )  # reservation → charges of use that the voucher pays a share of, corrections
         self.charges: dict[str, int] = {}  # event of a charge → its number
         self.places: dict[tuple[str, int], Place] = defaultdict(Place)
         self.batches = self.unresolved = 0
@@ -178,11 +178,16 @@ class Ingesting:
                 market.books.use(code, charge.subsidy_fen)
             number = self.charges[posting.event_key] = len(self.charges) + 1
             amounts = charge.gross_fen, charge.subsidy_fen
-            if charge.subsidy_fen:
+            if self._is_claimable(charge, self.waiting[key]):
                 charged = Charged(number, "P5", posting.event_key, part.last_ms, *amounts)
                 self.unclaimed[reservation.id].append(charged)
         for row in self.waiting.pop(key):
             row.event = posting.event_key
+
+    @staticmethod
+    def _is_claimable(charge: Charge, carried: list[Known]) -> bool:
+        """One that no fen of the voucher went into too: its share came with another, or still waits."""
+        return charge.subsidy_fen > 0 or any(row.eligible for row in carried)
 
     def _drawable(self, reservation: Reservation) -> list[tuple[str, int]]:
         leases = [lease for lease in reservation.leases if lease.state != "settled"]

@@ -164,7 +164,7 @@ class Oracle:
         if books.balance(accounts.unissued(PROGRAMME)) < 0:
             raise Violation("the pool is below zero")
 
-    def check_usage(self, market: Market, ingesting: Ingesting) -> None:
+    def check_usage(self, market: Market, ingesting: Ingesting, claims: Claims) -> None:
         """Invariant 4, once every journal is sealed: each id charged once, for what its node wrote; nothing else."""
         gross: dict[tuple[str, str], int] = defaultdict(int)
         eligible: dict[tuple[str, str], int] = defaultdict(int)
@@ -191,6 +191,9 @@ class Oracle:
                 eligible[known.reservation, known.contract] += known.amount_micro if known.eligible else 0
         if len(ingesting.known) > len(self.uses) or not set(ingesting.known) <= set(self.uses):
             raise Violation("something was charged that no node wrote")
+        charged = {row.event for row in ingesting.known.values() if row.eligible and row.event}
+        if gone := charged - claims.placed():
+            raise Violation(f"a voucher pays its share of what {sorted(gone)[:3]} carry, and no claim can have them")
         told = set(ingesting.known) | ingesting.quarantined
         lost = {key for key in self.acknowledged - told if not self.uses[key].writes[-1].lost}
         if lost:

@@ -383,3 +383,13 @@ def clock_believed() -> Any:
 def correction_left_behind() -> Any:
     before = claiming.decide_units
     return patch.object(claiming, "decide_units", lambda charges, corrections: before(charges, ()))
+
+
+@plant("a claim leaves out the charges that no fen of the voucher went into")
+def gross_only_left_out() -> Any:
+    return patch.object(Ingesting, "_is_claimable", staticmethod(lambda charge, carried: charge.subsidy_fen > 0))
+
+
+@plant("a charge is claimed although its correction stands in another line")
+def claimed_without_its_correction() -> Any:
+    return patch.object(claiming.Claims, "_stripped", lambda self, reservation: set())

@@ -109,7 +109,7 @@ class World:
             self._die(name, power_cut=False)
         for name in list(self.dead):
             self._close(name)
-        self.oracle.check_usage(self.market, self.ingesting)
+        self.oracle.check_usage(self.market, self.ingesting, self.claims)
         self.oracle.check_settled(self.market)
         self.oracle.check_positions(self.market, self.claims)
         if not self.is_skewed:
