@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from marketplace.claims.tables import ClaimedTransfer, Correction
 from marketplace.clock import end_of_day_ms, start_of_day_ms
@@ -175,6 +175,13 @@ def _corrections(session: Session, charges: Mapping[str, Sequence[Charged]]) -> 
         charged = replace(_charged(transfer, amounts), usage_id=usage.usage_id, reverses=reverses)
         found[usage.reservation_id].append(charged)
     return found
+
+
+def corrections_under(session: Session, reservation_id: str) -> int:
+    """How many records under a reservation were taken back, of whatever charge. Each may leave up to a fen more of what
+    comes after it waiting for its charge."""
+    query = select(func.count()).select_from(Correction).join(Usage, col(Usage.usage_id) == col(Correction.usage_id))
+    return session.exec(query.where(Correction.state == "posted", Usage.reservation_id == reservation_id)).one()
 
 
 def _claimable(session: Session, transfer_ids: Collection[int]) -> set[int]:

@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from marketplace.claims.assembly import Candidate, needs_invoices
 from marketplace.claims.backing import backing_of_line
-from marketplace.claims.charged import Charged
+from marketplace.claims.charged import Charged, corrections_under
 from marketplace.claims.filings_at_use import filings_of_line
 from marketplace.claims.tables import ClaimBatch, ClaimLine
 from marketplace.evidence.files import live_files, told
@@ -22,7 +22,7 @@ from marketplace.vouchers.subsidies import list_subsidies
 from marketplace.vouchers.tables import Application, Programme
 from model_store.blobs import Blobs
 
-FORMAT = "algomart-claim/2"  # 1: lines without their redeem-by day, nor whether invoices are asked for
+FORMAT = "algomart-claim/2"  # 1: lines without redeem-by day, whether invoices are asked for, corrections
 
 
 def canonical(document: Any) -> bytes:
@@ -84,6 +84,7 @@ def _line(session: Session, line: ClaimLine, candidate: Candidate, programme: Pr
         "usage_sha256": line.usage_sha256,
         "filing_required": rules.filing_required,
         "filings": filings_of_line(session, [charge.transfer_id for charge in candidate.charges]),
+        "corrections": corrections_under(session, line.reservation_id),
         "transfers": [_transfer(charge) for charge in candidate.charges],
     }
 

@@ -30,6 +30,7 @@ class Used:
     eligible: int = 0
     corrected: int = 0
     corrected_eligible: int = 0
+    corrected_records: int = 0
     idle: int = 0
     idle_eligible: int = 0
     taken: dict[str, tuple[str, int]] = field(default_factory=dict)  # P13 → the record it takes back, its micro-fen
@@ -42,6 +43,7 @@ class Used:
             if taken_by:
                 self.wrong.append(usage)
             return
+        self.corrected_records += 1
         self.corrected += micro
         self.corrected_eligible += micro if is_eligible else 0
         if not taken_by:
@@ -79,20 +81,29 @@ def verify_amounts(line: dict[str, Any], used: Used, check: Check, *, is_marked:
     for each in taken:
         back = each["gross_fen"] <= 0 and each["subsidy_fen"] <= 0
         check(back, f"{name}: correction {each['id']} takes nothing back")
-    _verify_charges(line, charges, used, used.corrected if is_marked else used.micro if taken else 0, check)
+    elsewhere = line.get("corrections", 0) - used.corrected_records
+    known = elsewhere >= 0 or "corrections" not in line
+    check(
+        known, f"{name}: {used.corrected_records} records were corrected, the document knows {line.get('corrections')}"
+    )
+    waits = MICRO * max(0, elsewhere)
+    _verify_charges(line, charges, used, used.corrected if is_marked else used.micro if taken else 0, waits, check)
     if is_marked and (taken or used.corrected or used.wrong):
         own = _verify_marks(name, taken, used, check)
-        _verify_left(line, [*charges, *own], used, check)
+        _verify_left(line, [*charges, *own], used, waits, check)
 
 
-def _verify_charges(line: dict[str, Any], charges: list[dict[str, Any]], used: Used, less: int, check: Check) -> None:
+def _verify_charges(
+    line: dict[str, Any], charges: list[dict[str, Any]], used: Used, less: int, waits: int, check: Check
+) -> None:
     """Gross and share of the charges against all their usage. They may be `less`: a record that was taken back before
-    it was charged is carried by a charge that it is not in."""
+    it was charged is carried by a charge that it is not in. `waits`: for each record under the same reservation that
+    was taken back of another line's charge, up to a fen more than one may have waited."""
     gross, subsidy = _sums(charges)
     slack = MICRO * len(charges)
-    holds = -slack - less < gross * MICRO - used.micro < slack
+    holds = -slack - less - waits < gross * MICRO - used.micro < slack
     check(holds, f"{line['line']}: gross {gross} fen, its usage comes to {used.micro} micro-fen")
-    _verify_share(line, subsidy, used.eligible, charges, check)
+    _verify_share(line, subsidy, used.eligible, charges, waits, check)
 
 
 def _verify_marks(name: str, taken: list[dict[str, Any]], used: Used, check: Check) -> list[dict[str, Any]]:
@@ -120,22 +131,22 @@ def _verify_marks(name: str, taken: list[dict[str, Any]], used: Used, check: Che
     return own
 
 
-def _verify_left(line: dict[str, Any], transfers: list[dict[str, Any]], used: Used, check: Check) -> None:
+def _verify_left(line: dict[str, Any], transfers: list[dict[str, Any]], used: Used, waits: int, check: Check) -> None:
     """What is left of gross and share against the records that stand."""
     gross, subsidy = _sums(transfers)
     slack, standing = MICRO * len(transfers), used.micro - used.corrected
-    holds = -slack - used.corrected < gross * MICRO - standing < slack + used.idle
+    holds = -slack - used.corrected - waits < gross * MICRO - standing < slack + used.idle
     check(holds, f"{line['line']}: {gross} fen are left, the usage that stands comes to {standing} micro-fen")
     eligible = used.eligible - used.corrected_eligible + used.idle_eligible
-    _verify_share(line, subsidy, eligible, transfers, check)
+    _verify_share(line, subsidy, eligible, transfers, waits, check)
 
 
 def _verify_share(
-    line: dict[str, Any], subsidy_fen: int, eligible: int, transfers: list[dict[str, Any]], check: Check
+    line: dict[str, Any], subsidy_fen: int, eligible: int, transfers: list[dict[str, Any]], waits: int, check: Check
 ) -> None:
     num, den = line["ratio"]
     off = 1 + sum(1 for each in transfers if each["kind"] == "P13" or each["subsidy_fen"])
-    most = eligible * num // den + MICRO * off
+    most = eligible * num // den + MICRO * off + waits
     check(subsidy_fen * MICRO < most, f"{line['line']}: more than {num}/{den} of its usage is claimed")
 
 

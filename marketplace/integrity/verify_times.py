@@ -92,5 +92,8 @@ def _verify_later(pack: Pack, line: dict[str, Any], last_ms: int, check: Check) 
 
 
 def _corrections(pack: Pack, line: dict[str, Any]) -> int:
+    """Those of records under the line's reservation, in this line or another's, as the document says; at least those
+    that are here (documents from before they were counted)."""
     (marked,) = pack.tables.execute(_MARKED, (str(line["line"]),)).fetchone()
-    return int(marked) + sum(1 for each in line["transfers"] if each["kind"] == "P13")
+    here = int(marked) + sum(1 for each in line["transfers"] if each["kind"] == "P13")
+    return max(here, int(line.get("corrections", 0)))

@@ -17,6 +17,7 @@ from sqlmodel import select
 from typer.testing import CliRunner
 
 import serving.leases
+from marketplace.catalogue.tables import Listing
 from marketplace.cli import app
 from marketplace.clock import end_of_day_ms, policy_date
 from marketplace.db import transaction
@@ -25,12 +26,14 @@ from marketplace.integrity.verify import Report, verify_pack
 from marketplace.integrity.verify_journals import verify_journals
 from marketplace.ledger import posting
 from marketplace.usage import recovery
+from marketplace.usage.tables import Usage
 from marketplace.vouchers.tables import Programme, Subscription
 from model_store.blobs import FolderBlobs
 from tests.marketplace.stores import on_both_stores
 from tests.marketplace.test_claims import (
     advance,
     batch_of,
+    correct,
     enter_invoice,
     freeze,
     new_batch,
@@ -45,7 +48,8 @@ Change = Callable[[Any], None]
 
 
 def pytest_generate_tests(metafunc):
-    on_both_stores(metafunc, only_sqlite=("pack", "backed", "across_midnight", "paid_pack"))
+    packs = ("pack", "backed", "across_midnight", "paid_pack", "correction_elsewhere_pack")
+    on_both_stores(metafunc, only_sqlite=packs)
 
 
 @pytest.fixture
@@ -207,6 +211,66 @@ def test_usage_of_days_before_goes_with_the_charge_of_the_day_on_which_it_arrive
 
 
 # --- invoices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def correction_elsewhere_pack(town, blobs, tmp_path) -> Path:
+    """Of a day's last second: 1 fen whose charge carries three days' waiting. A record that the day before charged was
+    taken back meanwhile, so that more than a fen waited."""
+    with transaction(town.engine) as session:
+        town.price(session, session.get_one(Listing, "lst_vendor/steel"), 10_000)
+    town.now += 1_000
+    town.voucher(100_000, ratio={"num": 1, "den": 1})
+    town.subscribe(contract_fen=100_000)
+    first, second = town.node("n1"), town.node("n2")
+    first.call(units=490)
+    first.flush()
+    (taken,) = first.call(units=230)
+    first.flush()  # 7.20, 7 charged
+    town.now += DAY
+    last = policy_date(town.now)
+    midnight_ms = end_of_day_ms(last) + 1
+    town.now = midnight_ms - 20_000
+    second.call(units=100)
+    town.now = midnight_ms + 20_000
+    first.call(units=60)
+    first.flush()  # 7.80
+    correct(town, taken.usage_id)  # 5.50, 5 charged
+    first.call(units=49)
+    first.flush()  # 5.99
+    second.flush()  # 6.99, charged on the day before
+    for node in (first, second):
+        node.stop()
+    town.check()
+    town.now += 2 * DAY
+    close(town)
+    batch = batch_of(town, last.isoformat(), last.isoformat())
+    freeze(town, blobs, batch)
+    return packed(town, blobs, batch, tmp_path / "pack.zip")
+
+
+def test_a_record_taken_back_of_another_lines_charge_lets_more_than_a_fen_wait(correction_elsewhere_pack):
+    report = verify_pack(correction_elsewhere_pack)
+    assert report.wrong == []
+    assert report.facts["usage_after_the_period"] == 2
+    forgotten = forged(correction_elsewhere_pack, claim=of_line(corrections=0))
+    assert any("was used after the batch's last day" in each for each in forgotten.wrong)
+    assert any("its usage comes to 2090000 micro-fen" in each for each in forgotten.wrong)
+
+
+def test_a_document_that_knows_fewer_corrections_than_its_pack_marks_is_named(town, blobs, tmp_path):
+    trade(town)
+    correct(town, town.rows(Usage)[0].usage_id)
+    town.now += DAY
+    close(town)
+    batch = new_batch(town)
+    freeze(town, blobs, batch)
+    pack = packed(town, blobs, batch, tmp_path / "pack.zip")
+    assert verify_pack(pack).wrong == []
+    assert any(
+        "1 records were corrected, the document knows 0" in each
+        for each in forged(pack, claim=of_line(corrections=0)).wrong
+    )
 
 
 @pytest.fixture
