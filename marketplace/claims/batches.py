@@ -23,6 +23,7 @@ from marketplace.claims.refusals import (
     nothing_to_claim,
     payment_day,
     payment_mismatch,
+    payment_reference,
     payment_twice,
     period_invalid,
     reason_of,
@@ -215,8 +216,9 @@ def _reject_line(session: Session, batch: ClaimBatch, line: ClaimLine, reason: s
 def enter_payment(
     session: Session, batch: ClaimBatch, *, reference: str, paid_on: str, amount_fen: int, member: str, at_ms: int
 ) -> ClaimBatch:
-    """What the government's payment says; another person confirms it. `Conflict` PAYMENT_MISMATCH, PAYMENT_TWICE for a
-    reference that another batch has, of whatever programme: one payment pays one batch."""
+    """What the government's payment says; another person confirms it. `BadInput` PAYMENT_DAY, PAYMENT_REFERENCE;
+    `Conflict` PAYMENT_MISMATCH, PAYMENT_TWICE for a reference that another batch has, of whatever programme: one
+    payment pays one batch."""
     person(member)
     state = decide_state(BATCH, batch.state, "pay")
     if amount_fen != batch.total_fen:
@@ -226,6 +228,8 @@ def enter_payment(
     except ValueError:
         raise payment_day() from None
     reference = reference.strip()[:200]
+    if not _spelled(reference):
+        raise payment_reference()
     _check_paid_once(session, batch.id, reference)
     _take_reference(session, batch, reference)
     batch.payment = {"reference": reference, "paid_on": day.isoformat(), "amount_fen": amount_fen}
@@ -258,7 +262,7 @@ def _take_reference(session: Session, batch: ClaimBatch, reference: str) -> None
     batch_id = batch.id
     try:
         with session.begin_nested():
-            batch.payment_key = _spelled(reference) or None
+            batch.payment_key = _spelled(reference)
             session.add(batch)
             session.flush()
     except IntegrityError:

@@ -88,6 +88,17 @@ def payment_day() -> BadInput:
     )
 
 
+def payment_reference() -> BadInput:
+    return BadInput(
+        "PAYMENT_REFERENCE",
+        zh="须填写付款凭证号",
+        en="a payment has a reference",
+        remedy_zh="请填写国库支付凭证上的编号",
+        remedy_en="give the number on the treasury's payment voucher",
+        field="reference",
+    )
+
+
 def payment_mismatch(claimed_fen: int, paid_fen: int) -> Conflict:
     return Conflict(
         "PAYMENT_MISMATCH",

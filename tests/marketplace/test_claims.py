@@ -1040,4 +1040,7 @@ def test_a_payment_s_day_is_named_where_it_is_wrong(town, blobs):
         facts = {"reference": "x", "amount_fen": 12, "member": CHEN, "at_ms": town.now}
         with pytest.raises(BadInput) as refused:
             batches.enter_payment(session, row, paid_on="the first of May", **facts)
-    assert (refused.value.code, refused.value.field) == ("PAYMENT_DAY", "paid_on")
+        assert (refused.value.code, refused.value.field) == ("PAYMENT_DAY", "paid_on")
+        with pytest.raises(BadInput) as refused:
+            batches.enter_payment(session, row, paid_on="2027-05-01", **facts | {"reference": " \u3000 "})
+        assert (refused.value.code, refused.value.field) == ("PAYMENT_REFERENCE", "reference")
