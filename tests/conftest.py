@@ -84,7 +84,8 @@ def client(market: Market) -> Iterator[TestClient]:
 @pytest.fixture(scope="session")
 def live_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
     """A market in its own process, with its demonstration keys."""
-    from tests.live import LiveMarket, free_port
+    from tests.live import LiveMarket
+    from tests.ports import free_port
 
     market = LiveMarket(tmp_path_factory.mktemp("live") / "home", ALGOMART_GRPC_PORT=str(free_port()))
     market.start()

@@ -25,7 +25,8 @@ import orjson
 from tests.bench import conv, dense, tiny
 from tests.bench.load import Target, measure
 from tests.bench.node import KEY
-from tests.bench.servers import ROOT, Server, free_port
+from tests.bench.servers import ROOT, Server
+from tests.ports import free_port
 
 LOOP = """
 import sys, time

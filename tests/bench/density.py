@@ -30,7 +30,8 @@ from model_store.bundle import MANIFEST, MODEL, Bundle, seal
 from model_store.manifest import Manifest
 from serving.node import KEY_FILE
 from tests.bench.load import Target
-from tests.bench.servers import ROOT, Server, free_port
+from tests.bench.servers import ROOT, Server
+from tests.ports import free_port
 
 FEATURES, CLASSES = 16, 3
 SMALL, LARGE = (144, 144), (1536, 1536)  # hidden layers: about 100 KB and 10 MB

@@ -23,8 +23,9 @@ from model_store.bundle import pack, seal
 from model_store.manifest import DataSource, Feature, Label, Manifest, Metric, Target, TensorSpec
 from model_store.step_specs import Classify, Columns
 from tests.bench import load
-from tests.bench.servers import BODIES, BODY, ROOT, START_S, Server, free_port
+from tests.bench.servers import BODIES, BODY, ROOT, START_S, Server
 from tests.bench.tiny import CLASSES, FEATURES, write_tiny
+from tests.ports import free_port
 
 NAME = "dongzhi/bench-tiny"
 FEN_PER_CALL = "0.01"  # less than is usual, so that a long bench stays inside a demonstration contract

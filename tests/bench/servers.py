@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import psutil
 from tests.bench.load import Target, processes
 from tests.bench.ray_and_mlflow import as_mlflow, mlflow_command, ray_command, values_of
 from tests.bench.tiny import FEATURES
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -57,12 +57,6 @@ def body_of(data: Sequence[float]) -> bytes:
 BODY = body_of(DATA)
 _chance = random.Random(20250205)
 BODIES = tuple(body_of([round(_chance.uniform(-9, 9), 1 + each % 4) for _ in DATA]) for each in range(64))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

@@ -18,8 +18,8 @@ import tritonclient.http as triton
 from model_store.bundle import pack
 from serving.journal import UsageEntry, read_segment
 from tests.e2e.test_serve import RUN, ready
-from tests.live import free_port
 from tests.model_store.adapted import adapter, adapter_bundle, answer, base_bundle, rows
+from tests.ports import free_port
 
 COUNT = 5
 

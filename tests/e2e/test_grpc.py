@@ -22,8 +22,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.journal import UsageEntry, read_segment
 from tests.e2e.test_serve import RUN
-from tests.live import LiveMarket, free_port
+from tests.live import LiveMarket
 from tests.neighbours import STARTERS, starter
+from tests.ports import free_port
 
 MODEL = "dongzhi/plant-load-boosting"
 ROWS = np.array([[14.96, 41.76, 1024.07, 73.17], [25.18, 62.96, 1020.04, 59.08]], np.float32)

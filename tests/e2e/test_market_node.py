@@ -18,8 +18,9 @@ import pytest
 from marketplace.doctor import examine, is_sound
 from marketplace.settings import Settings
 from tests.e2e.test_serve import RUN
-from tests.live import LiveMarket, free_port
+from tests.live import LiveMarket
 from tests.marketplace.bundles import linear_onnx, linear_zip
+from tests.ports import free_port
 
 MODEL = "dongzhi/plant-load-boosting"
 ROW = {"inputs": {"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}}

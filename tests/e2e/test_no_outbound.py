@@ -20,7 +20,8 @@ import psutil
 import tritonclient.grpc as triton
 
 from marketplace.starter import FOLDER
-from tests.live import AUDITED, LiveMarket, free_port
+from tests.live import AUDITED, LiveMarket
+from tests.ports import free_port
 
 ROW = {"inputs": {"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}}
 LOOPBACK = ("127.0.0.1", "::ffff:127.0.0.1")  # gRPC's sockets are IPv6

@@ -15,7 +15,7 @@ import pytest
 
 from marketplace.starter import FOLDER
 from serving.journal import read_segment
-from tests.live import free_port
+from tests.ports import free_port
 
 MODEL = "dongzhi/plant-load-boosting"
 ROW = {"inputs": {"AT": 14.96, "V": 41.76, "AP": 1024.07, "RH": 73.17}}

@@ -20,8 +20,9 @@ import tritonclient.grpc as triton
 from marketplace.doctor import examine
 from marketplace.settings import Settings
 from tests.e2e.test_market_node import MODEL, ROW, until, usage
-from tests.live import LiveMarket, free_port
+from tests.live import LiveMarket
 from tests.marketplace.bundles import WEIGHTS, linear_onnx
+from tests.ports import free_port
 
 PROCESSES = 3
 

@@ -15,7 +15,8 @@ import tritonclient.grpc as triton
 
 from tests.e2e.test_market_node import MODEL, until
 from tests.e2e.test_workers import metrics, use, workers
-from tests.live import LiveMarket, free_port
+from tests.live import LiveMarket
+from tests.ports import free_port
 
 PROCESSES = 3
 PATH = MODEL.replace("/", "--")

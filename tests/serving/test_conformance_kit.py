@@ -21,7 +21,7 @@ from serving.conformance.models import kit_models
 from serving.conformance.run import Report, run_checks
 from serving.node import open_node
 from tests.e2e.test_serve import RUN
-from tests.live import free_port
+from tests.ports import free_port
 from tests.serving.broken_servers import BROKEN, Spoiler
 
 # --- a lone node, as `algomart serve` runs it -------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from serving.remote.node import MarketTies
 from serving.remote.shipping import Shipper
 from serving.remote.wire import PREFIX, WireChanges, encode_catalogue
 from serving.siblings import ProcessGroup
-from tests.live import free_port
+from tests.ports import free_port
 from tests.serving.parts import Node, running_node, until
 
 

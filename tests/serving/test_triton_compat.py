@@ -24,7 +24,7 @@ from serving.keyless import check_loopback, check_own_machine
 from serving.memory_admission import FolderBundles
 from serving.protocols.triton_compat import BareNames
 from serving.settings import ServingSettings
-from tests.live import free_port
+from tests.ports import free_port
 from tests.serving.parts import FACTORY, OTHER, bundle, double
 from tests.triton_examples.models import MODELS
 from tests.triton_examples.node import Node, serve

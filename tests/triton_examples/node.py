@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.live import free_port
+from tests.ports import free_port
 from tests.triton_examples.models import MODELS, write_models
 
 START_S = 60.0
