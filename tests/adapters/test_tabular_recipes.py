@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,9 @@ def test_unknown_labels_are_refused_with_what_to_do(classifier: Bundle, cancer: 
 
 def test_int8_of_a_linear_model_stays_within_its_bounds(regressor: Bundle, tmp_path: Path) -> None:
     data = write_table(tmp_path / "data", load_diabetes(as_frame=True).frame.iloc[220:])
+    level = logging.getLogger().level
     outcome, bundle, _ = adapt("quantise", data, tmp_path / "bundle", parent=regressor)
+    assert logging.getLogger().level == level  # what the process logs afterwards is nobody's to silence
     assert bundle.manifest.variation == "int8"
     assert outcome.facts["output_difference"] < 0.15
     assert [metric.name for metric in outcome.child] == [metric.name for metric in outcome.parent]
