@@ -17,8 +17,8 @@ from marketplace.organisations import audit, notices
 from marketplace.vouchers.closing import end_voucher, lock_whole
 from marketplace.vouchers.evidence_given import bounded_text
 from marketplace.vouchers.issuing import get_voucher, record_step, state_refusal
-from marketplace.vouchers.refusals import forbidden
 from marketplace.vouchers.tables import Revocation, Voucher
+from marketplace.vouchers.two_persons import check_another, check_person, check_proposer, settle
 from model_store.errors import Conflict
 
 REVOCABLE = ("active", "exhausted", "suspended")
@@ -29,8 +29,7 @@ def propose(session: Session, voucher_id: str, reason: str, *, member: str) -> V
 
     `Forbidden` PERSON_REQUIRED; `BadInput` REASON_REQUIRED; `Conflict` VOUCHER_STATE, REVOCATION_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     voucher = get_voucher(session, voucher_id)
     if voucher.state not in REVOCABLE:
         raise state_refusal(voucher.state, "revoke")
@@ -50,16 +49,14 @@ def confirm(session: Session, voucher_id: str, *, member: str, at_ms: int) -> Vo
 
     `Forbidden` PERSON_REQUIRED, TWO_PERSONS; `NotFound` VOUCHER_NOT_FOUND; `Conflict` REVOCATION_STATE, VOUCHER_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     lock_whole(session, [voucher_id])  # what lives under the voucher first, as `vouchers.locks` says
     voucher = get_voucher(session, voucher_id, lock=False)
     row = _proposal(session, voucher)
-    if member == row.proposed_by:
-        raise forbidden("TWO_PERSONS")
+    check_another(row, member)
     if voucher.state not in REVOCABLE:
         raise state_refusal(voucher.state, "revoke")
-    _decided(session, row, "confirmed", member, "", at_ms)
+    settle(session, row, "confirmed", member, "", at_ms)
     fen = end_voucher(session, voucher, "revoked", at_ms)
     facts = {"note": row.reason, "proposed_by": row.proposed_by, "returned_fen": fen}
     record_step(session, voucher, "revoke", member, **facts)
@@ -80,14 +77,12 @@ def decline(session: Session, voucher_id: str, reason: str, *, member: str, at_m
 
     `Forbidden` PERSON_REQUIRED, TWO_PERSONS; `BadInput` REASON_REQUIRED; `Conflict` REVOCATION_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     voucher = get_voucher(session, voucher_id)
     row = _proposal(session, voucher)
-    if member == row.proposed_by:
-        raise forbidden("TWO_PERSONS")
+    check_another(row, member)
     note = bounded_text(reason_of(reason, "note"), "note")
-    _decided(session, row, "declined", member, note, at_ms)
+    settle(session, row, "declined", member, note, at_ms)
     _record(session, voucher, "decline_revocation", member, note=note, proposed_by=row.proposed_by)
     return voucher
 
@@ -97,14 +92,12 @@ def withdraw(session: Session, voucher_id: str, reason: str, *, member: str, at_
 
     `Forbidden` PERSON_REQUIRED, PROPOSER_ONLY; `Conflict` REVOCATION_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     voucher = get_voucher(session, voucher_id)
     row = _proposal(session, voucher)
-    if member != row.proposed_by:
-        raise forbidden("PROPOSER_ONLY")
+    check_proposer(row, member)
     note = bounded_text(reason, "note")
-    _decided(session, row, "withdrawn", member, note, at_ms)
+    settle(session, row, "withdrawn", member, note, at_ms)
     _record(session, voucher, "withdraw_revocation", member, note=note)
     return voucher
 
@@ -137,12 +130,6 @@ def _proposal(session: Session, voucher: Voucher) -> Revocation:
 def _record(session: Session, voucher: Voucher, action: str, member: str, **details: Any) -> None:
     """A step that is the operator's alone: in the voucher's history, and in no audit log of its enterprise."""
     audit.record(session, actor=member, action=f"voucher.{action}", subject=voucher.id, **details)
-
-
-def _decided(session: Session, row: Revocation, state: str, member: str, note: str, at_ms: int) -> None:
-    row.state, row.decided_by, row.note, row.decided_at_ms = state, member, note, at_ms
-    session.add(row)
-    session.flush()
 
 
 def _refused(zh: str, en: str, remedy_zh: str, remedy_en: str) -> Conflict:

@@ -13,10 +13,10 @@ from marketplace.ledger.posting import post_all
 from marketplace.organisations import audit
 from marketplace.vouchers.evidence_given import bounded_text
 from marketplace.vouchers.programme import Tranche
-from marketplace.vouchers.refusals import forbidden
 from marketplace.vouchers.rollout import get_programme, rules_of
 from marketplace.vouchers.tables import Programme, TrancheApproval
 from marketplace.vouchers.tranches import taken_of, waiting
+from marketplace.vouchers.two_persons import check_another, check_person, check_proposer, settle
 from marketplace.vouchers.versions import RUNS, lock_versions, withdrawals
 from model_store.errors import Conflict, NotFound
 
@@ -26,8 +26,7 @@ def propose(session: Session, programme_id: str, tranche: str, *, member: str) -
 
     `Forbidden` PERSON_REQUIRED; `NotFound` PROGRAMME_NOT_FOUND, TRANCHE_NOT_FOUND; `Conflict` TRANCHE_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     programme, part = _waiting_part(session, programme_id, tranche)
     if proposed(session, programme.id, tranche) is not None:
         raise _refused("该批次已有待复核的批准提议", "its approval is proposed already",
@@ -48,13 +47,11 @@ def approve(session: Session, programme_id: str, tranche: str, *, member: str, a
     room that it left in the counters is what is authorised here, and must not stand in two versions.
     `Forbidden` PERSON_REQUIRED, TWO_PERSONS; `NotFound` as `propose`; `Conflict` TRANCHE_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     programme, part = _waiting_part(session, programme_id, tranche)
     row = _proposal(session, programme, tranche)
-    if member == row.proposed_by:
-        raise forbidden("TWO_PERSONS")
-    _decided(session, row, "approved", member, "", at_ms)
+    check_another(row, member)
+    settle(session, row, "approved", member, "", at_ms)
     counters = caps.opened(session, accounts.caps_of_pool(programme.code))
     fresh = part.fen - taken_of(programme.code, counters).get(part.code, 0)
     others = [each for each in lock_versions(session, programme.code) if each.id != programme.id]
@@ -73,13 +70,11 @@ def decline(
 
     `Forbidden` PERSON_REQUIRED, TWO_PERSONS; `BadInput` REASON_REQUIRED; `Conflict` TRANCHE_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     programme = _locked(session, programme_id)
     row = _proposal(session, programme, tranche)
-    if member == row.proposed_by:
-        raise forbidden("TWO_PERSONS")
-    _decided(session, row, "declined", member, bounded_text(reason_of(reason, "note"), "note"), at_ms)
+    check_another(row, member)
+    settle(session, row, "declined", member, bounded_text(reason_of(reason, "note"), "note"), at_ms)
     _record(session, programme, row, "decline_tranche", member, note=row.note, proposed_by=row.proposed_by)
     return row
 
@@ -91,13 +86,11 @@ def withdraw(
 
     `Forbidden` PERSON_REQUIRED, PROPOSER_ONLY; `Conflict` TRANCHE_STATE.
     """
-    if not member:
-        raise forbidden("PERSON_REQUIRED")
+    check_person(member)
     programme = _locked(session, programme_id)
     row = _proposal(session, programme, tranche)
-    if member != row.proposed_by:
-        raise forbidden("PROPOSER_ONLY")
-    _decided(session, row, "withdrawn", member, bounded_text(reason, "note"), at_ms)
+    check_proposer(row, member)
+    settle(session, row, "withdrawn", member, bounded_text(reason, "note"), at_ms)
     _record(session, programme, row, "withdraw_tranche", member, note=row.note)
     return row
 
@@ -165,12 +158,6 @@ def _proposal(session: Session, programme: Programme, tranche: str) -> TrancheAp
         raise _refused("该批次没有待复核的批准提议", "no approval of the tranche is proposed",
                        "请先提出批准", "propose it first")  # fmt: skip
     return row
-
-
-def _decided(session: Session, row: TrancheApproval, state: str, member: str, note: str, at_ms: int) -> None:
-    row.state, row.decided_by, row.note, row.decided_at_ms = state, member, note, at_ms
-    session.add(row)
-    session.flush()
 
 
 def _record(
