@@ -200,7 +200,11 @@ def packed(town: Town, blobs: FolderBlobs, batch: str, target: Path) -> Path:
 
 @pytest.fixture
 def pack(town, blobs, tmp_path) -> Path:
-    """Of a batch of charges of two days, both closed."""
+    return pack_of_two_days(town, blobs, tmp_path / "pack.zip")
+
+
+def pack_of_two_days(town: Town, blobs: FolderBlobs, target: Path) -> Path:
+    """Of a batch of charges of 15 and 16 January, both closed; frozen on the 18th."""
     trade(town)
     town.now += DAY
     node = town.node("n2")
@@ -210,7 +214,7 @@ def pack(town, blobs, tmp_path) -> Path:
     close(town)
     batch = new_batch(town)
     freeze(town, blobs, batch)
-    return packed(town, blobs, batch, tmp_path / "pack.zip")
+    return packed(town, blobs, batch, target)
 
 
 def changed(pack: Path, name: str, change: Callable[[bytes], bytes], *, resealed: bool = True) -> Report:

@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from tests.marketplace.test_claims import (
     trade,
     voucher_with_evidence,
 )
-from tests.marketplace.test_integrity import close, packed
+from tests.marketplace.test_integrity import close, pack_of_two_days, packed
 from tests.marketplace.town import CHEN, DAY, LIN, Town
 
 Change = Callable[[Any], None]
@@ -67,17 +68,17 @@ def blobs(tmp_path):
 
 @pytest.fixture
 def pack(town, blobs, tmp_path) -> Path:
-    """Charges of 15 and 16 January, frozen on the 18th; the voucher is to be used by 14 February."""
-    trade(town)
-    town.now += DAY
-    node = town.node("n2")
-    node.call(count=50)
-    node.stop()
+    """The voucher is to be used by 14 February."""
+    return pack_of_two_days(town, blobs, tmp_path / "pack.zip")
+
+
+def pack_of_day(town: Town, blobs: FolderBlobs, day: date, target: Path) -> Path:
+    """Of what that day charged, frozen two days later."""
     town.now += 2 * DAY
     close(town)
-    batch = new_batch(town)
+    batch = batch_of(town, day.isoformat(), day.isoformat())
     freeze(town, blobs, batch)
-    return packed(town, blobs, batch, tmp_path / "pack.zip")
+    return packed(town, blobs, batch, target)
 
 
 def forged(
@@ -178,11 +179,7 @@ def across_midnight(town, blobs, tmp_path) -> Path:
     second.flush()
     first.stop()
     second.stop()
-    town.now += 2 * DAY
-    close(town)
-    batch = batch_of(town, last.isoformat(), last.isoformat())
-    freeze(town, blobs, batch)
-    return packed(town, blobs, batch, tmp_path / "pack.zip")
+    return pack_of_day(town, blobs, last, tmp_path / "pack.zip")
 
 
 def test_less_than_a_fen_that_waited_over_midnight_goes_with_the_charge_that_carries_it(across_midnight):
@@ -242,11 +239,7 @@ def correction_elsewhere_pack(town, blobs, tmp_path) -> Path:
     for node in (first, second):
         node.stop()
     town.check()
-    town.now += 2 * DAY
-    close(town)
-    batch = batch_of(town, last.isoformat(), last.isoformat())
-    freeze(town, blobs, batch)
-    return packed(town, blobs, batch, tmp_path / "pack.zip")
+    return pack_of_day(town, blobs, last, tmp_path / "pack.zip")
 
 
 def test_a_record_taken_back_of_another_lines_charge_lets_more_than_a_fen_wait(correction_elsewhere_pack):
