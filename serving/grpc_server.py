@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,6 +25,7 @@ from serving.protocols.grpc_messages import HEALTH, INFERENCE, Method, methods_o
 from serving.protocols.grpc_service import OPEN_METHODS, GrpcInference
 from serving.protocols.oip_extensions import METHODS_NOT_OFFERED, not_offered_by
 from serving.slow_readers import SlowReaders
+from serving.tracing import Tracing
 
 if TYPE_CHECKING:
     from serving.app import ServingApp
@@ -134,15 +135,19 @@ class GrpcServer:
     def _handler(self, path: str, answer: Callable[[GrpcCall], Awaitable[None]]) -> Any:
         async def handle(_: Any, context: Any) -> None:
             call = GrpcCall(context, self._stopping, self.readers)
-            if self._app.access_log is None:
-                await work(call)
-                return
-            with _logged(self._app.access_log, path, call):
+            log, tracing = self._app.access_log, self._app.dataplane.tracing
+            with (
+                nullcontext() if tracing is None else _traced(tracing, path, call),
+                nullcontext() if log is None else _logged(log, path, call),
+            ):
                 await work(call)
 
         async def work(call: GrpcCall) -> None:
             try:
                 await answer(call)
+            except asyncio.CancelledError:
+                call.has_gone = True
+                raise
             except Refusal as refusal:
                 self._refuse(call, refusal)
             except Exception:
@@ -200,17 +205,26 @@ class GrpcServer:
 
 
 @contextmanager
+def _traced(tracing: Tracing, path: str, call: GrpcCall) -> Iterator[None]:
+    """A span for a call, or for a whole stream."""
+    with tracing.rpc(path, call.headers) as span:
+        try:
+            yield
+        finally:
+            tracing.ended(span, call.status, call.code.value[0])
+
+
+@contextmanager
 def _logged(log: AccessLog, path: str, call: GrpcCall) -> Iterator[None]:
     """A line for a call, or for a whole stream, with the status that HTTP would have had; 0: the client had gone."""
-    runs, began, status = Runs(), time.perf_counter(), 0
+    runs, began = Runs(), time.perf_counter()
     RUNS.set(runs)
     try:
         yield
-        status = 200
     finally:
-        line = Line(now_ms(), "gRPC", path, status, (time.perf_counter() - began) * 1000, call.request_id)
+        line = Line(now_ms(), "gRPC", path, call.status, (time.perf_counter() - began) * 1000, call.request_id)
         if call.refused is not None:
-            line.status, line.code = call.refused.status, call.refused.code
+            line.code = call.refused.code
         if call.principal is not None:
             line.key_id, line.organisation = call.principal.key_id, call.principal.organisation
         line.model, line.rows = runs.model, runs.rows

@@ -2,9 +2,9 @@
 
     OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT), OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME …
 
-A request's span is the child of its W3C `traceparent`; below it stand the wait in the queue, the run, and the opening
-of a lease. The hot path asks the sampler first and answers what it drops; what it takes goes the ordinary way, under
-the trace id that it was asked about, so that it takes it there too.
+A request's span is the child of its W3C `traceparent`, a header or gRPC's metadata; below it stand the wait in the
+queue, the run, and the opening of a lease. The hot path asks the sampler first and answers what it drops; what it takes
+goes the ordinary way, under the trace id that it was asked about, so that it takes it there too.
 """
 
 from __future__ import annotations
@@ -65,10 +65,23 @@ class Tracing:
     def request(self, method: str, path: str, headers: Mapping[bytes, bytes], trace_id: int = 0) -> Iterator[Any]:
         """The span of one request, current inside; its status code is set with `answered`. `trace_id`: by `is_dropped`,
         where that was asked."""
-        parent = self._parent_of(headers)
         self._ids.next_trace_id = trace_id
+        with self._serving(method, _attributes(method, path), headers) as span:
+            yield span
+
+    @contextmanager
+    def rpc(self, path: str, metadata: Mapping[bytes, bytes]) -> Iterator[Any]:
+        """The span of one gRPC call, or of a whole stream, current inside; its end is set with `ended`. `path`:
+        `/service/method`."""
+        service, _, method = path[1:].rpartition("/")
+        of_rpc = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        with self._serving(path[1:], _attributes("POST", path) | of_rpc, metadata) as span:
+            yield span
+
+    @contextmanager
+    def _serving(self, name: str, attributes: Mapping[str, str], headers: Mapping[bytes, bytes]) -> Iterator[Any]:
         with self._tracer.start_as_current_span(
-            method, context=parent, kind=self._trace.SpanKind.SERVER, attributes=_attributes(method, path)
+            name, context=self._parent_of(headers), kind=self._trace.SpanKind.SERVER, attributes=attributes
         ) as span:
             yield span
 
@@ -85,6 +98,17 @@ class Tracing:
         span.set_attribute("http.response.status_code", status)
         if status >= 500:
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR))
+
+    def ended(self, span: Any, status: int, code: int) -> None:
+        """`status`: the one that HTTP would have had, as in the access log; `code`: gRPC's own."""
+        span.set_attribute("rpc.grpc.status_code", code)
+        self.answered(span, status)
+
+    def passed_on(self) -> dict[str, str]:
+        """The headers with which another process continues the current span."""
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier)
+        return carrier
 
     def ran(self, model: str, version: int, rows: int, queue_ms: float, compute_ms: float) -> None:
         """A run that has just ended, with its wait before it, below the current span."""

@@ -22,6 +22,8 @@ from serving.slow_readers import SlowReaders
 READ_S = 30.0  # how long a caller may take to send the one message of a unary call
 MAX_STATUS_CHARACTERS = 1500  # clients accept 8 KiB of trailing metadata in all, and Chinese is sent percent-encoded
 STATUS_OF = {
+    0: grpc.StatusCode.CANCELLED,
+    200: grpc.StatusCode.OK,
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     402: grpc.StatusCode.FAILED_PRECONDITION,
@@ -51,12 +53,25 @@ class GrpcCall:
         self.request_id = request_id_of(self.headers)
         self.principal: Principal | None = None  # once that is known
         self.refused: Refusal | None = None
+        self.has_gone = False  # the caller, while its call was in hand
         self.bytes_in = self.bytes_out = 0
 
     @property
     def is_over(self) -> bool:
         """The caller has gone, or its deadline has passed."""
         return bool(self._context.done() or self._context.cancelled())
+
+    @property
+    def status(self) -> int:
+        """How the call ends, once its handler does: the status that HTTP would have had; 0: the caller has gone."""
+        if self.refused is not None:
+            return self.refused.status
+        return 0 if self.has_gone or self.is_over else 200
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The same as gRPC says it."""
+        return STATUS_OF.get(self.status, grpc.StatusCode.UNKNOWN)
 
     @property
     def is_stopping(self) -> bool:
@@ -129,8 +144,7 @@ class GrpcCall:
             trailing.append(("retry-after", str(refusal.retry_after_s)))
         limits = refusal.details.get("ratelimit", {})
         trailing += [(f"ratelimit-{name}", str(value)) for name, value in limits.items()]
-        status = STATUS_OF.get(refusal.status, grpc.StatusCode.UNKNOWN)
         # Not `abort`: the error that it raises and gRPC's own state of the call hold each other (see `forget_frames`).
-        self._context.set_code(status)
+        self._context.set_code(self.code)
         self._context.set_details(text[:MAX_STATUS_CHARACTERS])
         self._context.set_trailing_metadata(tuple(trailing))

@@ -17,6 +17,7 @@ from model_store.manifest import Manifest
 from serving.asgi import PASSED_RPC, Siblings
 from serving.dataplane import Inference
 from serving.digests import digest_of_bytes
+from serving.errors.node import deadline_exceeded
 from serving.errors.requests import no_such_path
 from serving.messages import Response
 from serving.ports import Principal
@@ -117,8 +118,12 @@ class GrpcInference:
         headers = {
             name.decode(): call.headers[name].decode("latin-1") for name in PASSED_ON if name in call.headers
         } | {"x-request-id": call.request_id}
+        if self._dataplane.tracing is not None:
+            headers |= self._dataplane.tracing.passed_on()
         if deadline is not None:
-            headers["x-deadline-ms"] = str(max(0, int(deadline)))
+            if deadline <= 0:
+                raise deadline_exceeded(deadline)
+            headers["x-deadline-ms"] = f"{max(deadline, 0.001):.3f}"
         status, told, answer = await siblings.ask_owner(key, PASSED_RPC, headers, content)
         if status != 200:
             raise refusal_of(status, answer)
