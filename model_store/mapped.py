@@ -3,7 +3,8 @@
 Many graphs load several times faster so, and hold almost nothing of their own: the pages are the file's, shared by
 every process that maps it. What is written here is derived: `<folder>/<digest of the bundle>/`, beside the bundles,
 whose own bytes and digest stay as they are. It is written and measured in a child process (`python -m
-model_store.mapped`), because a large graph is read in one piece and would hold the interpreter that answers calls.
+model_store.mapped`), because a large graph is read in one piece and would hold the interpreter that answers calls; one
+for many models, because its start takes five times as long as a model of 10 MB.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from model_store.bundle import MODEL
 from model_store.runtime import load_graph, release_memory
@@ -25,6 +27,7 @@ LEAST_TENSOR_BYTES = 1024  # smaller ones are shapes and biases, which graph opt
 WORTH_IT = 0.5  # of the weights, what a mapped graph may hold of its own
 WEIGHTS = "weights.bin"
 MEASURED = "measured.json"
+MAX_SAID = 500  # characters of what went wrong
 _ALIGNMENT = 64  # bytes: a cache line, and every element type
 _NICENESS = 10
 
@@ -115,6 +118,18 @@ def _anonymous_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def answer_orders(orders: TextIO, answers: TextIO) -> None:
+    """A line {"model", "folder", "digest"} each, answered by a line {"said"}: empty, or why it could not be done."""
+    for line in orders:
+        order = json.loads(line)
+        try:
+            write_mapped(Path(order["model"]), Path(order["folder"]), order["digest"])
+            said = ""
+        except Exception as error:  # one model's trouble is not the next one's
+            said = f"{type(error).__name__}: {error}"
+        print(json.dumps({"said": said[:MAX_SAID]}), file=answers, flush=True)
+
+
 if __name__ == "__main__":
     os.nice(_NICENESS)
-    write_mapped(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    answer_orders(sys.stdin, sys.stdout)

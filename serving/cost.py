@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_store.graph_outline import read_outline
 from model_store.manifest import CostModel
 
 if TYPE_CHECKING:
@@ -129,13 +130,14 @@ def runs_in_bounded_time(model_path: Path) -> bool:
     """Whether the graph's work follows from the size of its inputs alone, so that a measured time can be trusted.
 
     False for loops, for outputs sized by values (ConstantOfShape of an input …) and for files over 20 MiB (too long to
-    look at, and hardly short to run). Reads the file: call it off the event loop.
+    look at, and hardly short to run). Reads the file but for its weights: call it off the event loop.
     """
-    import onnx
-
     if model_path.stat().st_size > MAX_INLINE_FILE_BYTES:
         return False
-    model = onnx.load(str(model_path), load_external_data=False)
+    try:
+        model = read_outline(model_path)
+    except ValueError:  # ONNX Runtime reads what this does not: then nothing is known of it
+        return False
     if len(model.functions) > 0:
         return False  # bodies elsewhere; not worth following for the sake of a few microseconds
     return _bounded(model.graph, frozenset())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -10,15 +11,19 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 from model_store.bundle import Bundle, open_bundle
-from model_store.mapped import MEASURED, WEIGHTS, find_mapped, write_mapped
+from model_store.mapped import LEAST_BYTES, MEASURED, WEIGHTS, find_mapped, write_mapped
 from model_store.runtime import load_graph
+from serving import mapping
 from serving import residency as module
+from serving.mapping import Mapper
 from serving.memory_admission import FolderBundles
 from serving.ports import ServedVersion
 from serving.residency import Residency
@@ -246,3 +251,88 @@ async def test_where_nothing_can_be_written_a_model_runs_as_it_is(sealed: Bundle
     assert resident.runner.run({"x": X})["y"].shape == X.shape
     residency.release(resident)
     await residency.close()
+
+
+def stuck(served: ServedVersion, folder: Path) -> ServedVersion:
+    """A version whose graph is a pipe that nobody writes into: who reads it waits for ever."""
+    folder.mkdir()
+    os.mkfifo(folder / "model.onnx")
+    (folder / "weights.bin").write_bytes(bytes(LEAST_BYTES))
+    return replace(served, name="a/stuck", bundle=folder, digest="stuck")
+
+
+def children() -> list[psutil.Process]:
+    running = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in running if "model_store.mapped" in each.cmdline()]
+
+
+async def test_many_models_are_mapped_by_one_child_that_is_not_started_on_the_loop(
+    sealed: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starters = []
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        starters.append(threading.current_thread())
+        return start(*arguments, **options)
+
+    start = subprocess.Popen
+    monkeypatch.setattr(mapping.subprocess, "Popen", popen)
+    served = FolderBundles().add(sealed.path)
+    mapper = Mapper(tmp_path)
+    for digest in "ab":
+        mapper.want(replace(served, digest=digest))
+    await mapper.settled()
+    assert all(find_mapped(tmp_path, digest) for digest in "ab")
+    assert len(starters) == 1
+    assert starters[0] is not threading.current_thread()
+    assert not children()
+    mapper.want(replace(served, digest="c"))
+    await mapper.settled()
+    assert find_mapped(tmp_path, "c")
+
+
+async def test_a_child_that_is_killed_leaves_the_next_model_to_another(
+    served: ServedVersion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mapper = Mapper(tmp_path / "mapped")
+    mapper.want(stuck(served, tmp_path / "stuck"))
+    mapper.want(served)
+    await until(lambda: bool(children()))
+    children()[0].kill()
+    await mapper.settled()
+    assert "its process ended with -9" in caplog.text
+    assert find_mapped(tmp_path / "mapped", served.digest)
+
+
+async def test_one_that_takes_too_long_is_given_up(
+    served: ServedVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mapping, "PATIENCE_S", 0.01)
+    mapper = Mapper(tmp_path / "mapped")
+    mapper.want(stuck(served, tmp_path / "stuck"))
+    await mapper.settled()
+    assert "a/stuck@1 cannot be mapped: not done" in caplog.text
+    assert not children()
+
+
+async def test_closing_waits_for_no_model(served: ServedVersion, tmp_path: Path) -> None:
+    mapper = Mapper(tmp_path / "mapped")
+    mapper.want(stuck(served, tmp_path / "stuck"))
+    await until(lambda: bool(children()))
+    await mapper.close()
+    assert not children()
+    assert not find_mapped(tmp_path / "mapped", "stuck")
+
+
+async def test_a_model_that_cannot_be_read_is_said_and_the_next_one_is_mapped(
+    served: ServedVersion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"no graph" * (LEAST_BYTES // 8))
+    mapper = Mapper(tmp_path / "mapped")
+    mapper.want(replace(served, name="a/broken", bundle=broken, digest="broken"))
+    mapper.want(served)
+    await mapper.settled()
+    assert "a/broken@1 cannot be mapped: DecodeError" in caplog.text
+    assert find_mapped(tmp_path / "mapped", served.digest)
