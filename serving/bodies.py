@@ -19,6 +19,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 _AUTOMATIC = 32 + zlib.MAX_WBITS  # gzip or zlib, by its header
 LEAST_BYTES_PER_S = 16 << 10
+MAX_MEMBERS = 4096  # of one gzip body; blocked gzip (bgzip) makes one for every 64 KiB
+PIECE_BYTES = 64 << 10
 DECOMPRESS_IN_THREAD_BYTES = 2 << 10  # may come out a thousand times as large
 
 
@@ -140,25 +142,30 @@ def decompress(content: bytes, encoding: str, limit: int) -> bytes:
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise body_encoding(f"Content-Encoding: {encoding}")
     parts: list[bytes] = []
-    left = limit
+    left, at, members = limit, 0, 0
     wbits = _AUTOMATIC
     if encoding == "deflate" and not _has_zlib_header(content):
         wbits = -zlib.MAX_WBITS  # some clients send deflate without zlib's header
-    while content:
+    given = memoryview(content)
+    while at < len(given):
+        members += 1
+        if members > MAX_MEMBERS:
+            raise body_encoding(f"more than {MAX_MEMBERS} members")
         stream = zlib.decompressobj(wbits)
-        try:
-            part = stream.decompress(content, left + 1)
-        except zlib.error as error:
-            raise body_encoding(str(error)) from error
-        if len(part) > left:
-            raise body_too_large(limit)
-        if not stream.eof:
-            raise body_encoding("ends too early")
-        parts.append(part)
-        left -= len(part)
-        content = stream.unused_data  # gzip may hold several members
-        if not part and content and len(parts) > 1000:
-            raise body_encoding("too many empty members")
+        while not stream.eof:
+            # In pieces, since zlib copies what it leaves over, which is all that follows a member.
+            piece = given[at : at + PIECE_BYTES]
+            if not piece:
+                raise body_encoding("ends too early")
+            try:
+                part = stream.decompress(piece, left + 1)
+            except zlib.error as error:
+                raise body_encoding(str(error)) from error
+            if len(part) > left:
+                raise body_too_large(limit)
+            parts.append(part)
+            left -= len(part)
+            at += len(piece) - len(stream.unused_data)
     return b"".join(parts)
 
 

@@ -44,14 +44,15 @@ def dtype_and_shape(name: str, tensor: Mapping[str, Any]) -> tuple[OipType, list
         raise request_field(
             f"{name}.shape", f"须为至多 {MAX_DIMENSIONS} 个整数的列表", f"must be a list of at most {MAX_DIMENSIONS}"
         )
-    count = 1
+    count = extent = 1  # `extent`: what numpy's strides must hold, also of a tensor without elements
     for size in shape:
         if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
             raise request_field(
                 f"{name}.shape", f"须为 0 至 {MAX_ELEMENTS} 的整数", f"must hold integers from 0 to {MAX_ELEMENTS}"
             )
         count *= size
-    if count > MAX_ELEMENTS:
+        extent *= size or 1
+    if extent > MAX_ELEMENTS:
         raise request_field(f"{name}.shape", "元素过多", "has too many elements")
     return cast(OipType, dtype), shape, count
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
-from model_store.errors import TooLarge, TooMany, TooSlow
-from serving.bodies import BodyRoom, Disconnected, Message, Receive, read_body
+from model_store.errors import BadInput, TooLarge, TooMany, TooSlow
+from serving.bodies import MAX_MEMBERS, BodyRoom, Disconnected, Message, Receive, decompress, read_body
 from serving.errors.node import uploads_full
 
 
@@ -64,3 +66,25 @@ async def test_a_body_that_trickles_in_is_given_up_and_gives_its_room_back() -> 
     assert room.held == 0
     whole = arriving()
     assert await read_body(whole, {}, 100, anything, -1.0) == [b""]  # what is there is taken, however late
+
+
+def test_a_body_of_several_gzip_members_is_their_contents_in_order() -> None:
+    contents = [
+        bytes([number]) * 50_000 * number for number in range(8)
+    ]  # longer and shorter than what is read at once
+    packed = b"".join(gzip.compress(content, mtime=0) for content in contents)
+    assert decompress(packed, "gzip", 10**7) == b"".join(contents)
+    with pytest.raises(TooLarge, match="BODY_TOO_LARGE"):
+        decompress(packed, "gzip", sum(map(len, contents)) - 1)
+    with pytest.raises(BadInput, match="ends too early"):
+        decompress(packed[:-1], "gzip", 10**7)
+
+
+def test_a_body_of_very_many_gzip_members_is_refused() -> None:
+    """Each costs what a whole body does: 3 million of them, in 64 MiB, kept a thread for an hour."""
+    member = gzip.compress(b" ", mtime=0)
+    assert decompress(member * MAX_MEMBERS, "gzip", 10**6) == b" " * MAX_MEMBERS
+    with pytest.raises(BadInput, match="BODY_ENCODING"):
+        decompress(member * (MAX_MEMBERS + 1), "gzip", 10**6)
+    with pytest.raises(BadInput, match="BODY_ENCODING"):
+        decompress(gzip.compress(b"", mtime=0) * (MAX_MEMBERS + 1), "gzip", 10**6)

@@ -69,7 +69,7 @@ documents = st.recursive(
 )
 tensors = st.fixed_dictionaries(
     {"name": st.just("x") | scalars, "datatype": st.sampled_from(["FP32", "INT64", "BYTES", "FP16"]) | scalars,
-     "shape": st.lists(st.integers(-2, 5) | scalars, max_size=4) | scalars},
+     "shape": st.lists(st.integers(-2, 5) | st.sampled_from([0, 2**31, 2**62]) | scalars, max_size=4) | scalars},
     optional={"data": st.lists(documents, max_size=6) | documents,
               "parameters": st.dictionaries(names, scalars, max_size=3) | scalars},
 )  # fmt: skip

@@ -134,6 +134,8 @@ def test_bytes_are_read_as_they_are() -> None:
         ({"inputs": [tensor("FP31", [1], fp32_contents=[1])]}, [], "REQUEST_FIELD"),
         ({"inputs": [tensor("FP32", [-1], fp32_contents=[1])]}, [], "REQUEST_FIELD"),
         ({"inputs": [tensor("FP32", [2**40, 2**40], fp32_contents=[1])]}, [], "REQUEST_FIELD"),
+        ({"inputs": [tensor("FP32", [0, 2**31, 2**31, 2**31])]}, [b""], "REQUEST_FIELD"),
+        ({"inputs": [tensor("INT64", [2**62, 0, 2**62])]}, [], "REQUEST_FIELD"),
         ({"inputs": [tensor("FP32", [1])]}, [b"abc"], "TENSOR_BINARY"),
         ({"inputs": [tensor("BYTES", [1])]}, [b"\xff\xff\xff\xffa"], "TENSOR_BINARY"),
         ({"inputs": [tensor("FP32", [1], fp32_contents=[1])]}, [b"abcd"], "TENSOR_BINARY"),

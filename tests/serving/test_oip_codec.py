@@ -87,6 +87,9 @@ def test_nan_and_infinity_are_read_from_literals_words_and_null() -> None:
         (body([1, 2], shape=[2**40]), "REQUEST_FIELD"),
         (body([1, 2], shape=[2**20, 2**20, 2**20]), "REQUEST_FIELD"),
         (body([1, 2], shape=[1] * 17), "REQUEST_FIELD"),
+        *((body([], kind, shape=[0, 2**31, 2**31, 2**31]), "REQUEST_FIELD") for kind in ("FP32", "UINT64", "BYTES")),
+        (body([], shape=[0, 2**62, 2**62]), "REQUEST_FIELD"),
+        (body([], shape=[10**30, 0]), "REQUEST_FIELD"),
         (body([1, 2], shape=[2**30]), "TENSOR_DATA"),
         (body([1, 2, 3]), "TENSOR_DATA"),
         (body([[1, 2], [3]], shape=[3]), "TENSOR_DATA"),
@@ -179,6 +182,20 @@ def test_binary_data_that_does_not_fit_is_refused(arrays: dict[str, Any], cut: i
     assert refused(content, length).code == "TENSOR_BINARY"
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BF16", "BYTES"])
+def test_a_tensor_of_nothing_may_not_be_of_any_size_beside(datatype: str) -> None:
+    """A product that is 0 says nothing of its factors, and numpy does not take all of them."""
+
+    def asked(shape: list[int]) -> bytes:
+        tensor = {"name": "x", "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": 0}}
+        return json.dumps({"inputs": [tensor]}).encode()
+
+    empty = asked([0, 2**31])
+    assert decode_request(empty, len(empty)).inputs["x"].shape == (0, 2**31)
+    with pytest.raises(BadInput, match="REQUEST_FIELD"):
+        decode_request(asked([0, 2**31, 2**31]), len(asked([0, 2**31, 2**31])))
+
+
 def test_a_header_length_beyond_the_body_is_refused() -> None:
     assert refused(b"{}", 3).code == "REQUEST_FIELD"
 
@@ -206,7 +223,7 @@ _tensor = st.fixed_dictionaries(
     optional={
         "name": st.sampled_from(["x", "y", "", 3]) | _json,
         "datatype": st.sampled_from([*NUMPY_OF, "FP8"]) | _json,
-        "shape": st.lists(st.integers(-2, 5), max_size=3) | _json,
+        "shape": st.lists(st.integers(-2, 5) | st.sampled_from([0, 2**31, 2**62]), max_size=4) | _json,
         "data": st.lists(st.integers(-300, 300) | st.floats() | st.booleans(), max_size=6) | _json,
         "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": st.integers(-1, 40)}) | _json,
     },
