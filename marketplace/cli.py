@@ -14,30 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marketplace.cli_application import application
-from marketplace.cli_client import register, told
-from marketplace.cli_findings import findings
-from marketplace.cli_journal import journal
-from marketplace.cli_node import node
-from marketplace.cli_operator import operator
-from marketplace.cli_reports import reports
-from marketplace.settings import Settings
+from marketplace.cli_elsewhere import AlgomartGroup
 from model_store.errors import Refusal
 
 if TYPE_CHECKING:
     from marketplace.backup import BackupResult
+    from marketplace.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts · 输出 JSON")]
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="AlgoMart 算法超市")
+app = typer.Typer(cls=AlgomartGroup, no_args_is_help=True, add_completion=False, help="AlgoMart 算法超市")
 catalogue = typer.Typer(no_args_is_help=True, help="The starter shelf")
 app.add_typer(catalogue, name="catalogue")
-app.add_typer(operator, name="operator")
-app.add_typer(node, name="node")
-app.add_typer(reports, name="reports")
-app.add_typer(findings, name="findings")
-app.add_typer(journal, name="journal")
-app.add_typer(application, name="application")
-register(app)
 
 
 @app.callback()
@@ -58,6 +45,7 @@ def up(
     demo: Annotated[bool | None, typer.Option("--demo/--no-demo", help="Demonstration organisations and shelf")] = None,
 ) -> None:
     """Start the market and keep it in the foreground."""
+    from marketplace.settings import Settings
     from marketplace.start import run_market
 
     given = {"home": home, "port": port, "host": host, "grpc_port": grpc_port, "workers": workers, "demo": demo}
@@ -168,6 +156,7 @@ def tour(
     export: Annotated[Path | None, typer.Option(help="Folder for the exported usage and published prices")] = None,
 ) -> None:
     """Walk the whole main job on a fresh market, in both settlement modes, and print the receipt."""
+    from marketplace.cli_client import told
     from marketplace.tour import print_receipt, run_tour
 
     with told(as_json):  # one of its steps may be refused: the workshop, say, is not installed yet
@@ -279,6 +268,8 @@ def _print_archive(done: BackupResult, as_json: bool) -> None:
 
 
 def _settings(home: Path | None) -> Settings:
+    from marketplace.settings import Settings
+
     settings = Settings()
     return settings if home is None else settings.model_copy(update={"home": home})
 

@@ -102,12 +102,6 @@ def printed(render: Callable[[Any], RenderableType]) -> Callable[[Any], None]:
     return cli_text.printer(console, render)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `algomart` application."""
-    for command in (login, search, publish, inspect, submit, review, use, choose, adapt, usage, voucher, keys):
-        app.command()(command)
-
-
 def login(url: Annotated[str, typer.Argument(help="http://127.0.0.1:8000")],
           key: Annotated[str, typer.Option(prompt=True, hide_input=True)], as_json: Json = False) -> None:  # fmt: skip
     """Remember a market and your key for the other commands."""

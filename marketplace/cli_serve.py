@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from marketplace.settings import Settings
 from model_store.errors import BadInput
 from serving.keyless import check_loopback
 from serving.node import open_node
@@ -69,7 +68,8 @@ def of_market(
     check_port(host, port, "--port")
     if grpc_port:
         check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
-    from serving.remote.link import MarketLink  # only here: a node alone is ready sooner without them
+    from marketplace.settings import Settings  # only here: a node alone is ready sooner without them
+    from serving.remote.link import MarketLink
     from serving.remote.node import open_market_node
 
     settings = replace(ServingSettings.of(Settings()), triton_compat=triton_compat, mapped_folder=home / "mapped")
