@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=1 << 30, description="Largest published bundle")
     run_deadline_ms: int = Field(default=10_000, description="Longest run of one call")
     max_output_bytes: int = Field(default=64 << 20, description="Largest answer of one call")
+    run_niceness: int = Field(
+        default=5, ge=0, le=19, description="By how much runs in threads give way to the event loop and other programs"
+    )
     worker_memory_bytes: int = Field(default=1 << 30, description="Memory limit of the worker for unlisted graphs")
     lease_seconds: int = Field(default=600, description="Life of a lease before it must be renewed")
     max_clock_skew_seconds: int = Field(

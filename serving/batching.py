@@ -24,7 +24,7 @@ from serving.fairness import LEAST_COST_MS, WEIGHTS, FairOrder, Flow
 from serving.lanes import Lane, shared_key
 from serving.resident import Resident
 from serving.runs import Job, Outputs, Ran, expire, postpone, run_batch
-from serving.waiting import LastCallers, WaitingRoom, count_down, waits_too_long
+from serving.waiting import LastCallers, OnTheirWay, WaitingRoom, count_down, waits_too_long
 
 UNKNOWN_COST_MS = 100.0  # what a run is charged at most before it has shown what it takes
 MAX_RETRY_AFTER_S = 60
@@ -70,6 +70,7 @@ class RunQueue:
         self._kept_free = slots // SLOTS_PER_KEPT_FREE
         self._running_of: Counter[str] = Counter()  # runs, by the organisation whose turn it was; no zeros
         self._callers = LastCallers()
+        self._coming = OnTheirWay()
         self._jobs: set[Job] = set()  # whose futures have not ended
         self._running: set[asyncio.Future[list[Ran | BaseException]]] = set()
         self._closing = False
@@ -115,7 +116,8 @@ class RunQueue:
         loop = asyncio.get_running_loop()
         job = Job(resident, inputs, outputs, rows, deadline_ms, loop.create_future(), flow, patient)
         job.timer = loop.call_later(deadline_ms / 1000, expire, job)
-        self._callers.called(tenant, job.queued_at)
+        self._callers.called(tenant)
+        self._coming.arrived(tenant, resident.digest)
         self._jobs.add(job)
         flow.jobs.append(job)
         self._room.enter(job)
@@ -143,17 +145,30 @@ class RunQueue:
 
     # --- room ---------------------------------------------------------------------------------------------------------
 
-    def check_room(self, resident: Resident, tenant: str, priority: str, deadline_ms: float) -> None:
+    def check_room(
+        self, resident: Resident, tenant: str, priority: str, deadline_ms: float, *, comes_again: bool = False
+    ) -> None:
         """Raises `TooMany`: QUEUE_FULL where this organisation's calls of the model fill their room, WAIT_TOO_LONG
-        where those before it would take so long that it could not end in time: to wait would only tell it later."""
+        where those before it would take so long that it could not end in time: to wait would only tell it later.
+
+        `comes_again`: it is not here to be submitted yet. Those that passed so and are on their way take room too."""
         room = self._room
         if not room.calls:
             return
-        if room.of_model(tenant, resident.digest) >= self._waiting_per_model:
+        coming = self._coming.of(tenant, resident.digest) if comes_again else 0
+        if room.of_model(tenant, resident.digest) + coming >= self._waiting_per_model:
             raise self._full(resident, tenant)
         wait_ms = room.expected_wait_ms(tenant, priority, self._order.others(tenant), self._slots)
+        wait_ms += coming * resident.runs_on.cost.queued_ms / self._slots
         if wait_ms > PROMISED * deadline_ms:
             raise wait_too_long(resident.name, wait_ms, deadline_ms, _retry_after_s(wait_ms - PROMISED * deadline_ms))
+        if comes_again:
+            self._coming.passed(tenant, resident.digest)
+
+    def check_full(self, resident: Resident, tenant: str) -> None:
+        """As `check_room` raises QUEUE_FULL, for a call of which nothing but its head has been read."""
+        if self._room.of_model(tenant, resident.digest) >= self._waiting_per_model:
+            raise self._full(resident, tenant)
 
     def _shed(self, tenant: str) -> None:
         """Refuse those of an organisation's waiting calls that will not run in time after all."""

@@ -76,6 +76,12 @@ class CostEstimate:
             return float("inf")
         return (self._prior_ms + self._prior_ms_per_row * rows) * PRIOR_SAFETY
 
+    def may_be_within(self, limit_ms: float) -> bool:
+        """Whether some input might be run on the event loop: False only where every size seen takes longer."""
+        if not self.inline_allowed:
+            return False
+        return not self.classes or min(self.classes.values()) <= limit_ms
+
     def rows_together(self, elements: int, rows: int, most: int) -> int:
         """How many rows to run at once, of calls of this size: doubled as long as that has made a row cheaper.
 

@@ -42,12 +42,14 @@ from serving.ports import KeyLimits, Ports, Principal, ServedVersion
 from serving.queued_calls import QueuedCalls
 from serving.residency import Residency
 from serving.resident import Resident
+from serving.runs import give_way
 from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import LATER, Later, SmallCall, run_now
 from serving.statistics import Statistics
 from serving.tokens import count_tokens
 from serving.tracing import Tracing, tracing_wanted
+from serving.turn_shares import TurnShares
 
 __all__ = ["DataPlane", "Inference"]
 T = TypeVar("T")
@@ -72,6 +74,7 @@ class DataPlane:
         )
         self.statistics = Statistics()
         self.tracing = Tracing() if tracing_wanted() else None
+        self.turn_shares = TurnShares()
         self.loop_lag = LoopLag(self._stood_still)
         self.drift = DriftBook()
         self.shadows = ShadowBook(self)
@@ -89,7 +92,9 @@ class DataPlane:
         self._held_ms = 0.0  # and those that found it full
         threads, slots = self.settings.run_threads, self.settings.worker_slots
         self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
-        self._run_pool = concurrent.futures.ThreadPoolExecutor(threads, "run")
+        self._run_pool = concurrent.futures.ThreadPoolExecutor(
+            threads, "run", initializer=give_way, initargs=(self.settings.run_niceness,)
+        )
         self._worker_pool = concurrent.futures.ThreadPoolExecutor(slots, "worker")
         bounds = {
             "waiting_per_model": self.settings.queue_requests,
@@ -169,12 +174,14 @@ class DataPlane:
         deadline_ms: float | None = None,
         priority: str = "normal",
         held_ms: float | None = None,
+        comes_again: bool = False,
     ) -> SmallCall | Later | None:
         """Reserve for a call that can run here and now: short, and nothing has to be waited for; else None.
 
         For calls without Idempotency-Key. What is admitted in one turn of the event loop is expected to hold it for
         4 ms at most. `LATER` (nothing was done) where the next turn may have room for it and the caller can hold it
         until then: `held_ms`, for how long it has been. `deadline_ms` and `priority`: with which it would wait.
+        `comes_again`: answered None, the same call comes once more by way of `infer`.
         Raises `Unavailable` JOURNAL_UNAVAILABLE, `TooMany` RATE_LIMITED, CONCURRENCY_LIMITED, and QUEUE_FULL or
         WAIT_TOO_LONG where it would have to wait, and there is no room, or no time.
         """
@@ -182,7 +189,7 @@ class DataPlane:
         if resident is None or self._stopped:
             return None
         if resident.graph is None or not resident.cost.inline_allowed:
-            self._check_room(resident, principal, priority, deadline_ms)
+            self._check_room(resident, principal, priority, deadline_ms, comes_again)
             return None
         rows = resident.rows_of(inputs)
         elements = 0
@@ -194,7 +201,7 @@ class DataPlane:
         if expected_ms > self._inline_limit_ms or busy_ms > TURN_MS or settings.journal_sync != "grouped":
             if busy_ms > TURN_MS and held_ms is not None and self._may_be_held(expected_ms, held_ms, deadline_ms):
                 return LATER
-            self._check_room(resident, principal, priority, deadline_ms)
+            self._check_room(resident, principal, priority, deadline_ms, comes_again)
             return None
         held = self.leases.find(principal.organisation, served.listing_id, purpose)
         at_ms = time.time_ns() // 1_000_000
@@ -265,13 +272,28 @@ class DataPlane:
         self._held_ms += expected_ms
         return self._held_ms <= self._held_limit_ms
 
-    def _check_room(self, resident: Resident, principal: Principal, priority: str, deadline_ms: float | None) -> None:
+    def _check_room(
+        self, resident: Resident, principal: Principal, priority: str, deadline_ms: float | None, comes_again: bool
+    ) -> None:
         """Refuse a call that would find its queue full or too long, before it costs more. Raises `TooMany`."""
         queue = self.queue if resident.graph is not None else self.worker_queue
         if queue.waiting:
             limit_ms = float(self.settings.run_deadline_ms)
             left_ms = limit_ms if deadline_ms is None else min(limit_ms, deadline_ms)
-            queue.check_room(resident, principal.organisation, priority, left_ms)
+            queue.check_room(resident, principal.organisation, priority, left_ms, comes_again=comes_again)
+
+    def check_full(self, principal: Principal, served: ServedVersion) -> None:
+        """Refuse a call that is bound to wait where no more of its organisation's may, before its body is read: that
+        may cost more than all the rest. Raises `TooMany` QUEUE_FULL."""
+        if not self.queue.waiting and not self.worker_queue.waiting:
+            return
+        resident = self.residency.peek(served)
+        if resident is None:
+            return
+        if resident.graph is None:
+            self.worker_queue.check_full(resident, principal.organisation)
+        elif not resident.cost.may_be_within(self._inline_limit_ms):
+            self.queue.check_full(resident, principal.organisation)
 
     def _turn_over(self) -> None:
         self._busy_ms = self._held_ms = 0.0

@@ -33,6 +33,7 @@ _log = logging.getLogger("algomart.serving")
 MAX_FAST_BODY_BYTES = 64 << 10  # of JSON, which takes time to read
 MAX_FAST_BINARY_BYTES = 512 << 10  # with binary tensors, which are not copied
 MAX_PATHS = 4096
+MAX_HELD_BYTES = 1 << 20  # of one connection, over which it is not read on
 HOLD_S = 0.004  # of one read; what more a pipelining client has sent goes the ordinary way
 _PREFIX, _SUFFIX = b"/v2/models/", b"/infer"
 # Headers that ask for more than the hot path does.
@@ -63,6 +64,7 @@ class _FastHttpProtocol(AnsweringConnection):
         self._idle_timer: Any = None
         self._trace_id = 0  # that the sampler was asked about for what is being read
         self._held = b""  # read, but not looked at yet: the request it begins with has its turn later
+        self._tenant = ""  # whose key was on what is being looked at
         self._held_ms: float | None = 0.0  # for how long what is being looked at has been held; None: it must not be
 
     # --- parsing ------------------------------------------------------------------------------------------------------
@@ -70,6 +72,8 @@ class _FastHttpProtocol(AnsweringConnection):
     def data_received(self, data: bytes) -> None:
         if self._held:
             self._held += data
+            if len(self._held) > MAX_HELD_BYTES:
+                self.flow.pause_reading()
             return
         self._read_at = time.perf_counter()
         pieces = self._pieces
@@ -115,7 +119,7 @@ class _FastHttpProtocol(AnsweringConnection):
             self._unset_keepalive_if_required()
         if taken is LATER:
             self._held = data
-            self.serving.oip.turn.hold(self._look_again)
+            self.serving.dataplane.turn_shares.hold(self._tenant, self._look_again)
         return True
 
     def _await_rest(self, known: KnownHead, data: bytes, missing: int) -> bool:
@@ -140,6 +144,7 @@ class _FastHttpProtocol(AnsweringConnection):
         data, self._held = self._held, b""
         if not data or self.transport.is_closing():
             return
+        self.flow.resume_reading()
         self._held_ms = (time.perf_counter() - self._read_at) * 1000 if may_be_held else None
         self._look_at(data)
         self._held_ms = 0.0
@@ -289,6 +294,9 @@ class _FastHttpProtocol(AnsweringConnection):
         principal = self.serving.dataplane.keys.peek(head.token, head.token_digest)
         if principal is None:
             return False
+        self._tenant = principal.organisation
+        if not self.serving.dataplane.turn_shares.takes(principal.organisation, bool(held_ms)) and held_ms is not None:
+            return LATER
         try:
             limits = head.deadline_ms, head.priority, held_ms
             taken = oip.take(Answer(deliver, head), principal, head.target, body, head.header_length, *limits)

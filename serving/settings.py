@@ -30,6 +30,7 @@ class ServingSettings:
     worker_memory_bytes: int = 1 << 30
     key_cache_entries: int = 10_000
     threads: int = 0  # threads that run graphs; 0: one a core
+    run_niceness: int = 5  # by how much those give way to the event loop, and to other programs
     worker_slots: int = 8  # unlisted graphs that may run at once, each in its own process
     worker_slots_per_owner: int = 2
     queue_requests: int = 256  # waiting calls of one organisation for one model, over which its next is refused

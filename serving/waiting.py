@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterable
@@ -12,6 +13,7 @@ from serving.runs import Job
 
 KEPT = 0.8  # of what is left of its time, how much the wait of a call that is in the queue may be expected to take
 KNOWN_AFTER = 5  # runs: nobody is refused for what the first ones took, on a graph that has just been loaded
+FORGOTTEN_AFTER_S = 0.05
 K = TypeVar("K", bound=Hashable)
 
 
@@ -107,16 +109,41 @@ class LastCallers:
         self._tenant = self._before = ""
         self._at = self._before_at = float("-inf")
 
-    def called(self, tenant: str, at: float) -> None:
+    def called(self, tenant: str) -> None:
         if tenant != self._tenant:
             self._before, self._before_at = self._tenant, self._at
             self._tenant = tenant
-        self._at = at
+        self._at = time.monotonic()
 
     def another_since(self, tenant: str, seconds: float) -> bool:
         """Whether another organisation than this one called within the last so many seconds."""
         at = self._before_at if tenant == self._tenant else self._at
         return time.monotonic() - at < seconds
+
+
+class OnTheirWay:
+    """Calls that have found room before anything was read of them but have not reached the queue: counted, so that of
+    the hundred that come while one place is free one passes, and not all, to be refused when they have cost the most.
+
+    Some never arrive (their lease or their body is refused), so that it is forgotten now and then.
+    """
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        self._calls: Counter[tuple[str, str]] = Counter()  # by organisation and digest; no zeros
+
+    def of(self, tenant: str, digest: str) -> int:
+        return self._calls[tenant, digest]
+
+    def passed(self, tenant: str, digest: str) -> None:
+        if not self._calls:
+            asyncio.get_running_loop().call_later(FORGOTTEN_AFTER_S, self._calls.clear)
+        self._calls[tenant, digest] += 1
+
+    def arrived(self, tenant: str, digest: str) -> None:
+        if (tenant, digest) in self._calls:
+            count_down(self._calls, (tenant, digest))
 
 
 def count_down(counter: Counter[K], key: K) -> None:

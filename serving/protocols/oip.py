@@ -17,6 +17,7 @@ from model_store.manifest import Manifest
 from model_store.names import path_name
 from serving.dataplane import DataPlane, Inference
 from serving.digests import digest_of_bytes
+from serving.errors.node import deadline_exceeded
 from serving.errors.requests import no_such_path, request_field, request_json
 from serving.messages import JSON_TYPE, Request, Response, check_method, json_response
 from serving.ports import Ports, Principal, ServedVersion
@@ -145,11 +146,14 @@ class OpenInference:
             raise
         if held_ms is not None and self._dataplane.finds_turn_full(served, held_ms, deadline_ms):
             return LATER
+        self._dataplane.check_full(principal, served)
         request = decode_request(body, header_length)
         if request.classes is not None:
             return False
         if request.timeout_ms is not None:
             deadline_ms = request.timeout_ms if deadline_ms is None else min(deadline_ms, request.timeout_ms)
+        if held_ms and deadline_ms is not None and held_ms >= deadline_ms:
+            raise deadline_exceeded(deadline_ms)
         call = self._dataplane.admit_now(
             principal,
             served,
@@ -159,6 +163,7 @@ class OpenInference:
             deadline_ms=deadline_ms,
             priority=request.priority or priority or "normal",
             held_ms=held_ms,
+            comes_again=True,
         )
         if call is None:
             return False

@@ -53,18 +53,6 @@ class Turn:
         self._dataplane = dataplane
         self._answers: list[Answer] = []
         self._groups: dict[Hashable, list[Answer]] = {}
-        self._held: list[Callable[[], None]] = []
-
-    def hold(self, again: Callable[[], None]) -> None:
-        """Call this in the next turn of the event loop, in the order in which they came."""
-        if not self._held:
-            asyncio.get_running_loop().call_soon(self._go_on)
-        self._held.append(again)
-
-    def _go_on(self) -> None:
-        held, self._held = self._held, []
-        for again in held:
-            again()
 
     def take(self, answer: Answer) -> None:
         """Answer this at the end of the turn."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -114,6 +115,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="of flood: the node that is flooded")
     parser.add_argument("--rate", type=float, default=0.0, help="of flood: calls a second of the slow model")
     parser.add_argument("--connections", type=int, default=0, help="of flood: callers in turn of the fast model")
+    parser.add_argument("--niceness", type=int, help="of the node's runs, other than the default")
+    parser.add_argument("--pin", action="store_true", help="the node has one core, who calls it the others")
     parser.add_argument("--json", type=Path, help="a file for what was found, beside the output")
     options = parser.parse_args()
     if options.what == "flood":
@@ -129,7 +132,11 @@ def main() -> int:
         "neighbour": neighbour,
         "soak": partial(soak, tell=tell_progress),
     }
-    with tempfile.TemporaryDirectory() as folder, load_node(Path(folder)) as node:
+    core = min(os.sched_getaffinity(0)) if options.pin else None
+    given = {"niceness": options.niceness, "core": core}
+    with tempfile.TemporaryDirectory() as folder, load_node(Path(folder), **given) as node:
+        if core is not None:
+            os.sched_setaffinity(0, os.sched_getaffinity(0) - {core} or {core})
         found = asyncio.run(works[options.what](node, options.seconds))
     text = json.dumps(found, indent=2, ensure_ascii=False)
     print(text)

@@ -1,5 +1,5 @@
-"""A lone serving node for load: `python -m tests.load.node FOLDER PORT`. One thread for graphs, one call at a time, so
-that what it can do is known and a second core is left for whoever calls."""
+"""A lone serving node for load: `python -m tests.load.node FOLDER PORT [NICENESS]`. One thread for graphs, one call at a
+time, so that what it can do is known and a second core is left for whoever calls."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def slow_double(columns: int = 3) -> Any:
     )
 
 
-def open_load_node(folder: Path) -> ServingApp:
+def open_load_node(folder: Path, **more: Any) -> ServingApp:
     bundles = FolderBundles()
     bundles.add(bundle(folder / "slow", SLOW, slow_double(), batching={"dynamic": False}).path)
     bundles.add(bundle(folder / "fast", FAST, double()).path)
@@ -68,9 +68,10 @@ def open_load_node(folder: Path) -> ServingApp:
         purses={name: Purse(10**15, 10**15, 10**13) for name in organisations.values()},
     )
     ports = Ports(admission=admission, bundles=bundles)
-    settings = ServingSettings(threads=1, key_concurrency=0, idempotency_entries=IDEMPOTENCY_KEYS)
+    settings = ServingSettings(threads=1, key_concurrency=0, idempotency_entries=IDEMPOTENCY_KEYS, **more)
     return ServingApp(DataPlane(ports, settings, JournalWriter(folder / "journal", "load", 1)), ports)
 
 
 if __name__ == "__main__":
-    server_of(open_load_node(Path(sys.argv[1])), "127.0.0.1", int(sys.argv[2]), log_level="warning").run()
+    given = {"run_niceness": int(sys.argv[3])} if len(sys.argv) > 3 else {}
+    server_of(open_load_node(Path(sys.argv[1]), **given), "127.0.0.1", int(sys.argv[2]), log_level="warning").run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -25,10 +26,16 @@ class LoadNode:
 
 
 @contextmanager
-def load_node(folder: Path) -> Iterator[LoadNode]:
-    """Started and ready; ended by SIGTERM, which it has to follow."""
+def load_node(folder: Path, *, niceness: int | None = None, core: int | None = None) -> Iterator[LoadNode]:
+    """Started and ready; ended by SIGTERM, which it has to follow. `niceness`: of its runs, other than the default;
+    `core`: the one it has for itself, from the start on."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.load.node", str(folder), str(port)])
+    own = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # inherited
+    options = [] if niceness is None else [str(niceness)]
+    process = subprocess.Popen([sys.executable, "-m", "tests.load.node", str(folder), str(port), *options])
+    os.sched_setaffinity(0, own)
     try:
         _wait(process, port)
         yield LoadNode(port, process.pid)
