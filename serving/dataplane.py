@@ -4,7 +4,7 @@
 
 A short run on a loaded, trusted graph under an open lease happens at once, without a single `await` (`admit_now`): a
 thread hand-over would cost ten times the run. Those that came in one turn of the event loop run together
-(`serving.turn`). Everything else queues with a deadline. Usage is journalled when the run
+(`serving.protocols.oip_turn`). Everything else queues with a deadline. Usage is journalled when the run
 ends, not when somebody is still there to hear of it: a disconnect bills the work done, a failed run bills nothing.
 """
 

@@ -1,5 +1,5 @@
-"""A lone serving node for load: `python -m tests.load.node FOLDER PORT [NICENESS]`. One thread for graphs, one call at a
-time, so that what it can do is known and a second core is left for whoever calls."""
+"""A lone serving node for load: `python -m tests.load.node FOLDER PORT [NICENESS]`. One thread for graphs, one call at
+a time, so that what it can do is known and a second core is left for whoever calls."""
 
 from __future__ import annotations
 
