@@ -13,6 +13,7 @@ The tree (each package adds leaves beside the concept that they belong to)::
     ├── TooLarge            413   a body, file, name or output is over its limit
     ├── Unprocessable       422   well-formed, but it cannot be done with this model or file
     ├── TooMany             429   a queue, rate or daily bound is full; `retry_after_s` says when
+    ├── HeadTooLarge        431   the request line and headers are over their limit
     ├── Broken              500   our fault
     ├── NotHere             501   this server does not do that; says which one does
     ├── Unavailable         503   a part is not up (yet); `retry_after_s` says when
@@ -124,6 +125,10 @@ class Unprocessable(Refusal):
 
 class TooMany(Refusal):
     status = 429
+
+
+class HeadTooLarge(Refusal):
+    status = 431
 
 
 class Broken(Refusal):

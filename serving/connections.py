@@ -5,6 +5,8 @@ not complete after `receive_timeout_s`, one whose larger body has not moved for 
 and one that has not read what it was sent for `send_timeout_s` are closed. Time in which this process itself stood
 still (was stopped, had no processor, was held by a callback) counts against nobody, and a connection that is closed for
 being idle is first asked whether a request lies there unread.
+
+A head over `MAX_HEAD_BYTES` ends its connection: uvicorn would keep all of it, from anybody, before any key is asked.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors.node import connections_full
 from serving.errors.rendering import native_error_body
+from serving.errors.requests import head_too_large
 from serving.heads import request_id_of
 
 if TYPE_CHECKING:
+    from model_store.errors import Refusal
     from serving.app import ServingApp
     from serving.bodies import Pieces
 
 STEP_S = 2.0  # between two looks, which come once a second, at most; what is more, this process stood still
 UNREAD_S = 1.0  # what has arrived is read in this turn of the loop; then it is asked again
+MAX_HEAD_BYTES = 64 << 10  # of a request; also of trailers, and of what comes between two bytes of a body
 LINGER_S = 2.0  # for the refused to read why; a connection that is closed with something unread takes the answer along
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -40,17 +45,55 @@ class GuardedConnection(HttpToolsProtocol):
     _read_at: float
     _active_at: float
     _pieces: Pieces | None
+    _in_head = False  # what the parser reads now are headers, not trailers
+    _head_bytes = 0  # of the headers and trailers of the message under way
+    _still_bytes = 0  # read since it began, or since its body last moved
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As asyncio calls it."""
         if len(self.connections) < self.serving.dataplane.settings.max_connections:
             super().connection_made(transport)
             return
-        body, headers = self.serving.refusal_parts(connections_full(), native_error_body, request_id_of({}))
+        self._refuse_connection(transport, connections_full())
+
+    def _refuse_connection(self, transport: asyncio.Transport, refusal: Refusal) -> None:
+        body, headers = self.serving.refusal_parts(refusal, native_error_body, request_id_of({}))
         headers += [(b"connection", b"close"), (b"content-length", str(len(body)).encode())]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         transport.set_protocol(_Refused(transport, self.loop))
-        transport.write(STATUS_LINE[503] + lines + b"\r\n" + body)
+        transport.write(STATUS_LINE[refusal.status] + lines + b"\r\n" + body)
+
+    def data_received(self, data: bytes) -> None:
+        self._still_bytes += len(data)
+        super().data_received(data)
+        if self._still_bytes > MAX_HEAD_BYTES and not self._between and self.parser is not None:
+            self.send_400_response("")
+
+    def begin_head(self) -> None:
+        """The parser has come to a new message."""
+        self._in_head, self._head_bytes, self._still_bytes = True, 0, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise OverflowError("head")  # ends the parsing, and comes out as uvicorn's 400
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._still_bytes = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_bytes <= MAX_HEAD_BYTES and self._still_bytes <= MAX_HEAD_BYTES:
+            super().send_400_response(msg)
+            return
+        transport, is_due = self.transport, self._in_head and not self._is_answering()
+        self.connection_lost(ConnectionAbortedError())  # as uvicorn sees it
+        if not is_due:  # what follows would be read as part of another answer
+            transport.close()
+        else:
+            self._refuse_connection(transport, head_too_large(MAX_HEAD_BYTES))
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn's timer of a connection that was idle for long enough. Timers may come before what there is to read:

@@ -163,12 +163,14 @@ class _FastHttpProtocol(AnsweringConnection):
     def on_message_begin(self) -> None:
         # The scope is made only when the request takes the ordinary way (`_begin_ordinary`).
         self._between = False
+        self.begin_head()
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
         self._candidate = None
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         target = self._target()
         if target is None:
             self._begin_ordinary()

@@ -14,6 +14,7 @@ caller may not have (`access`), of what the node cannot do (`node`); and how eac
     TooMany             QUEUE_FULL, WAIT_TOO_LONG, UPLOADS_FULL, RPCS_FULL, RATE_LIMITED, CONCURRENCY_LIMITED,
                         BODIES_FULL
     TooSlow             BODY_TOO_SLOW
+    HeadTooLarge        HEAD_TOO_LARGE
     Broken              INTERNAL_ERROR
     NotHere             NO_MARKET_HERE, GRPC_NOT_INSTALLED, EXTENSION_NOT_OFFERED
     Unavailable         MEMORY_FULL, SHUTTING_DOWN, ADMISSION_UNAVAILABLE, JOURNAL_UNAVAILABLE, CONNECTIONS_FULL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_store.errors import BadInput, Conflict, NotFound, NotHere, TooLarge
+from model_store.errors import BadInput, Conflict, HeadTooLarge, NotFound, NotHere, TooLarge
 
 
 def request_json(why: str) -> BadInput:
@@ -115,6 +115,17 @@ def body_too_large(limit: int) -> TooLarge:
         remedy_zh="请分多次发送, 或改用二进制张量",
         remedy_en="send it in several requests, or use binary tensors",
         field="body",
+    )
+
+
+def head_too_large(limit: int) -> HeadTooLarge:
+    return HeadTooLarge(
+        "HEAD_TOO_LARGE",
+        zh=f"请求行与标头超过上限 {limit} 字节",
+        en=f"the address and headers of the request are over {limit} bytes",
+        remedy_zh="请减少标头 (例如 Cookie), 数据放入请求体",
+        remedy_en="send fewer headers (cookies, for one), and data in the body",
+        field="headers",
     )
 
 
