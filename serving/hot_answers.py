@@ -64,6 +64,7 @@ class AnsweringConnection(GuardedConnection):
             (time.perf_counter() - self._read_at) * 1000,
             request_id.decode(),
             code=code,
+            bytes_in=answer.bytes_in,
             bytes_out=size,
         )
         if call is not None:

@@ -301,15 +301,16 @@ class _FastHttpProtocol(AnsweringConnection):
             return LATER
         try:
             limits = head.deadline_ms, head.priority, held_ms
-            taken = oip.take(Answer(deliver, head), principal, head.target, body, head.header_length, *limits)
+            answer = Answer(deliver, head, bytes_in=len(body))
+            taken = oip.take(answer, principal, head.target, body, head.header_length, *limits)
             if taken is not True:
                 return taken
         except Refusal as refusal:
-            self._refuse(refusal, deliver, head)
+            self._refuse(refusal, deliver, head, len(body))
             return True
         except Exception:
             _log.exception("unexpected error on the hot path")
-            self._refuse(internal_error(), deliver, head)
+            self._refuse(internal_error(), deliver, head, len(body))
             return True
         self.server_state.total_requests += 1
         self._waiting += 1
@@ -330,17 +331,18 @@ class _FastHttpProtocol(AnsweringConnection):
         try:
             head = head_of(target, self._fields)
         except Refusal as refusal:
-            self._refuse(refusal, deliver)
+            self._refuse(refusal, deliver, None, len(body))
             return True, None
         return head is not None and self._take(head, body, deliver), head
 
-    def _refuse(self, refusal: Refusal, deliver: Callable[[Answer], None], head: Head | None = None) -> None:
+    def _refuse(self, refusal: Refusal, deliver: Callable[[Answer], None], head: Head | None, bytes_in: int) -> None:
         """Refuse in its place among the answers of this turn."""
         self.server_state.total_requests += 1
         self._waiting += 1
         self._trace_id = 0
         request_id = request_id_of(self._fields)  # now: by the end of the turn they may be another request's
-        self.serving.oip.turn.take(Answer(deliver, head, refusal=refusal, request_id=request_id))
+        answer = Answer(deliver, head, refusal=refusal, request_id=request_id, bytes_in=bytes_in)
+        self.serving.oip.turn.take(answer)
 
     # --- keep-alive ---------------------------------------------------------------------------------------------------
 

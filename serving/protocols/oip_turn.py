@@ -44,6 +44,7 @@ class Answer(msgspec.Struct, gc=False):
     json_length: int | None = None  # of the JSON, where binary tensors follow it
     refusal: Refusal | None = None
     request_id: str = ""  # of a refusal whose `context` is not known
+    bytes_in: int = 0  # of the request's body
 
 
 class Turn:

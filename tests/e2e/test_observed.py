@@ -70,7 +70,7 @@ def test_each_request_has_a_line_with_its_usage_id_and_nothing_secret(market: Li
     assert (hot["path"], hot["organisation"][:4], hot["key_id"][:4]) == (f"/v2/models/{HOT}/infer", "org_", "key_")
     assert hot["usage_id"] == answer.headers["x-usage-id"]
     assert hot["compute_ms"] > 0
-    assert hot["bytes_out"] == len(answer.content)
+    assert (hot["bytes_in"], hot["bytes_out"]) == (len(answer.request.content), len(answer.content))
     factory = market.client("factory")
     used = factory.post(f"/v1/use/{MODEL}?secret=query", json=ROW, headers={"X-Request-Id": "use-1"})
     line = line_of(log_path, "use-1")

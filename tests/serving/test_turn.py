@@ -94,9 +94,9 @@ def double_of(array: np.ndarray, **more: Any) -> bytes:
 
 
 @asynccontextmanager
-async def callers(folder: Path, count: int = 8) -> AsyncIterator[tuple[Node, Callers]]:
+async def callers(folder: Path, count: int = 8, **settings: Any) -> AsyncIterator[tuple[Node, Callers]]:
     """A node whose small models are loaded, known to be short and paid for."""
-    async with running_node(folder) as node:
+    async with running_node(folder, **settings) as node:
         node.add("acme/double", double(), micro=37, manifest={"batching": {"dynamic": True, "max_rows": 16}})
         node.add("acme/gather", gather(), micro=7, manifest={"batching": {"dynamic": True, "max_rows": 16}})
         node.add("acme/sum", summed(), micro=7, manifest={"batching": {"dynamic": True, "max_rows": 16}})
@@ -146,6 +146,20 @@ async def test_calls_of_one_turn_share_a_run_and_each_gets_and_pays_its_own(tmp_
         assert [record.units["rows"] for record in records] == [len(array) for array in asked]
         assert {record.amount_micro for record in records} == {37}
         assert len({record.request_digest for record in records}) == 8
+
+
+async def test_a_line_of_the_access_log_tells_the_bytes_of_both_bodies(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    body = json_of("x", "FP32", np.ones((1, 3), np.float32))
+    async with callers(tmp_path, 1, access_log=str(path)) as (node, wires):
+        (answer,) = await wires.ask(request("acme--double", body, **{"X-Request-Id": "right"}))
+        (refused,) = await wires.ask(request("acme--double", body[:-2], **{"X-Request-Id": "wrong"}))
+        assert (answer[0], refused[0]) == (200, 400)
+        assert node.app.access_log is not None
+        node.app.access_log.close()
+    lines = {line["request_id"]: line for line in map(orjson.loads, path.read_bytes().splitlines())}
+    told = [(lines[name]["bytes_in"], lines[name]["bytes_out"]) for name in ("right", "wrong")]
+    assert told == [(len(body), len(answer[2])), (len(body) - 2, len(refused[2]))]
 
 
 async def test_no_run_takes_more_rows_than_the_model_may(tmp_path: Path) -> None:
