@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ FEATURES = [
         aliases=["图片", "图像", "照片", "picture", "crop"],
     )
 ]  # fmt: skip
+CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.bool_)  # pixels that share a side are connected
+DARK_KINDS = ("short", "copper", "spur")  # what a stroke that adds copper can be; one that takes some is any other
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -40,17 +43,29 @@ def family_of(board: Board) -> str:
 
 def load(data: Path) -> Parts:
     """Real and drawn defects and flawless crops of some designs; real defects and flawless crops of the others."""
+    train, test = _crops(data)
+    return Parts(_samples(train), _samples(test))
+
+
+@cache  # three families are made of them, and drawing them takes seconds
+def _crops(data: Path) -> tuple[list[tuple[bytes, str]], list[tuple[bytes, str]]]:
+    """PNG and label of what to learn from, and of what to measure on."""
     boards = read_boards(data)
     train, test = split.split_by_groups([family_of(board) for board in boards], SEED, 0.3)
     random = np.random.default_rng(SEED)
     learnt = [boards[int(at)] for at in train]
     rows = [*_real(learnt, random, REAL_COPIES), *_flawless(learnt, random, OK_EACH), *_drawn(learnt, random)]
     others = [boards[int(at)] for at in test]
-    return Parts(_samples(rows), _samples([*_real(others, random, 1), *_flawless(others, random, OK_EACH_TEST)]))
+    unseen = [*_real(others, random, 1), *_flawless(others, random, OK_EACH_TEST)]
+    return _as_png(rows), _as_png(unseen)
 
 
-def _samples(found: list[tuple[Pixels, str]]) -> Samples:
-    return Samples(rows=[{"image": png_bytes(pixels)} for pixels, _ in found], labels=[label for _, label in found])
+def _as_png(found: list[tuple[Pixels, str]]) -> list[tuple[bytes, str]]:
+    return [(png_bytes(pixels), label) for pixels, label in found]
+
+
+def _samples(found: list[tuple[bytes, str]]) -> Samples:
+    return Samples(rows=[{"image": png} for png, _ in found], labels=[label for _, label in found])
 
 
 def pre(_: Samples) -> list[PreStep]:
@@ -59,8 +74,8 @@ def pre(_: Samples) -> list[PreStep]:
 
 def _crop(picture: Pixels, x: int, y: int) -> Pixels:
     """SIDE × SIDE pixels around (x, y), moved inside the picture where they would stick out."""
-    left = int(np.clip(x - SIDE // 2, 0, picture.shape[1] - SIDE))
-    top = int(np.clip(y - SIDE // 2, 0, picture.shape[0] - SIDE))
+    left = min(max(x - SIDE // 2, 0), picture.shape[1] - SIDE)
+    top = min(max(y - SIDE // 2, 0), picture.shape[0] - SIDE)
     return picture[top : top + SIDE, left : left + SIDE]
 
 
@@ -95,7 +110,10 @@ def _drawn(boards: list[Board], random: np.random.Generator) -> Iterator[tuple[P
         board = boards[int(random.integers(len(boards)))]
         x, y = (int(at) for at in random.integers(SIDE // 2, board.template.shape[0] - SIDE // 2, 2))
         crop = _crop(board.template, x, y)
-        marked = draw_stroke(crop, random, dark=bool(random.integers(2)))
+        dark = bool(random.integers(2))
+        marked = draw_stroke(crop, random, dark=dark)
+        if not any(left for kind, left in wanted.items() if (kind in DARK_KINDS) == dark):
+            continue  # whatever it is, there are enough of it
         kind = kind_of(crop, marked)
         if kind is not None and wanted[kind]:
             wanted[kind] -= 1
@@ -142,7 +160,7 @@ def _pieces(mask: npt.NDArray[np.bool_], least: int = 6) -> int:
     """Connected pieces of at least `least` pixels: smaller ones are grain."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask)
+    labels, count = ndimage.label(mask, CROSS)
     return int((np.bincount(labels.ravel(), minlength=count + 1)[1:] >= least).sum())
 
 
