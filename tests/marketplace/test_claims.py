@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
-import serving.leases
 from marketplace.catalogue.tables import Filing, Listing
 from marketplace.claims import batches, clawbacks, corrections, invoices
 from marketplace.claims.assembly import Candidate
@@ -46,18 +45,6 @@ def pytest_generate_tests(metafunc):
     on_both_stores(metafunc)
 
 
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
-
-
 def trade(town: Town, calls: int = 100, **changes: Any) -> Node:
     """A voucher of 1,000 fen, and calls of which it pays a third; the node has stopped."""
     town.voucher(1_000, **changes)
@@ -72,10 +59,15 @@ def today(town: Town) -> str:
     return policy_date(town.now).isoformat()
 
 
+def first_day(town: Town) -> str:
+    """Of its batches' period: a fortnight before the town began."""
+    return policy_date(town.began - 14 * DAY).isoformat()
+
+
 def new_batch(town: Town, member: str = CHEN) -> str:
     with transaction(town.engine) as session:
         programme = session.exec(select(Programme)).one().id
-        return batches.create(session, programme, "2027-01-01", today(town), member=member).id
+        return batches.create(session, programme, first_day(town), today(town), member=member).id
 
 
 def freeze(town: Town, blobs: FolderBlobs, batch: str, member: str = CHEN) -> ClaimBatch:
@@ -116,6 +108,15 @@ def pay(town: Town, batch: str) -> str:
 
 def lines(town: Town, batch: str) -> list[ClaimLine]:
     return [row for row in town.rows(ClaimLine) if row.batch_id == batch]
+
+
+def reject(town: Town, batch: str) -> None:
+    """Its only line."""
+    (line,) = lines(town, batch)
+    with transaction(town.engine) as session:
+        row = batches.get_batch(session, batch)
+        found = batches.get_line(session, row, line.id)
+        batches.decide_line(session, row, found, "reject", member=LIN, at_ms=town.now, reason="材料不实")
 
 
 def pool(town: Town) -> dict[str, Any]:

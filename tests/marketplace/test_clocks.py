@@ -6,7 +6,6 @@ import google_crc32c
 import msgspec
 import pytest
 
-import serving.leases
 from marketplace.catalogue.tables import Listing
 from marketplace.clock import now_ms
 from marketplace.db import transaction
@@ -28,14 +27,6 @@ HOUR = 3_600_000
 
 
 # --- at ingest --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    yield town
-    town.admission.close()
 
 
 @pytest.mark.parametrize(

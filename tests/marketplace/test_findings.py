@@ -20,7 +20,6 @@ from marketplace.housekeeping import Housekeeping
 from marketplace.organisations.tables import AuditEvent, Notice, Organisation
 from marketplace.vouchers.signals import Code
 from marketplace.vouchers.tables import Subscription
-from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound
 from tests.marketplace import test_claims as claims
 from tests.marketplace.test_claims_desk import Desk, desk, made, paid  # noqa: F401
@@ -28,18 +27,6 @@ from tests.marketplace.town import CHEN, DAY, LIN, Node, Town
 from tests.postgres import postgres_server
 
 SIGNALS = {"interval_calls": 10, "identical_calls": 20, "burst_fen": 1, "burst_valid_days": 1, "just_over_idle_days": 1}
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
 
 
 def trade(town: Town, calls: int = 20, *, every_ms: int = 1_000, digest: str = "", **changes: Any) -> Node:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlmodel import select
 
-import serving.leases
 from marketplace.clock import start_of_day_ms
 from marketplace.db import transaction
 from marketplace.organisations.tables import Notice
@@ -24,16 +23,8 @@ from marketplace.vouchers.tables import LeaseRow, NodeEpoch, Reservation, Vouche
 from serving.digests import mint_usage_id
 from serving.journal import EndEntry, ProgressEntry, StartEntry, read_segment, segment_path
 from serving.metering import UsageRecord
-from tests.marketplace.town import Town
 
 MICRO = 1_000_000
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
 
 
 # --- the rounding -----------------------------------------------------------------------------------------------------

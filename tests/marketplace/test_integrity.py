@@ -140,11 +140,6 @@ def town(engine, tmp_path, monkeypatch):
     return town
 
 
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
-
-
 def close(town: Town) -> list[DayRoot]:
     """As housekeeping does it."""
     with reading(town.engine) as session:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
-import serving.leases
 from marketplace.catalogue.tables import Filing, Listing
 from marketplace.clock import end_of_day_ms, start_of_day_ms
 from marketplace.db import open_database, transaction
@@ -27,16 +26,9 @@ from model_store.errors import Conflict, Forbidden, NotFound, PaymentRequired, T
 from serving.metering import MICRO_PER_FEN
 from serving.ports import Principal, ServedVersion
 from tests.marketplace.shelf import add_listing
-from tests.marketplace.town import PRINCIPAL, START, Town
+from tests.marketplace.town import PRINCIPAL, START
 
 STEEL = "vendor/steel"
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
 
 
 def ask(town, node="n1", epoch=1, need=0, model=STEEL, held=None, purpose="use", principal=PRINCIPAL):

@@ -17,10 +17,9 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
-import serving.leases
 from marketplace import housekeeping
 from marketplace.catalogue.tables import Listing
-from marketplace.claims import batches, corrections
+from marketplace.claims import batches
 from marketplace.claims.tables import ClaimBatch
 from marketplace.db import is_contended, retried, transaction
 from marketplace.errors import add_error_handlers
@@ -29,12 +28,13 @@ from marketplace.ledger.posting import lock_accounts
 from marketplace.organisations.tables import Organisation
 from marketplace.usage.ingest import Ingest
 from marketplace.usage.recovery import close_epoch
-from marketplace.vouchers import applications, closing, ending, issuing, revoking, subscriptions, subsidies
+from marketplace.vouchers import applications, closing, ending, issuing, subscriptions, subsidies
 from marketplace.vouchers.tables import Subscription, Voucher
 from model_store.blobs import FolderBlobs
 from model_store.errors import Conflict
 from serving.ports import Principal
-from tests.marketplace.test_claims import advance, freeze, lines, new_batch
+from tests.marketplace.test_claims import advance, correct, freeze, new_batch, reject
+from tests.marketplace.test_revoking import revoke
 from tests.marketplace.town import CHEN, DAY, LIN, Town
 
 OTHER = Principal("key_2", "org_other", "enterprise", frozenset({"use"}), "mem_li")
@@ -44,19 +44,6 @@ _CODES = re.compile(r"'([CQM]\.[^']*)'")
 
 def pytest_generate_tests(metafunc):
     metafunc.parametrize("engine", ["postgresql"], indirect=True)
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    yield town
-    town.admission.close()
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
 
 
 def locked(statement: str, parameters: Any) -> tuple[str, list[str]]:
@@ -143,32 +130,11 @@ def subscribe_other(town: Town, model: str) -> str:
         return row.id
 
 
-def reject(town: Town, batch: str) -> None:
-    (line,) = lines(town, batch)
-    with transaction(town.engine) as session:
-        row = batches.get_batch(session, batch)
-        found = batches.get_line(session, row, line.id)
-        batches.decide_line(session, row, found, "reject", member=LIN, at_ms=town.now, reason="材料不实")
-
-
 def claimed(town: Town, blobs: FolderBlobs) -> str:
     batch = new_batch(town)
     freeze(town, blobs, batch)
     advance(town, batch, "submit")
     return batch
-
-
-def correct(town: Town, usage_id: str) -> None:
-    with transaction(town.engine) as session:
-        row = corrections.propose(session, usage_id, "counted twice", member=CHEN)
-        corrections.decide(session, row, "post", member=LIN, at_ms=town.now)
-
-
-def revoke(town: Town, voucher: str) -> None:
-    with transaction(town.engine) as session:
-        revoking.propose(session, voucher, "合同不实", member=CHEN)
-    with transaction(town.engine) as session:
-        revoking.confirm(session, voucher, member=LIN, at_ms=town.now)
 
 
 def proposals(town: Town, programme: str, count: int, face_fen: int) -> list[str]:

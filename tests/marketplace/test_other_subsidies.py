@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import serving.leases
 from marketplace.claims import batches, invoices
 from marketplace.claims.backing import decide_backing
 from marketplace.claims.tables import ClaimBatch, ClaimLine, InvoiceBacking
@@ -22,18 +21,6 @@ from marketplace.vouchers.tables import OtherSubsidy, Reservation
 from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, PaymentRequired
 from tests.marketplace.town import CHEN, LIN, Town
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
 
 
 def declared(town: Town, contract: str, fen: int) -> str:

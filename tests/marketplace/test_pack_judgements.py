@@ -62,11 +62,6 @@ def town(engine, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
-
-
-@pytest.fixture
 def pack(town, blobs, tmp_path) -> Path:
     """The voucher is to be used by 14 February."""
     return pack_of_two_days(town, blobs, tmp_path / "pack.zip")

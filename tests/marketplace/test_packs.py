@@ -68,11 +68,6 @@ def town(engine, tmp_path, monkeypatch):
     return town
 
 
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
-
-
 def live_through(town: Town, blobs: FolderBlobs, days: int = 4, charges: int = 3, calls: int = 12) -> str:
     """Two nodes, one of which seals its journal; on each day some charges of some calls. Answers a frozen batch,
     whose last day is not closed."""

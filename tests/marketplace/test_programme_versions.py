@@ -31,13 +31,6 @@ def pytest_generate_tests(metafunc):
     on_both_stores(metafunc)
 
 
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
-
-
 def decided(town, programme, decision):
     with transaction(town.engine) as session:
         set_programme_state(session, programme, decision, actor=CHEN)

@@ -18,7 +18,6 @@ from sqlmodel import select
 from typer.testing import CliRunner
 
 from marketplace.catalogue.tables import Filing, Listing
-from marketplace.claims import batches
 from marketplace.claims.tables import Invoice
 from marketplace.cli import app as command_line
 from marketplace.clock import end_of_day_ms, now_ms, policy_date
@@ -42,13 +41,13 @@ from marketplace.usage.tables import Usage
 from marketplace.vouchers import applications, closing, subscriptions
 from marketplace.vouchers.applications import get_application
 from marketplace.vouchers.overrides import decide_override, get_override, propose_override
-from marketplace.vouchers.tables import Programme, Subscription
+from marketplace.vouchers.tables import Subscription
 from model_store.errors import BadInput, NotFound
 from tests.marketplace import test_claims as claims
 from tests.marketplace.shelf import add_listing
 from tests.marketplace.stores import on_both_stores, unguarded
 from tests.marketplace.test_case_files import in_state
-from tests.marketplace.test_claims import approved, bind_anew, trade
+from tests.marketplace.test_claims import approved, bind_anew, pay, reject, trade
 from tests.marketplace.town import CHEN, DAY, LIN, Town
 
 
@@ -57,23 +56,9 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    """A town of today: audit events and postings are stamped by the machine's own clock."""
-    monkeypatch.setattr(claims, "new_batch", new_batch)
-    return Town(engine, tmp_path / "journal", now=now_ms())
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    from model_store.blobs import FolderBlobs
-
-    return FolderBlobs(tmp_path / "blobs")
-
-
-def new_batch(town: Town, member: str = CHEN) -> str:
-    with transaction(town.engine) as session:
-        programme = session.exec(select(Programme)).one().id
-        return batches.create(session, programme, "2026-01-01", claims.today(town), member=member).id
+def began() -> int:
+    """Today: audit events and postings are stamped by the machine's own clock."""
+    return now_ms()
 
 
 def instant() -> int:
@@ -208,14 +193,6 @@ def test_cap_usage_is_what_the_counters_hold_of_enterprise_tranche_and_contract(
     assert (rows["contract"]["contract"], rows["contract"]["issued_fen"]) == (town.rows(Subscription)[0].id, 1_000)
 
 
-def reject(town: Town, batch: str) -> None:
-    (line,) = claims.lines(town, batch)
-    with transaction(town.engine) as session:
-        row = batches.get_batch(session, batch)
-        batches.decide_line(session, row, batches.get_line(session, row, line.id), "reject", member=LIN,
-                            at_ms=town.now, reason="不符")  # fmt: skip
-
-
 def as_the_counters_have_it(town: Town, blobs: Any) -> None:
     kept = {row.code: (row.limit_fen, row.used_fen, row.held_fen) for row in town.rows(CapCounter)}
     rows = report(town, blobs, "cap-usage")
@@ -320,15 +297,6 @@ def test_a_claim_batch_goes_from_usage_to_payment_and_tells_the_step_of_its_inst
     }
     (position,) = report(town, blobs, "pool-position")
     assert (position["paid_fen"], position["batched_fen"], position["conserved"]) == (12, 0, True)
-
-
-def pay(town: Town, batch: str) -> None:
-    with transaction(town.engine) as session:
-        row = batches.get_batch(session, batch)
-        facts = {"reference": "国库 1", "paid_on": "2026-02-01", "amount_fen": row.total_fen}
-        batches.enter_payment(session, row, **facts, member=CHEN, at_ms=town.now)
-    with transaction(town.engine) as session:
-        batches.confirm_payment(session, batches.get_batch(session, batch), member=LIN, at_ms=town.now)
 
 
 def test_corrections_name_both_persons_and_are_a_negative_row_of_the_cost_file(town, blobs):

@@ -8,7 +8,6 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
-import serving.leases
 from marketplace.claims import clawbacks
 from marketplace.claims.tables import ClaimLine, Clawback
 from marketplace.clock import end_of_day_ms
@@ -19,13 +18,11 @@ from marketplace.reports.voucher_tables import REGISTER
 from marketplace.vouchers import closing, issuing, revoking
 from marketplace.vouchers.ending import EndFacts, Waits, close_vouchers, decide_closed
 from marketplace.vouchers.tables import Application, LeaseRow, Reservation, Revocation, Subscription, Voucher
-from model_store.blobs import FolderBlobs
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
 from tests.marketplace.stores import on_both_stores
-from tests.marketplace.test_claims import approved, paid
-from tests.marketplace.test_lock_order import correct
+from tests.marketplace.test_claims import approved, correct, paid
 from tests.marketplace.test_reports import report
-from tests.marketplace.town import CHEN, DAY, LIN, Town
+from tests.marketplace.town import CHEN, DAY, LIN
 
 LAST = date(2027, 6, 30)
 ENDED = EndFacts("expired", LAST)
@@ -33,19 +30,6 @@ ENDED = EndFacts("expired", LAST)
 
 def pytest_generate_tests(metafunc):
     on_both_stores(metafunc)
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    yield town
-    town.admission.close()
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    return FolderBlobs(tmp_path / "blobs")
 
 
 def propose(town, voucher, member=CHEN, reason="合同不实"):

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
 
-import serving.leases
 from marketplace.claims import batches, invoices
 from marketplace.claims.assembly import assemble, needs_invoices
 from marketplace.claims.clawbacks import open_clawback
@@ -62,7 +61,7 @@ from marketplace.vouchers.tranches import decide_held_back, decide_waiting
 from marketplace.vouchers.versions import decide_alone, decide_fresh
 from marketplace.vouchers.wording import describe
 from model_store.errors import BadInput, Conflict, PaymentRequired
-from tests.marketplace.town import CHEN, LIN, START, Town, programme_file
+from tests.marketplace.town import CHEN, LIN, START, programme_file
 
 DAY = date(2027, 6, 1)
 TABLE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
@@ -627,13 +626,6 @@ def test_what_is_claimed_beside_others_stays_within_the_room_and_no_longer_begin
 
 
 # --- the table and the examples ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
 
 
 def example(name):

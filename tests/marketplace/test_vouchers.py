@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import select
 
-import serving.leases
 from marketplace.catalogue.tables import Filing, Listing
 from marketplace.db import reading, transaction
 from marketplace.ledger.tables import CapCounter
@@ -34,7 +33,7 @@ from marketplace.vouchers.warnings import crossed
 from model_store.errors import BadInput, Conflict, Forbidden, NotFound, PaymentRequired
 from tests.marketplace.shelf import add_listing
 from tests.marketplace.stores import STORES
-from tests.marketplace.town import CHEN, LIN, START, Town, programme_file
+from tests.marketplace.town import CHEN, LIN, START, programme_file
 
 DAY = date(2027, 1, 15)
 FACTORY = Party("org_factory", "enterprise", "approved", demo_code(1), is_demo=True)
@@ -42,13 +41,6 @@ VENDOR = Party("org_vendor", "vendor", "approved", demo_code(0), is_demo=True)
 FILED = FilingFact("演示", date(2026, 1, 1), None, True)
 PLAIN = Offer(is_derivative=False, reuses_weights=True, filing=FILED, tier="small")
 LIVE = VoucherFact("active", DAY, "active")
-
-
-@pytest.fixture
-def town(engine, tmp_path, monkeypatch):
-    town = Town(engine, tmp_path / "journal")
-    monkeypatch.setattr(serving.leases, "now_ms", lambda: town.now)
-    return town
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------

@@ -75,8 +75,10 @@ class Town:
     folder: Path
     now: int = START
     settings: Settings = field(default_factory=lambda: Settings(demo=False))
+    began: int = field(init=False)  # `now` as it was first
 
     def __post_init__(self) -> None:
+        self.began = self.now
         with transaction(self.engine) as session:
             for number, (slug, kind) in enumerate(
                 [("vendor", "vendor"), ("factory", "enterprise"), ("other", "enterprise"), ("city", "operator")]
