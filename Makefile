@@ -43,7 +43,7 @@ up: setup-core  ## Start the market on http://127.0.0.1:8000 (the workshop's pac
 	@bash .ci/finish-setup & exec $(BIN)/algomart up
 
 test: setup check  ## Install everything, check and pass the tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: $(VENV)/.full  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

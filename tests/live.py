@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,15 @@ AUDITED = Path(__file__).parent / "audited"
 
 
 class LiveMarket:
-    """`url`, `home`, `keys` (name → key), and an httpx client per key: `client("factory")`."""
+    """`url`, `home`, `keys` (name → key), and an httpx client per key: `client("factory")`.
 
-    def __init__(self, home: Path, *, demo: bool = True, **environment: str) -> None:
+    `like`: the folder of a stopped market; this one begins with a copy of it.
+    """
+
+    def __init__(self, home: Path, *, demo: bool = True, like: Path | None = None, **environment: str) -> None:
         self.home, self.demo = home, demo
+        if like is not None:
+            shutil.copytree(like, home, symlinks=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.grpc_port = int(environment.get("ALGOMART_GRPC_PORT", "0"))

@@ -28,7 +28,6 @@ from tests.live import LiveMarket
 from tests.marketplace.bundles import linear_manifest, linear_onnx
 from tests.neighbours import SteadyCaller, ask, neighbour, starter
 
-pytestmark = pytest.mark.xdist_group("bad_input")
 TABULAR = "lingnan/machine-failure-linear"  # six features, subscribed to by the factory
 STEADY = "lingnan/steel-faults-linear"
 PRIVATE = "demo-factory/bad-input"

@@ -20,7 +20,6 @@ from tests.marketplace.bundles import linear_onnx
 from tests.model_store.graphs import endless_loop, memory_bomb, save, value
 from tests.neighbours import SteadyCaller, ask, neighbour, starter
 
-pytestmark = pytest.mark.xdist_group("bombs")
 STARTER = "lingnan/steel-faults-linear"
 INT64, FLOAT, BOOL = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
 MIB = 1 << 20

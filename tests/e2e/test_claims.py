@@ -19,9 +19,9 @@ from tests.neighbours import ask
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
+def market(tmp_path_factory: pytest.TempPathFactory, demo_home: Path) -> Iterator[LiveMarket]:
     """Of its own: a batch takes whatever is charged of a programme."""
-    market = LiveMarket(tmp_path_factory.mktemp("claims") / "home")
+    market = LiveMarket(tmp_path_factory.mktemp("claims") / "home", like=demo_home)
     market.start()
     yield market
     market.stop()

@@ -10,8 +10,8 @@ from tests.neighbours import ask
 STARTER = "lingnan--steel-faults-linear"
 
 
-def test_a_market_may_ingest_in_a_thread_of_its_own(tmp_path):
-    market = LiveMarket(tmp_path / "home", ALGOMART_INGEST="thread")
+def test_a_market_may_ingest_in_a_thread_of_its_own(tmp_path, demo_home):
+    market = LiveMarket(tmp_path / "home", like=demo_home, ALGOMART_INGEST="thread")
     market.start()
     try:
         children = [" ".join(child.cmdline()) for child in psutil.Process(market.pid).children()]

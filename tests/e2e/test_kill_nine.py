@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.killnine.books import half_published
 from tests.killnine.jobs import runner_of, start_job
@@ -18,8 +17,6 @@ from tests.killnine.processes import alive, family
 from tests.killnine.run import kill_nine
 from tests.killnine.town import ok, wait_until
 from tests.live import LiveMarket
-
-pytestmark = pytest.mark.xdist_group("kill_nine")
 
 SEED = 4  # of its three kills one comes while the market starts again
 
@@ -33,8 +30,8 @@ def test_a_market_that_is_killed_under_load_loses_doubles_and_strands_nothing(tm
     assert verdict.acknowledged > 100
 
 
-def test_a_job_outlives_a_kill_of_the_market_once_and_is_given_up_after_the_second(tmp_path):
-    market = LiveMarket(tmp_path / "home")
+def test_a_job_outlives_a_kill_of_the_market_once_and_is_given_up_after_the_second(tmp_path, demo_home):
+    market = LiveMarket(tmp_path / "home", like=demo_home)
     market.start()
     try:
         engineer = market.client("engineer")

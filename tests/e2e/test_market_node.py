@@ -87,8 +87,8 @@ def admitted(market: LiveMarket, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
-    market = LiveMarket(tmp_path_factory.mktemp("market") / "home")
+def market(tmp_path_factory: pytest.TempPathFactory, demo_home: Path) -> Iterator[LiveMarket]:
+    market = LiveMarket(tmp_path_factory.mktemp("market") / "home", like=demo_home)
     market.start()
     yield market
     if market.is_ready():

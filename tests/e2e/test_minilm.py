@@ -25,8 +25,8 @@ FAULTS = ("replace broken {}", "{} is worn, check and change", "operator reports
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
-    market = LiveMarket(tmp_path_factory.mktemp("minilm") / "home", ALGOMART_BUILD_MINILM="true")
+def market(tmp_path_factory: pytest.TempPathFactory, demo_home: Path) -> Iterator[LiveMarket]:
+    market = LiveMarket(tmp_path_factory.mktemp("minilm") / "home", like=demo_home, ALGOMART_BUILD_MINILM="true")
     market.start()
     yield market
     market.stop()

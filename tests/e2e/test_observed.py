@@ -34,10 +34,10 @@ def log_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory, collector: Collector, log_path: Path) -> Iterator[LiveMarket]:
+def market(tmp_path_factory, demo_home: Path, collector: Collector, log_path: Path) -> Iterator[LiveMarket]:
     home = tmp_path_factory.mktemp("observed") / "home"
     settings = {"ALGOMART_ACCESS_LOG": str(log_path), "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-    market = LiveMarket(home, **settings, OTEL_BSP_SCHEDULE_DELAY="200")
+    market = LiveMarket(home, like=demo_home, **settings, OTEL_BSP_SCHEDULE_DELAY="200")
     market.start()
     yield market
     market.stop()

@@ -24,7 +24,6 @@ from tests.live import LiveMarket
 from tests.model_store.graphs import save, value
 from tests.neighbours import ask, starter
 
-pytestmark = pytest.mark.xdist_group("tritonclient")
 SHELF = {
     "tabular": "lingnan/machine-failure-network",
     "trees": "dongzhi/steel-faults-boosting",

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,9 +29,9 @@ PROCESSES = 3
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
+def market(tmp_path_factory: pytest.TempPathFactory, demo_home: Path) -> Iterator[LiveMarket]:
     environment = {"ALGOMART_WORKERS": str(PROCESSES), "ALGOMART_GRPC_PORT": str(free_port())}
-    market = LiveMarket(tmp_path_factory.mktemp("workers") / "home", **environment)
+    market = LiveMarket(tmp_path_factory.mktemp("workers") / "home", like=demo_home, **environment)
     market.start()
     until(lambda: len(workers(market)) == PROCESSES - 1 and len(metrics(market)) == PROCESSES, "all workers are up")
     yield market

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,10 +25,11 @@ OTHER = "dongzhi--board-defects-conv"
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
+def market(tmp_path_factory: pytest.TempPathFactory, demo_home: Path) -> Iterator[LiveMarket]:
     """In Triton's words, where what was unloaded by order is said to be so."""
     market = LiveMarket(
         tmp_path_factory.mktemp("orders") / "home",
+        like=demo_home,
         ALGOMART_WORKERS=str(PROCESSES),
         ALGOMART_TRITON_COMPAT="true",
         ALGOMART_GRPC_PORT=str(free_port()),

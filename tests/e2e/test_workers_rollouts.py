@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,8 +26,8 @@ SOUND, BREAKS = [1.0, 1.0, 1.0, 1.0], [100.0, 0.0, 0.0, 0.0]  # what the canary 
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarket]:
-    market = LiveMarket(tmp_path_factory.mktemp("rollouts") / "home", ALGOMART_WORKERS="2")
+def market(tmp_path_factory: pytest.TempPathFactory, demo_home: Path) -> Iterator[LiveMarket]:
+    market = LiveMarket(tmp_path_factory.mktemp("rollouts") / "home", like=demo_home, ALGOMART_WORKERS="2")
     market.start()
     until(lambda: len(metrics(market)) == 2, "both processes are up")
     yield market
