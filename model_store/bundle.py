@@ -6,6 +6,7 @@ A folder becomes a bundle by a rename, so a half-written one is never seen under
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -67,13 +68,19 @@ def open_bundle(path: Path, verify: bool = False) -> Bundle:
 
     Raises `Unprocessable`: MANIFEST_MISSING, MANIFEST_INVALID, MODEL_MISSING, BUNDLE_FILE_CHANGED, BUNDLE_FILE_UNNAMED.
     """
-    content = read_manifest_bytes(path)
+    bundle, _ = open_bundle_with_facts(path)
+    if verify:
+        _verify_files(path, bundle.manifest)
+    return bundle
+
+
+def open_bundle_with_facts(path: Path) -> tuple[Bundle, os.stat_result]:
+    """As `open_bundle`, and the `stat` of the very manifest.json that was read."""
+    content, facts = _read_manifest(path)
     manifest = parse_manifest(content)
     if not os.path.isfile(f"{path}/{_main_file(manifest)}"):
         raise _model_missing(_main_file(manifest))
-    if verify:
-        _verify_files(path, manifest)
-    return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(content).hexdigest())
+    return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(content).hexdigest()), facts
 
 
 def seal(folder: Path, manifest: Manifest) -> Bundle:
@@ -219,17 +226,29 @@ def canonical_manifest(manifest: Manifest) -> bytes:
 
 def read_manifest_bytes(folder: Path) -> bytes:
     """The bytes of manifest.json; a link is none. Raises `Unprocessable` MANIFEST_MISSING, `TooLarge`."""
-    path = f"{folder}/{MANIFEST}"  # strings and one `lstat`: a node may have ten thousand of them to read at its start
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: Path) -> tuple[bytes, os.stat_result]:
+    """With system calls and strings alone: a node may have ten thousand of them to read at its start."""
     try:
-        facts = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _manifest_missing() from None
-    if not stat.S_ISREG(facts.st_mode):
-        raise _manifest_missing()
-    if facts.st_size > MAX_MANIFEST_BYTES:
-        raise _manifest_too_large()
-    with open(path, "rb", buffering=0) as reader:
-        return reader.read()
+        descriptor = os.open(f"{folder}/{MANIFEST}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):  # ELOOP: a link; ENXIO: a socket
+            raise _manifest_missing() from None
+        raise
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise _manifest_missing()
+        if facts.st_size > MAX_MANIFEST_BYTES:
+            raise _manifest_too_large()
+        content = os.read(descriptor, facts.st_size)
+        while len(content) < facts.st_size and (more := os.read(descriptor, facts.st_size - len(content))):
+            content += more
+    finally:
+        os.close(descriptor)
+    return content, facts
 
 
 def _manifest_missing() -> Unprocessable:

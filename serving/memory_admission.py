@@ -170,6 +170,26 @@ class FolderBundles:
             base = self._base_of(bundle.manifest.adapter_of)
             check_adapter(bundle, open_bundle(base.bundle))
         name = bundle.manifest.name
+        served = self.add_checked(
+            name, bundle.digest, bundle.path, trusted=trusted, owner=owner, version=version, base=base
+        )
+        self._aliases.update({(name, alias): served.version for alias in aliases})
+        if private:
+            self._private.add(name)
+        return served
+
+    def add_checked(
+        self,
+        name: str,
+        digest: str,
+        folder: Path,
+        *,
+        trusted: bool,
+        owner: str,
+        version: int | None = None,
+        base: ServedVersion | None = None,
+    ) -> ServedVersion:
+        """As `add`, of a bundle whose manifest has been read and checked: no file is opened."""
         versions = self._versions.setdefault(name, {})
         number = max(versions, default=0) + 1 if version is None else version
         served = ServedVersion(
@@ -177,16 +197,13 @@ class FolderBundles:
             listing_id=f"lst_{name}",
             name=name,
             version=number,
-            bundle=bundle.path,
-            digest=bundle.digest,
+            bundle=folder,
+            digest=digest,
             trusted=trusted,
             owner=owner,
             base=base,
         )
         versions[number] = served
-        self._aliases.update({(name, alias): number for alias in aliases})
-        if private:
-            self._private.add(name)
         return served
 
     def _base_of(self, of: AdapterOf) -> ServedVersion:

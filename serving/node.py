@@ -7,19 +7,16 @@ does not: prices, vouchers, ledger, choosing, adapting; those are the market's. 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.bundle import MANIFEST, Bundle, open_bundle, unpack
-from model_store.errors import NotFound, Refusal
+from model_store.errors import NotFound
 from serving.app import ServingApp
 from serving.dataplane import DataPlane
 from serving.journal import JournalWriter
+from serving.listing import Listing
 from serving.memory_admission import FolderBundles, MemoryAdmission
 from serving.ports import Ports, Principal
 from serving.settings import ServingSettings
@@ -27,7 +24,6 @@ from serving.settings import ServingSettings
 NODE = "alone"
 OWNER = "org_node"
 KEY_FILE = "node-key.json"
-_log = logging.getLogger("algomart.node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +41,16 @@ def open_node(
 ) -> Node:
     """Serve every bundle under `folder` (a bundle itself, or bundle folders and zips in it), adapters on their bases.
 
-    `home` keeps the key (0600), unpacked zips and the journal. `trusted`: run the graphs in this process instead of the
-    limited worker. `keyless`: programs of this machine may call without the key; listen on loopback only (the caller
-    sees to it). Raises `NotFound` NO_BUNDLES where there is none; a broken bundle is left out and said.
+    `home` keeps the key (0600), unpacked zips, the index of the folder, and the journal. `trusted`: run the graphs in
+    this process instead of the limited worker. `keyless`: programs of this machine may call without the key; listen on
+    loopback only (the caller sees to it). Raises `NotFound` NO_BUNDLES where there is none; a broken bundle is left out
+    and said.
     """
     home.mkdir(parents=True, exist_ok=True)
     bundles = FolderBundles()
-    names = _list(_found(folder), home, bundles, trusted)
-    if not names:
+    listing = Listing(bundles, home, trusted=trusted, owner=OWNER)
+    listing.take(folder)
+    if not listing.names:
         raise NotFound(
             "NO_BUNDLES",
             zh=f"{folder} 中没有可用的模型包",
@@ -75,51 +73,7 @@ def open_node(
     )
     app = ServingApp(plane, ports)
     app.anonymous = principal if keyless else None
-    return Node(app, key, key_path, tuple(sorted(names)))
-
-
-def _list(paths: list[Path], home: Path, bundles: FolderBundles, trusted: bool) -> list[str]:
-    """Add the bundles at `paths`; their names. Each manifest is read and checked once, and not kept."""
-    names: list[str] = []
-    adapters: list[Bundle] = []
-
-    def add(bundle: Bundle) -> None:
-        served = bundles.add(bundle, trusted=trusted, owner=OWNER)
-        names.append(f"{served.name}@{served.version}")
-
-    for path in paths:
-        with _left_out(path):
-            if path.suffix == ".zip" and path.is_file():
-                bundle = unpack(path, home / "bundles" / path.stem, seal_if_unsealed=True)
-            else:
-                bundle = open_bundle(path)
-            if bundle.manifest.adapter_of is None:
-                add(bundle)
-            else:
-                adapters.append(bundle)
-    for bundle in adapters:  # after their bases
-        with _left_out(bundle.path):
-            add(bundle)
-    return names
-
-
-@contextmanager
-def _left_out(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Refusal as refusal:
-        _log.error("%s is left out: %s", path, refusal)
-
-
-def _found(folder: Path) -> list[Path]:
-    """What may be bundles, by name: zips, and folders with a manifest."""
-    if (folder / MANIFEST).is_file() or folder.suffix == ".zip":
-        return [folder]
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        inside = sorted(each.name for each in entries if each.name.endswith(".zip") or each.is_dir())
-    return [folder / name for name in inside if name.endswith(".zip") or os.path.isfile(f"{folder}/{name}/{MANIFEST}")]
+    return Node(app, key, key_path, tuple(sorted(listing.names)))
 
 
 def _key(path: Path) -> str:
