@@ -264,6 +264,8 @@ class ServingApp:
             headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
         for name, value in refusal.details.get("ratelimit", {}).items():
             headers.append((b"ratelimit-" + name.encode(), str(value).encode()))
+        if refusal.status == 405:
+            headers.append((b"allow", refusal.details["allow"].encode()))
         if refusal.status == 401:
             headers.append((b"www-authenticate", b'Bearer realm="algomart"'))
         return error_body(refusal, request_id), headers

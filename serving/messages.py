@@ -70,6 +70,7 @@ def check_method(method: str, expected: str) -> None:
             remedy_zh=f"请改用 {expected}",
             remedy_en=f"use {expected}",
             field="method",
+            details={"allow": "GET, HEAD" if expected == "GET" else expected},
         )
         refusal.status = 405  # type: ignore[misc]  # HTTP's own status for it, on this one refusal
         raise refusal

@@ -14,7 +14,7 @@ from model_store.errors import NotHere, Refusal
 from serving.dataplane import DataPlane
 from serving.errors.access import scope_missing
 from serving.errors.requests import no_such_path, request_field
-from serving.messages import Request, Response, json_response
+from serving.messages import Request, Response, check_method, json_response
 from serving.multipart import Form, parse_form
 from serving.ports import Adapting, Chooser, Ports
 from serving.protocols.use import Using
@@ -35,26 +35,26 @@ class NativeProtocol:
         parts = [part for part in request.path.split("/") if part][1:]
         match parts:
             case ["use", *name] if name:
-                _method(request, "POST")
+                check_method(request.method, "POST")
                 return await self._using.answer(request, "/".join(name))
             case ["drift", *name] if name:
-                _method(request, "GET")
+                check_method(request.method, "GET")
                 return await self._using.drift(request, "/".join(name))
             case ["sample-sets"]:
-                _method(request, "POST")
+                check_method(request.method, "POST")
                 return await self._create_samples(request)
             case ["sample-sets", sample_set_id]:
-                _method(request, "DELETE")
+                check_method(request.method, "DELETE")
                 return json_response(await self._chooser(request).delete_sample_set(request.principal, sample_set_id))
             case ["choose"]:
-                _method(request, "POST")
+                check_method(request.method, "POST")
                 answer = await self._chooser(request).choose(request.principal, json_object(request.body))
                 return json_response(answer, 202)
             case ["choose", choice_id]:
-                _method(request, "GET")
+                check_method(request.method, "GET")
                 return json_response(await self._chooser(request).get(request.principal, choice_id))
             case ["recipes"]:
-                _method(request, "GET")
+                check_method(request.method, "GET")
                 cards = self._adapting(request).recipe_cards()
                 return json_response({"items": cards, "total": len(cards)})
             case ["adapt", *rest]:
@@ -80,18 +80,18 @@ class NativeProtocol:
                 if request.method == "GET":
                     jobs = await adapting.list(principal)
                     return json_response({"items": jobs, "total": len(jobs)})
-                _method(request, "POST")
+                check_method(request.method, "POST")
                 return json_response(await adapting.create(principal, json_object(request.body)), 202)
             case [job_id]:
-                _method(request, "GET")
+                check_method(request.method, "GET")
                 return json_response(await adapting.get(principal, job_id))
             case [job_id, "cancel"]:
-                _method(request, "POST")
+                check_method(request.method, "POST")
                 return json_response(await adapting.cancel(principal, job_id))
             case [job_id, "events"]:
-                _method(request, "GET")
+                check_method(request.method, "GET")
                 await adapting.get(principal, job_id)  # a stranger's job is a 404, not an empty stream
-                stream = _events(adapting.events(principal, job_id))
+                stream = _events(adapting.events(principal, job_id)) if request.method == "GET" else None
                 return Response(200, headers=[EVENT_TYPE, (b"cache-control", b"no-store")], stream=stream)
         raise no_such_path(request.path)
 
@@ -123,8 +123,3 @@ class NativeProtocol:
 async def _events(changes: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     async for change in changes:
         yield b"event: " + str(change.get("state", "progress")).encode() + b"\ndata: " + orjson.dumps(change) + b"\n\n"
-
-
-def _method(request: Request, wanted: str) -> None:
-    if request.method != wanted:
-        raise request_field("method", f"此路径只接受 {wanted}", f"this path takes {wanted} only")

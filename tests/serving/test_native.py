@@ -122,6 +122,26 @@ async def test_many_rows_give_many_results_in_order(tmp_path: Path) -> None:
     assert "result" not in answer
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", USE, "POST"),
+        ("DELETE", "/v1/drift/acme/grader", "GET, HEAD"),
+        ("PUT", "/v1/choose", "POST"),
+        ("PUT", "/v1/models", "GET, HEAD"),
+        ("GET", "/v2/models/acme--grader/infer", "POST"),
+        ("PATCH", "/v2", "GET, HEAD"),
+    ],
+)
+async def test_another_method_than_a_path_takes_is_405_and_says_which_it_takes(
+    tmp_path: Path, method: str, path: str, allowed: str
+) -> None:
+    async with market(tmp_path) as (_, client):
+        answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert "METHOD_NOT_ALLOWED" in answer.text
+
+
 async def test_a_version_or_an_alias_may_be_asked_for(tmp_path: Path) -> None:
     async with market(tmp_path) as (node, client):
         node.add("acme/grader", passes(), manifest=CLASSIFIER, aliases=("champion",))
