@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +37,8 @@ def alone(
         check_port(host, grpc_port, "ALGOMART_GRPC_PORT")
     if no_key:
         check_loopback(host)
-    node = open_node(folder, home, trusted=trusted, keyless=no_key, triton_compat=triton_compat)
+    settings = replace(_of_environment(), triton_compat=triton_compat)
+    node = open_node(folder, home, trusted=trusted, keyless=no_key, settings=settings)
     more = " …" if len(node.models) > NAMES_SHOWN else ""
     typer.echo(f"{len(node.models)} 个模型 models: {', '.join(node.models[:NAMES_SHOWN])}{more}")
     typer.echo(f"http://{host}:{port} · 密钥 key: {node.key_path}")
@@ -48,6 +50,14 @@ def alone(
     if grpc_port:
         typer.echo(f"gRPC: {host}:{grpc_port}")
     run(node.app, host, port, grpc_port=grpc_port, log_level="warning")
+
+
+def _of_environment() -> ServingSettings:
+    if {f"ALGOMART_{each.name.upper()}" for each in fields(ServingSettings)}.isdisjoint(os.environ):
+        return ServingSettings()
+    from marketplace.settings import Settings  # only here: a node with the defaults is ready sooner without them
+
+    return ServingSettings.of(Settings())
 
 
 def of_market(

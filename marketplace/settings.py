@@ -9,7 +9,43 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class Settings(BaseSettings):
+class NodeSettings(BaseSettings):
+    """What a node serves with, in a market or by itself: `serving.settings.ServingSettings` has fields of these names,
+    with these defaults. Sizes in bytes, times in seconds or milliseconds as the name says."""
+
+    max_samples_bytes: int = Field(default=264 << 20, ge=1, description="Body of a sample set")
+    max_samples_in_all_bytes: int = Field(default=528 << 20, ge=1, description="What such bodies may hold together")
+    max_bodies_in_all_bytes: int = Field(default=512 << 20, ge=1, description="What all bodies in hand may hold")
+    max_connections: int = Field(default=4096, ge=1, description="HTTP connections")
+    receive_timeout_s: float = Field(default=30.0, gt=0, description="For a head to come, or a body to move on")
+    send_timeout_s: float = Field(default=30.0, gt=0, description="For a client to read on")
+    drain_s: float = Field(
+        default=0.0, ge=0, description="At the end, how long readiness says no before the port closes"
+    )
+    threads: int = Field(default=0, ge=0, description="Threads that run graphs; 0: one a core")
+    worker_slots: int = Field(default=8, ge=1, description="Unlisted graphs that may run at once")
+    worker_slots_per_owner: int = Field(default=2, ge=1, description="Of those, how many of one organisation")
+    pinned_models: str = Field(
+        default="", description="Models that are never unloaded to make room: vendor/name, separated by commas"
+    )
+    queue_requests: int = Field(default=256, ge=1, description="Waiting calls of one organisation for one model")
+    queue_requests_in_all: int = Field(default=2048, ge=1, description="All waiting calls")
+    key_rate_per_s: int = Field(default=0, ge=0, description="Calls a second of any one key; 0: the key's own limit")
+    key_burst: int = Field(default=0, ge=0, description="Of those, how many at once; 0: what a second allows")
+    key_concurrency: int = Field(default=1024, ge=0, description="Calls of any one key in hand; 0: the key's own limit")
+    inline_ms: float = Field(
+        default=0.0, ge=0, le=5, description="Runs shorter than this stay on the event loop; 0: 1 ms"
+    )
+    idempotency_entries: int = Field(default=100_000, ge=1, description="Idempotency keys remembered")
+    grpc_calls: int = Field(default=256, ge=1, description="gRPC calls in hand")
+    grpc_streams: int = Field(default=64, ge=1, description="gRPC streams")
+    journal_sync: Literal["grouped", "before_answer"] = Field(
+        default="grouped", description="When the journal is synced: for a group of calls, or before each answer"
+    )
+    metrics_token: str = Field(default="", description="Who may read /metrics from another machine; empty: nobody")
+
+
+class Settings(NodeSettings):
     """Everything that can be set. Sizes in bytes, times in seconds or milliseconds as the name says."""
 
     model_config = SettingsConfigDict(env_prefix="ALGOMART_", extra="ignore")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_store.errors import NotFound
@@ -37,7 +37,12 @@ class Node:
 
 
 def open_node(
-    folder: Path, home: Path, *, trusted: bool = False, keyless: bool = False, triton_compat: bool = False
+    folder: Path,
+    home: Path,
+    *,
+    trusted: bool = False,
+    keyless: bool = False,
+    settings: ServingSettings = ServingSettings(),
 ) -> Node:
     """Serve every bundle under `folder` (a bundle itself, or bundle folders and zips in it), adapters on their bases.
 
@@ -68,7 +73,7 @@ def open_node(
     epoch = 1 + max((_epoch_of(path) for path in journals.iterdir()), default=0)
     plane = DataPlane(
         ports,
-        ServingSettings(triton_compat=triton_compat, mapped_folder=home / "mapped"),
+        replace(settings, mapped_folder=home / "mapped"),
         JournalWriter(journals, NODE, epoch),
     )
     app = ServingApp(plane, ports)

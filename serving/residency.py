@@ -51,7 +51,7 @@ class Residency:
         fetch: Callable[[ServedVersion], Awaitable[None]] | None = None,
     ) -> None:
         """`fetch`: awaited before a bundle is read, see `serving.ports.BundleSource`."""
-        self._settings = settings
+        self._settings, self._pins = settings, settings.pins
         self._load_resident = load
         self._fetch = fetch
         self._residents: dict[tuple[str, bool], Resident] = {}
@@ -108,8 +108,10 @@ class Residency:
             self._room.set()
 
     def evict(self, served: ServedVersion) -> bool:
-        """Unload now, with the adapters on it that nobody uses; False where it is in use or not loaded."""
+        """Unload now, with adapters on it that nobody uses; False where it is in use, not loaded, or being loaded."""
         key = (served.digest, served.trusted)
+        if key in self._loads:
+            return False
         resident = self._residents.get(key)
         for adapter in [each for each in self._residents.values() if each.base is resident and not each.references]:
             if resident is not None:
@@ -123,9 +125,10 @@ class Residency:
         return True
 
     async def evict_when_idle(self, served: ServedVersion, within_s: float) -> bool:
-        """As `evict`, once the calls in hand have ended; False where it is in use all that time."""
-        deadline = time.monotonic() + within_s
-        while not self.evict(served) and (served.digest, served.trusted) in self._residents:
+        """As `evict`, once the calls in hand have ended, those too that it is being loaded for; False where it is in
+        use all that time."""
+        deadline, key = time.monotonic() + within_s, (served.digest, served.trusted)
+        while not self.evict(served) and (key in self._residents or key in self._loads):
             self._room.clear()
             try:
                 await asyncio.wait_for(self._room.wait(), deadline - time.monotonic())
@@ -202,6 +205,7 @@ class Residency:
                 self._give_back(need)
                 raise
             resident.bytes = need
+            resident.pinned |= served.name in self._pins
             resident.references = load.waiting
             resident.uses = 1
             self._tick = resident.last_used = self._tick + 1
@@ -217,6 +221,7 @@ class Residency:
             raise
         finally:
             del self._loads[key]
+            self._room.set()  # for who waits to unload it, or for the reference to its base
 
     def _begin_prepacking(self, resident: Resident) -> None:
         """Where there is room beside all that is loaded: nobody is unloaded for the sake of speed. Else asked later."""

@@ -33,6 +33,7 @@ class ServingSettings:
     run_niceness: int = 5  # by how much those give way to the event loop, and to other programs
     worker_slots: int = 8  # unlisted graphs that may run at once, each in its own process
     worker_slots_per_owner: int = 2
+    pinned_models: str = ""  # never unloaded to make room: vendor/name (or vendor--name), separated by commas
     queue_requests: int = 256  # waiting calls of one organisation for one model, over which its next is refused
     queue_requests_in_all: int = 2048  # over which the newest of the organisation that has most is refused
     key_rate_per_s: int = 0  # calls a second of any one key; 0: no limit but the key's own
@@ -52,6 +53,11 @@ class ServingSettings:
         """Take every field that `source` has an attribute for (the market's settings, for example)."""
         found = {each.name: getattr(source, each.name) for each in fields(cls) if hasattr(source, each.name)}
         return cls(**found)
+
+    @property
+    def pins(self) -> frozenset[str]:
+        """The names in `pinned_models`, as `vendor/name`."""
+        return frozenset(name.strip().replace("--", "/", 1) for name in self.pinned_models.split(",") if name.strip())
 
     @property
     def inline_limit_ms(self) -> float:

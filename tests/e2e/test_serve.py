@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,9 +34,10 @@ main()
 """
 
 
-def start(folder: Path, home: Path, port: int) -> subprocess.Popen[str]:
+def start(folder: Path, home: Path, port: int, **settings: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", RUN, "serve", str(folder), "--home", str(home), "--port", str(port)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {f"ALGOMART_{name.upper()}": value for name, value in settings.items()}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def ready(client: httpx.Client, process: subprocess.Popen[str]) -> None:
@@ -58,7 +60,7 @@ def node(tmp_path: Path) -> Iterator[tuple[httpx.Client, Path]]:
     for name in ("dongzhi--plant-load-boosting.zip", "lingnan--plant-load-linear.zip"):
         (shelf / name).symlink_to(FOLDER / name)
     (shelf / "broken.zip").write_bytes(b"not a zip")
-    process = start(shelf, home, port)
+    process = start(shelf, home, port, access_log=str(tmp_path / "access.log"), max_body_bytes="2000")
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
     ready(client, process)
     key = json.loads((home / "node-key.json").read_text(encoding="utf-8"))["key"]
@@ -84,6 +86,17 @@ def test_without_its_key_nobody_is_answered_and_choosing_is_elsewhere(node) -> N
     assert httpx.post(client.base_url.join(f"/v1/use/{MODEL}"), json=ROW, trust_env=False).status_code == 401
     refused = client.post("/v1/choose", json={})
     assert refused.status_code in (403, 501)
+
+
+def test_a_lone_node_takes_its_settings_from_the_environment_too(node, tmp_path: Path) -> None:
+    client, _ = node
+    assert client.post(f"/v1/use/{MODEL}", json=ROW, headers={"X-Request-Id": "small"}).status_code == 200
+    large = client.post(f"/v1/use/{MODEL}", json=ROW | {"more": "x" * 2000})
+    assert large.json()["error"]["code"] == "BODY_TOO_LARGE"
+    deadline = time.monotonic() + 60
+    while not ((log := tmp_path / "access.log").exists() and "small" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_folder_without_bundles_is_refused_with_the_remedy(tmp_path: Path) -> None:

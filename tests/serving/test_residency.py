@@ -83,6 +83,38 @@ async def test_many_callers_load_once() -> None:
 
 
 @pytest.mark.usefixtures("sized")
+@pytest.mark.parametrize("name", ["a", "broken"])
+async def test_what_is_being_loaded_is_unloaded_once_it_is_there_and_its_calls_have_ended(name: str) -> None:
+    """Else the order would be done before, and the model stay in memory after it."""
+    started, gate = threading.Event(), threading.Event()
+
+    def slow(served: ServedVersion, settings: ServingSettings) -> Resident:
+        started.set()
+        assert gate.wait(20)
+        return load(served, settings)
+
+    residency = residency_of(2, slow)
+    call = asyncio.create_task(residency.acquire(version(name)))
+    await until(started.is_set)
+    order = asyncio.create_task(residency.evict_when_idle(version(name), 20))
+    done, _ = await asyncio.wait((order,), timeout=0.02)
+    assert not done
+    assert not residency.was_unloaded(version(name))
+    gate.set()
+    if name == "a":
+        resident = await call
+        assert not order.done()
+        residency.release(resident)
+    else:
+        with pytest.raises(Refusal):
+            await call
+    assert await order
+    assert residency.residents() == []
+    assert residency.was_unloaded(version(name))
+    await residency.close()
+
+
+@pytest.mark.usefixtures("sized")
 async def test_the_longest_unused_leaves_first_and_a_scan_before_what_is_used_again() -> None:
     residency = residency_of(3)
     for name in ("often", "often", "scan1", "scan2", "scan3", "scan4"):
@@ -106,6 +138,17 @@ async def test_what_is_in_use_or_pinned_stays() -> None:
     assert (await waiting).name == "new"
     assert {resident.name for resident in residency.residents()} == {"pinned", "new"}
     assert used.runner is None
+    await residency.close()
+
+
+@pytest.mark.usefixtures("sized")
+async def test_what_the_settings_pin_stays_once_it_is_loaded() -> None:
+    settings = ServingSettings(memory_budget_bytes=2 * SIZE, pinned_models="acme--gauge, acme/press,")
+    residency = Residency(settings, load)
+    for name in ("acme/gauge", "often", "often", "once", "acme/other"):
+        residency.release(await residency.acquire(version(name)))
+    assert {resident.name for resident in residency.residents()} == {"acme/gauge", "acme/other"}
+    assert residency.evict(version("acme/gauge"))  # by order it goes all the same
     await residency.close()
 
 
