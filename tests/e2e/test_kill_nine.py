@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from tests.live import LiveMarket
 SEED = 4  # of its three kills one comes while the market starts again
 
 
-def test_a_market_that_is_killed_under_load_loses_doubles_and_strands_nothing(tmp_path):
+def test_a_market_that_is_killed_under_load_loses_doubles_and_strands_nothing(tmp_path, demo_home):
+    shutil.copytree(demo_home, tmp_path / "home", symlinks=True)  # where it would make the demonstration first
     verdict = kill_nine(tmp_path, kills=3, clients=8, seed=SEED)
     assert verdict.faults == []
     assert verdict.acknowledged_not_posted == 0

@@ -34,8 +34,8 @@ def call(market: LiveMarket) -> int:
     return market.client("factory").post("/v2/models/demo-factory--kept/infer", json=CALL).status_code
 
 
-def test_a_market_keeps_its_keys_and_models_over_a_stop_and_over_a_kill(tmp_path):
-    market = LiveMarket(tmp_path / "home")
+def test_a_market_keeps_its_keys_and_models_over_a_stop_and_over_a_kill(tmp_path, demo_home):
+    market = LiveMarket(tmp_path / "home", like=demo_home)
     market.start()
     keys = dict(market.keys)
     publish(market)
