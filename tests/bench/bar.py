@@ -2,7 +2,7 @@
 
 The server (key, lease, journal on) is pinned to the first core, the load to the second; the in-process loop, one
 session with one thread, runs on the first core between the server's rounds. 32 rows of a tiny model, and one image of a
-compute-bound convolutional model, as JSON and as binary tensors; 32 rows of dense models of growing cost, as binary
+compute-bound convolutional model, small as JSON and as binary tensors and of 224 × 224 as binary ones; 32 rows of dense models of growing cost, as binary
 tensors. Every row is a ratio of rows a second; `beside_us` is what a request takes beside its run, and
 `nine_tenths_from_us` the run from which on that leaves nine tenths of the rows.
 """
@@ -70,8 +70,9 @@ def bodies(shape: list[int], binary: bool, count: int) -> tuple[list[bytes], dic
 CASES = (
     ("tiny, 32 rows, binary, c=8", tiny.NAME, [32, tiny.FEATURES], True, 8),
     ("tiny, 32 rows, JSON, c=8", tiny.NAME, [32, tiny.FEATURES], False, 8),
-    ("conv, 1 image, binary, c=4", conv.NAME, [1, 3, conv.SIDE, conv.SIDE], True, 4),
-    ("conv, 1 image, JSON, c=4", conv.NAME, [1, 3, conv.SIDE, conv.SIDE], False, 4),
+    ("conv, 1 image, binary, c=4", conv.NAME, [1, 3, 80, 80], True, 4),
+    ("conv, 1 image, JSON, c=4", conv.NAME, [1, 3, 80, 80], False, 4),
+    ("conv 224, 1 image, binary, c=4", conv.name_of(224), [1, 3, 224, 224], True, 4),
     *(
         (f"dense {width}, 32 rows, binary, c=4", dense.name_of(width), [dense.ROWS, dense.INPUTS], True, 4)
         for width in dense.WIDTHS

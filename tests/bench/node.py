@@ -37,8 +37,11 @@ def open_bench_node(
     """The application and its data plane, not started. `all_models`: the dense ones too (a second more)."""
     bundles = FolderBundles()
     bundles.add(tiny_bundle(folder / "bundle"))
-    bundles.add(conv_bundle(folder / "conv"))
-    names = [NAME, conv.NAME]
+    names = [NAME]
+    for side in conv.SIDES:
+        name = conv.name_of(side)
+        bundles.add(conv_bundle(folder / name.rpartition("/")[2], side))
+        names.append(name)
     if all_models:
         for width in dense.WIDTHS:
             names.append(bundles.add(dense.dense_bundle(folder / f"dense-{width}", width)).name)
