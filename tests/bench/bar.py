@@ -1,10 +1,10 @@
 """`python -m tests.bench.bar`: how near the data plane comes to in-process ONNX Runtime, on one core.
 
 The server (key, lease, journal on) is pinned to the first core, the load to the second; the in-process loop, one
-session with one thread, runs on the first core between the server's rounds. 32 rows of a tiny model, and one image of a
-compute-bound convolutional model, small as JSON and as binary tensors and of 224 × 224 as binary ones; 32 rows of dense models of growing cost, as binary
-tensors. Every row is a ratio of rows a second; `beside_us` is what a request takes beside its run, and
-`nine_tenths_from_us` the run from which on that leaves nine tenths of the rows.
+session with one thread, runs on the first core between the server's rounds. 32 rows of a tiny model; one image of a
+compute-bound convolutional model, small as JSON and as binary tensors, 224 × 224 as binary ones; 32 rows of dense
+models of growing cost, as binary tensors. Every row is a ratio of rows a second; `beside_us` is what a request takes
+beside its run, and `nine_tenths_from_us` the run from which on that leaves nine tenths of the rows.
 """
 
 from __future__ import annotations
