@@ -69,7 +69,10 @@ class Settings(NodeSettings):
     run_deadline_ms: int = Field(default=10_000, description="Longest run of one call")
     max_output_bytes: int = Field(default=64 << 20, description="Largest answer of one call")
     run_niceness: int = Field(
-        default=5, ge=0, le=19, description="By how much runs in threads give way to the event loop and other programs"
+        default=-1,
+        ge=-1,
+        le=19,
+        description="How far runs in threads give way to the event loop and other programs; -1: on one core 5, else 0",
     )
     worker_memory_bytes: int = Field(default=1 << 30, description="Memory limit of the worker for unlisted graphs")
     lease_seconds: int = Field(default=600, description="Life of a lease before it must be renewed")

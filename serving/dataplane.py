@@ -93,7 +93,7 @@ class DataPlane:
         threads, slots = self.settings.run_threads, self.settings.worker_slots
         self._codec_pool = concurrent.futures.ThreadPoolExecutor(2, "codec")
         self._run_pool = concurrent.futures.ThreadPoolExecutor(
-            threads, "run", initializer=give_way, initargs=(self.settings.run_niceness,)
+            threads, "run", initializer=give_way, initargs=(self.settings.niceness_of_runs,)
         )
         self._worker_pool = concurrent.futures.ThreadPoolExecutor(slots, "worker")
         bounds = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 TURN_MS = 4.0  # runs that may be expected to hold the event loop in one turn of it
+NICENESS_ON_ONE_CORE = 5  # as ingest's
 HELD_TURNS = 4  # how many turns full of such runs may be waiting, before the next goes to the queue
 
 
@@ -30,7 +31,7 @@ class ServingSettings:
     worker_memory_bytes: int = 1 << 30
     key_cache_entries: int = 10_000
     threads: int = 0  # threads that run graphs; 0: one a core
-    run_niceness: int = 5  # by how much those give way to the event loop, and to other programs
+    run_niceness: int = -1  # by how much those give way to the event loop and other programs; -1: on one core 5, else 0
     worker_slots: int = 8  # unlisted graphs that may run at once, each in its own process
     worker_slots_per_owner: int = 2
     pinned_models: str = ""  # never unloaded to make room: vendor/name (or vendor--name), separated by commas
@@ -70,6 +71,14 @@ class ServingSettings:
         """Short runs that may wait for later turns of the event loop; where there is a core to spare, a thread is
         sooner."""
         return HELD_TURNS * TURN_MS if self.run_threads == 1 else 0.0
+
+    @property
+    def niceness_of_runs(self) -> int:
+        """Where there is one core, a run would take it from the event loop in the middle of a turn; with more, the loop
+        goes to another, and giving way would only cost runs their share of a busy machine."""
+        if self.run_niceness >= 0:
+            return self.run_niceness
+        return NICENESS_ON_ONE_CORE if len(os.sched_getaffinity(0)) == 1 else 0
 
     @property
     def run_threads(self) -> int:

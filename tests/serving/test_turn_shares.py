@@ -17,6 +17,7 @@ import pytest
 from serving import turn_shares
 from serving.errors.node import queue_full
 from serving.http_protocol import MAX_HELD_BYTES
+from serving.settings import ServingSettings
 from serving.turn_shares import CALLS_A_TURN
 from tests.serving.parts import FACTORY, OTHER_KEY, Node, double, endless, running_node, until
 from tests.serving.test_turn import Callers, Wire, callers, double_of, json_of, request, values_of
@@ -166,6 +167,12 @@ async def test_threads_for_runs_give_way_to_the_event_loop(tmp_path: Path) -> No
         own = niceness()
         assert await asyncio.get_running_loop().run_in_executor(pool, niceness) == own + 3
         assert niceness() == own
+
+
+@pytest.mark.parametrize(("cores", "given", "comes_to"), [(1, -1, 5), (4, -1, 0), (1, 0, 0), (4, 19, 19)])
+def test_how_much_they_give_way(monkeypatch: pytest.MonkeyPatch, cores: int, given: int, comes_to: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert ServingSettings(run_niceness=given).niceness_of_runs == comes_to
 
 
 def niceness() -> int:
