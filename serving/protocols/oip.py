@@ -335,7 +335,7 @@ def deadline_of(value: bytes | None) -> float | None:
         return None
     try:
         deadline = float(value)
-        if not 0 < deadline < 1e9:
+        if not 0 < deadline < 1e9 or b"_" in value:  # Python reads 1_000
             raise ValueError
     except ValueError as error:
         raise request_field("X-Deadline-Ms", "须为正的毫秒数", "must be a positive number of milliseconds") from error

@@ -445,7 +445,7 @@ def test_a_wrong_tensor_is_the_same_400_hot_and_cold(served: Served, tensor: dic
     assert len(served.node.usage()) == before
 
 
-@pytest.mark.parametrize("value", ["soon", "-5", "0", "nan"])
+@pytest.mark.parametrize("value", ["soon", "-5", "0", "nan", "1_000"])
 def test_a_deadline_that_is_none_is_refused_hot_and_cold(served: Served, value: str) -> None:
     served.warm()
     with served.client() as client:
