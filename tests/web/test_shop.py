@@ -40,6 +40,12 @@ def test_a_visitor_searches_opens_a_model_and_switches_language(
     assert page.locator("html").get_attribute("lang") == ("zh-CN" if language == "en" else "en")
 
 
+def test_a_tab_has_the_markets_icon(visit: Visit) -> None:
+    page = visit("/")
+    icon = page.request.get(page.get_attribute("link[rel=icon]", "href") or "/none")
+    assert (icon.status, icon.headers["content-type"].split(";")[0]) == (200, "image/svg+xml")
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_ticking_a_facet_narrows_the_shelf(visit: Visit, language: str) -> None:
     page = visit("/", language=language)
