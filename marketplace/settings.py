@@ -23,6 +23,12 @@ class NodeSettings(BaseSettings):
         default=0.0, ge=0, description="At the end, how long readiness says no before the port closes"
     )
     threads: int = Field(default=0, ge=0, description="Threads that run graphs; 0: one a core")
+    run_niceness: int = Field(
+        default=-1,
+        ge=-1,
+        le=19,
+        description="How far runs in threads give way to the event loop and other programs; -1: on one core 5, else 0",
+    )
     worker_slots: int = Field(default=8, ge=1, description="Unlisted graphs that may run at once")
     worker_slots_per_owner: int = Field(default=2, ge=1, description="Of those, how many of one organisation")
     pinned_models: str = Field(
@@ -68,12 +74,6 @@ class Settings(NodeSettings):
     max_upload_bytes: int = Field(default=1 << 30, description="Largest published bundle")
     run_deadline_ms: int = Field(default=10_000, description="Longest run of one call")
     max_output_bytes: int = Field(default=64 << 20, description="Largest answer of one call")
-    run_niceness: int = Field(
-        default=-1,
-        ge=-1,
-        le=19,
-        description="How far runs in threads give way to the event loop and other programs; -1: on one core 5, else 0",
-    )
     worker_memory_bytes: int = Field(default=1 << 30, description="Memory limit of the worker for unlisted graphs")
     lease_seconds: int = Field(default=600, description="Life of a lease before it must be renewed")
     max_clock_skew_seconds: int = Field(

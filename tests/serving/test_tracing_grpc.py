@@ -155,6 +155,15 @@ async def over_http(served: Served) -> AsyncIterator[str]:
             await serves
 
 
+def joined(first: Served, second: Served, urls: list[str]) -> str:
+    """Two processes of one market; an Idempotency-Key that the second answers for."""
+    for number, served in enumerate((first, second)):
+        ProcessGroup(number, urls, ["first", "second"], "secret").join(served.node.app)
+    siblings = first.node.app.siblings
+    assert siblings is not None
+    return next(str(number) for number in range(99) if siblings.is_elsewhere(str(number).encode()))
+
+
 async def test_a_call_that_another_process_answers_is_one_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,11 +173,7 @@ async def test_a_call_that_another_process_answers_is_one_trace(
         over_http(first) as one,
         over_http(second) as two,
     ):
-        for number, served in enumerate((first, second)):
-            ProcessGroup(number, [one, two], ["first", "second"], "secret").join(served.node.app)
-        siblings = first.node.app.siblings
-        assert siblings is not None
-        key = next(str(number) for number in range(99) if siblings.is_elsewhere(str(number).encode()))
+        key = joined(first, second, [one, two])
         async with first.client() as client:
             await client.infer("acme--double", [tensor(rows(1))], headers=parent("a") | {"idempotency-key": key})
     (call,) = of_trace(collector, "a")
@@ -179,11 +184,7 @@ async def test_a_call_that_another_process_answers_is_one_trace(
 
 async def test_a_call_that_another_process_answers_may_have_less_than_a_millisecond_left(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as first, serving(tmp_path / "b") as second, over_http(second) as url:
-        for number, served in enumerate((first, second)):
-            ProcessGroup(number, [url, url], ["first", "second"], "secret").join(served.node.app)
-        siblings = first.node.app.siblings
-        assert siblings is not None
-        key = next(str(number) for number in range(99) if siblings.is_elsewhere(str(number).encode()))
+        key = joined(first, second, [url, url])
         async with first.client() as client:
             headers = bearer(idempotency_key=key, x_deadline_ms="0.5")
             with pytest.raises(Exception, match="DEADLINE_EXCEEDED"):
