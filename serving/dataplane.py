@@ -47,7 +47,6 @@ from serving.settings import TURN_MS, ServingSettings
 from serving.shadow import ShadowBook
 from serving.small_calls import LATER, Later, SmallCall, run_now
 from serving.statistics import Statistics
-from serving.tokens import count_tokens
 from serving.tracing import Tracing, tracing_wanted
 from serving.turn_shares import TurnShares
 
@@ -208,13 +207,9 @@ class DataPlane:
         if held is None or held.lease.expires_at_ms <= at_ms:
             return None
         self.journal.check_ready()
-        counted = {"calls": 1, "rows": rows, "ms": settings.run_deadline_ms}
+        counted = {"calls": 1, "rows": rows, "ms": settings.run_deadline_ms, **resident.units_of(inputs, rows)}
         if units:
             counted = {**units, **counted}
-        if resident.counts_images:
-            counted["images"] = rows
-        if resident.token_tensor is not None and resident.token_tensor in inputs:
-            counted["tokens_in"] = count_tokens(inputs[resident.token_tensor])
         line: PriceLine | None = None
         amount = 0
         if held.kind != "free":

@@ -17,7 +17,6 @@ from serving.calls import Call, Inference
 from serving.errors.node import deadline_exceeded, internal_error, shutting_down
 from serving.resident import Resident
 from serving.runs import Ran
-from serving.tokens import count_tokens
 
 if TYPE_CHECKING:
     from serving.dataplane import DataPlane
@@ -55,11 +54,7 @@ class QueuedCalls:
                     if resident.graph is not None:
                         resident.graph.check_inputs(inputs)  # nothing is reserved for what cannot run
                     call.rows = resident.rows_of(inputs)
-                    if resident.counts_images:
-                        call.units = {**(call.units or {}), "images": call.rows}
-                    if resident.token_tensor is not None and resident.token_tensor in inputs:
-                        tokens = count_tokens(inputs[resident.token_tensor])
-                        call.units = {**(call.units or {}), "tokens_in": tokens}
+                    call.units = {**(call.units or {}), **resident.units_of(inputs, call.rows)}
                     plane.journal.check_ready()
                     if not billed:
                         bound = {**(call.units or {}), "calls": 1, "rows": call.rows, "ms": int(limit_ms) + 1}

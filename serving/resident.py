@@ -15,7 +15,7 @@ from serving.adapters_on_base import AdaptedGraph, Member, SlotTable, StackedAda
 from serving.cost import CostEstimate, runs_in_bounded_time
 from serving.ports import ServedVersion
 from serving.settings import ServingSettings
-from serving.tokens import token_tensor_of
+from serving.tokens import count_tokens, token_tensor_of
 
 WORKER_BASE_BYTES = 96 << 20  # a Python process with ONNX Runtime, before any graph
 GRAPH_BASE_BYTES = 256 << 10  # a session with nothing in it
@@ -93,6 +93,15 @@ class Resident:
             if array is not None and array.ndim and array.shape[0] > rows:
                 rows = array.shape[0]
         return rows or 1
+
+    def units_of(self, inputs: dict[str, Array], rows: int) -> dict[str, int]:
+        """What a price may count beside calls, rows and milliseconds: images, and tokens in."""
+        units: dict[str, int] = {}
+        if self.counts_images:
+            units["images"] = rows
+        if self.token_tensor is not None and self.token_tensor in inputs:
+            units["tokens_in"] = count_tokens(inputs[self.token_tensor])
+        return units
 
     def run_together(
         self,
